@@ -1,0 +1,137 @@
+"""Models and the upstreams that serve them: one immutable snapshot, swapped whole on reload.
+
+A running exchange keeps the snapshot it started with, so a reload can never change the price or
+the route of a request that was already admitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Protocol = Literal["openai", "openai-responses", "anthropic", "gemini"]
+Auth = Literal["bearer", "api-key", "x-api-key", "x-goog-api-key"]
+Kind = str  # "chat", "embedding", …
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where requests are sent. `base_url` has no trailing slash; header names are lower case."""
+
+    name: str
+    protocol: Protocol
+    base_url: str
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    auth: Auth = "bearer"
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    connect_seconds: float = 5
+    first_byte_seconds: float = 300
+    idle_seconds: float = 120
+    max_connections: int = 512
+    output_cap_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """One exact price row: integer nano-dollars per 1,000,000 units, per priced unit.
+
+    Every token unit is present (an absent kind was filled in from `input` or `output` when the
+    schedule was built); piece units only where they cost something. Hashable, so that equal rows
+    are one row in the books.
+    """
+
+    components: tuple[tuple[str, int], ...]  # sorted by unit name
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSchedule:
+    """Every price row that may apply at one upstream of one model.
+
+    `variants` maps (long-context threshold in input tokens, service tier) to its row; (0, "") is
+    always present. `published` is what the price list shows: decimal strings as configured.
+    """
+
+    variants: Mapping[tuple[int, str], Rates]
+    published: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A provider's model. `weight` counts among equals of one group."""
+
+    provider: Provider
+    model: str
+    prices: PriceSchedule | None
+    weight: int = 1
+
+    @property
+    def name(self) -> str:
+        """`provider/model`, as in configuration, metrics and usage records."""
+        return f"{self.provider.name}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a caller asks for by name. `groups` are in priority order, equals inside a group."""
+
+    id: str
+    groups: tuple[tuple[Upstream, ...], ...]
+    owned_by: str = ""
+    kind: Kind = "chat"
+    context_window: int = 0  # 0: unknown
+    max_output_tokens: int = 0  # 0: unknown
+    default_max_output_tokens: int = 0  # what is held and sent where the client sets no cap
+    hedge_after_percentile: int = 0
+    rpm: int = 0  # 0: no limit
+    tpm: int = 0
+    capabilities: tuple[str, ...] = ()
+    created: int = 0
+    prices: PriceSchedule | None = None  # None: unpriced
+
+    @property
+    def upstreams(self) -> tuple[Upstream, ...]:
+        """All upstreams, in priority order."""
+        return tuple(upstream for group in self.groups for upstream in group)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All models by id, and every upstream by its pinned name."""
+
+    models: Mapping[str, Model]
+    providers: Mapping[str, Provider]
+    pinned: Mapping[str, tuple[Model, Upstream]]  # "provider/model" → where it is listed
+
+    @classmethod
+    def build(cls, models: list[Model], providers: list[Provider]) -> Catalogue:
+        """Index models and providers. The first model that lists an upstream owns its pin.
+
+        Raises ValueError where two entries share an id.
+        """
+        by_id: dict[str, Model] = {}
+        pinned: dict[str, tuple[Model, Upstream]] = {}
+        for model in models:
+            if model.id in by_id:
+                raise ValueError(f"two models have the id {model.id!r}")
+            by_id[model.id] = model
+            for upstream in model.upstreams:
+                pinned.setdefault(upstream.name, (model, upstream))
+        by_name: dict[str, Provider] = {}
+        for provider in providers:
+            if provider.name in by_name:
+                raise ValueError(f"two providers have the name {provider.name!r}")
+            by_name[provider.name] = provider
+        return cls(by_id, by_name, pinned)
+
+    def find(self, name: str) -> tuple[Model, tuple[tuple[Upstream, ...], ...]] | None:
+        """The model called `name` with the groups to try, or None.
+
+        A pinned name (`provider/model`) is served by that upstream alone.
+        """
+        if (model := self.models.get(name)) is not None:
+            return model, model.groups
+        if (pin := self.pinned.get(name)) is not None:
+            return pin[0], ((pin[1],),)
+        return None

@@ -1,0 +1,1 @@
+"""Evals: evidence for routing. So far only its settings; nothing is recorded yet."""

@@ -1,0 +1,13 @@
+"""Ledger: who may spend, what is left, what was spent.
+
+Knows no HTTP and no provider; a price is named units times integers. Money is integer
+nano-dollars everywhere. Credit is leased from Postgres in advance, reservations live in memory
+and in an append-only journal, and usage is posted in batches, so the hot path makes no database
+round trip and a crash loses nothing.
+
+Reading order: `money` (the only place that multiplies and rounds), `accounts` and `keys` (who),
+`store` (what the books can do, and the words used), `engine` (the sans-IO core), `limits`,
+`journal`, `server` (engine + journal + lanes), `client` (what a worker holds), `postgres` and
+`memory` (two stores), `directory` (accounts, keys and the price list in Postgres), `usage`,
+`verify`, `migrate`.
+"""

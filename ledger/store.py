@@ -1,0 +1,186 @@
+"""What the books can do: the interface between a lease holder and the store, and its words.
+
+A *pool* is something credit can be leased from (an account's prepaid balance, or a budget). A
+*holder* owns leases; it is a journal on disk, not a process. An *exchange* is the batched round
+trip that posts events, reports what is still held and obtains new credit; a *grant* asks for more
+while callers wait. Two implementations: `postgres.PostgresStore` and `memory.MemoryStore`.
+
+Every call ends as "did not happen" (`StoreRefused`), "happened" (it returned) or "unknown"
+(`StoreUncertain`); unknown always ends the session, and `open_session` tells what happened.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+import msgspec
+
+PoolId = NewType("PoolId", int)
+HolderId = NewType("HolderId", int)
+
+
+class EventStatus(enum.IntEnum):
+    """How a request ended, as stored in `usage_event.status`."""
+
+    SETTLED = 1
+    ESTIMATED = 2
+    CANCELLED = 3
+    FAILED = 5
+    UNKNOWN = 6
+    ORPHANED = 7
+    REVIEW = 8
+    QUARANTINED = 9
+    FREE = 10
+
+
+class PoolStatus(enum.IntEnum):
+    """Whether a pool may be leased from."""
+
+    OPEN = 1
+    SUSPENDED = 2
+    CLOSED = 3
+
+
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One settled (or failed) attempt: exactly one row of the usage history.
+
+    `pools` are the pools it was reserved from (the account's first); `covered` and `short` say,
+    per pool, what comes out of the lease and what does not. Amounts are nano-dollars, times are
+    milliseconds, `occurred_at` is microseconds since the epoch (information only), `units` are
+    priced quantities without a column of their own. Token totals are inclusive.
+    """
+
+    seq: int
+    occurred_at: int
+    request_id: bytes  # 16 bytes, a UUIDv7
+    account_id: int
+    key_id: int
+    model_id: int
+    provider_id: int
+    price_id: int
+    endpoint: int
+    status: int
+    reserved: int
+    cost: int
+    charge: int
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    ttfb_ms: int
+    duration_ms: int
+    units: dict[str, int]
+    pools: tuple[int, ...]
+    covered: tuple[int, ...]
+    short: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A holder's right to talk to the store, valid until its epoch is superseded."""
+
+    holder_id: HolderId
+    epoch: int
+    applied_seq: int
+    leases: Mapping[PoolId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReport:
+    """One pool's section of an exchange.
+
+    `covered` and `short` belong to the batch's events. With `sync`, `held` is the absolute credit
+    that the holder keeps beyond this batch, `need` the smallest waiting reservation, `want` what
+    it would like on top.
+    """
+
+    pool_id: PoolId
+    covered: int
+    short: int
+    sync: bool
+    held: int
+    pending: int
+    need: int
+    want: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A pool's line in a grant request."""
+
+    pool_id: PoolId
+    need: int
+    want: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolGrant:
+    """The store's answer for one pool.
+
+    `balance` is credited − charged as posted so far (reserved not taken off), `available` what no
+    holder has leased. `spent_total` is what this lease has spent, to be compared by the holder.
+    """
+
+    pool_id: PoolId
+    granted: int
+    outstanding: int
+    spent_total: int
+    available: int
+    balance: int
+    status: int
+    recall: bool = False
+    recalled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A broken invariant of the books, as `farebox ledger verify` reports it."""
+
+    check: str
+    subject: str
+    detail: str
+
+
+class StoreError(Exception):
+    """The store did not do what was asked."""
+
+
+class StoreRefused(StoreError):
+    """It certainly did not happen; `code` is the SQLSTATE (LE001 stale epoch, LE002 sequence …)."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class StoreUncertain(StoreError):
+    """It may or may not have happened: time-out, broken connection."""
+
+
+class LedgerStore(Protocol):
+    """The operations of a lease holder. All are safe to abandon: the outcome is then unknown."""
+
+    async def register_holder(self, journal_id: bytes, node: str) -> HolderId: ...
+
+    async def open_session(self, holder: HolderId, journal_id: bytes) -> Session: ...
+
+    async def exchange(
+        self, session: Session, events: Sequence[UsageEvent], pools: Sequence[PoolReport]
+    ) -> list[PoolGrant]: ...
+
+    async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]: ...
+
+    async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None: ...
+
+    async def credit_pool(
+        self, pool: PoolId, amount: int, code: int, contra: int, ref: str
+    ) -> bool: ...
+
+    async def debit_pool(
+        self, pool: PoolId, amount: int, code: int, contra: int, ref: str, *, forced: bool = False
+    ) -> bool: ...
+
+    async def check(self) -> list[Violation]: ...
