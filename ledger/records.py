@@ -1,0 +1,71 @@
+"""What the journal remembers: the facts from which a holder can be rebuilt.
+
+The engine says which record to write, the journal writes it, recovery replays it. A settlement
+carries its whole event, so nothing has to be looked up to post it again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ledger.store import UsageEvent
+
+
+class Reserve(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """A reservation became pending. It is written before the permit is answered."""
+
+    reservation_id: int
+    request_id: bytes
+    account_id: int
+    key_id: int
+    pools: tuple[int, ...]
+    amount: int
+    model_id: int
+    provider_id: int
+    price_id: int
+    endpoint: int
+
+
+class Extend(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """A pending reservation grew by `extra` in each of its pools."""
+
+    reservation_id: int
+    extra: int
+
+
+class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """A reservation was posted: its event is part of the sequence from here on."""
+
+    reservation_id: int
+    event: UsageEvent
+
+
+class Void(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """A reservation was given back; `event` only where a provider was contacted."""
+
+    reservation_id: int
+    reason: str
+    event: UsageEvent | None
+
+
+class Attempt(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """A failed attempt inside a reservation: an event with charge 0."""
+
+    reservation_id: int
+    event: UsageEvent
+
+
+class Lease(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """What the holder was left with in a pool: evidence for a lossy database failover."""
+
+    pool_id: int
+    held: int
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The store has applied every event up to `applied_seq`."""
+
+    applied_seq: int
+
+
+Record = Reserve | Extend | Settle | Void | Attempt | Lease | Ack
