@@ -1,0 +1,125 @@
+"""Who is calling: a key from any of its five places → Principal, from an in-memory ring.
+
+The ring is a copy of every live key's facts, refreshed four times a second with what has changed
+in the books, so that authentication costs one keyed hash and a new or revoked key is effective
+within a second. Keys themselves are never held, only their keyed hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from adapters.errors import AccountSuspended, InvalidAPIKey, PermissionDenied
+from ledger.client import LimitRef
+from ledger.keys import keyed_hash
+from proxy.connection import Head
+
+_WEBSOCKET_PREFIX = "openai-insecure-api-key."
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The account, project and key behind a request, as of the last refresh.
+
+    `pools` are what a reservation is taken from: the account's credit first, then budgets.
+    `limits` are the tier's. `expires_at` is in seconds since the epoch, 0 for never. An empty
+    `models` admits every model.
+    """
+
+    key_id: int
+    key_name: str
+    account_id: int
+    account: str
+    project_id: int
+    project: str
+    tier: str
+    suspended: bool
+    expires_at: float
+    models: frozenset[str]
+    pools: tuple[int, ...]
+    limits: tuple[LimitRef, ...]
+
+
+class Keyring:
+    """All live keys by their keyed hash."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._by_hash: dict[bytes, Principal] = {}
+        self._hashes: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_hash)
+
+    def update(
+        self, changed: Iterable[tuple[bytes, Principal]], removed: Iterable[int] = ()
+    ) -> None:
+        """Take over new facts of some keys (hash and principal), and forget others by id."""
+        for key_id in removed:
+            self._forget(key_id)
+        for key_hash, principal in changed:
+            self._forget(principal.key_id)
+            self._by_hash[key_hash] = principal
+            self._hashes[principal.key_id] = key_hash
+
+    def _forget(self, key_id: int) -> None:
+        key_hash = self._hashes.pop(key_id, None)
+        if key_hash is not None:
+            del self._by_hash[key_hash]
+
+    def find(self, key: str, now: float) -> Principal | None:
+        """The principal of a key that is known and has not expired."""
+        principal = self._by_hash.get(keyed_hash(self._secret, key))
+        if principal is None or (principal.expires_at and principal.expires_at <= now):
+            return None
+        return principal
+
+
+def principal(keyring: Keyring, head: Head, now: float) -> Principal:
+    """The caller of a request. `now` is wall time in seconds.
+
+    Raises InvalidAPIKey (no key, two different keys, unknown, expired or revoked) and
+    AccountSuspended.
+    """
+    found = _keys(head.headers, head.query)
+    if not found:
+        raise InvalidAPIKey(
+            "No API key was sent: pass it as 'Authorization: Bearer KEY', 'x-api-key' or "
+            "'x-goog-api-key'."
+        )
+    if len(found) > 1:
+        raise InvalidAPIKey("Two different API keys were sent: send one.")
+    known = keyring.find(found.pop(), now)
+    if known is None:
+        raise InvalidAPIKey("The API key is unknown, expired or revoked.")
+    if known.suspended:
+        raise AccountSuspended(f"The account {known.account!r} is suspended.")
+    return known
+
+
+def may_use(principal: Principal, model: str) -> None:
+    """Raises PermissionDenied where the key is restricted to other models."""
+    if principal.models and model not in principal.models:
+        raise PermissionDenied(f"This API key may not use the model {model!r}.", param="model")
+
+
+def _keys(headers: Mapping[bytes, bytes], query: str) -> set[str]:
+    """Every distinct key that a request carries (protocols §1.1)."""
+    found: set[bytes] = set()
+    if authorization := headers.get(b"authorization"):
+        scheme, _, token = authorization.partition(b" ")
+        if scheme.lower() == b"bearer" and token.strip():
+            found.add(token.strip())
+    for name in (b"x-api-key", b"x-goog-api-key"):
+        if value := headers.get(name):
+            found.add(value)
+    keys = {value.decode("latin-1") for value in found}
+    if "key=" in query:
+        keys.update(value for name, value in parse_qsl(query) if name == "key" and value)
+    if protocols := headers.get(b"sec-websocket-protocol"):
+        for item in protocols.decode("latin-1").split(","):
+            if item.strip().startswith(_WEBSOCKET_PREFIX):
+                keys.add(item.strip()[len(_WEBSOCKET_PREFIX) :])
+    return keys

@@ -1,0 +1,325 @@
+"""An HTTP/1.1 server connection: h11 reads, heads are written by hand.
+
+h11 parses every message and decides its framing; responses are serialised here from parts that
+are checked once, which halves the cost of a small answer. An `h11.Connection` serves one message
+and is replaced by the next, fed with what h11 calls trailing data: that way nothing but h11's
+public interface is used although h11 never sees our responses (decision record 0002).
+
+A connection is in one of these stages. Its exchange's cancel scope carries one deadline, which is
+moved as the stage changes:
+
+WAITING   between requests: `keep_alive_seconds`, then closed silently
+HEAD      part of a head has arrived: `head_seconds` for all of it, then 408
+BODY      the body is being read: `body_seconds` between bytes, then 408
+SERVING   the request is complete: `max_request_seconds`, then 504
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterable
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+
+import h11
+import trio
+
+from adapters.errors import (
+    HeadTooLarge,
+    InternalError,
+    InvalidRequest,
+    RequestTooLarge,
+    UnsupportedEncoding,
+)
+from proxy.settings import ServerSettings
+from proxy.transport import Transport
+
+Headers = Iterable[tuple[str, str]]
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus} | {529: "Overloaded"}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_DRAIN_BYTES_MAX = 262_144  # an unread body up to this size is read away to keep the connection
+_LINGER_SECONDS = 2.0
+# A request carries these at most once; two values would let two readers see two requests.
+_SINGLE = frozenset(
+    {b"authorization", b"content-type", b"content-encoding", b"idempotency-key", b"host"}
+    | {b"x-api-key", b"x-goog-api-key", b"content-length", b"transfer-encoding"}
+)
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was complete."""
+
+
+class Stage(enum.Enum):
+    """Where a connection stands; see the top of the file."""
+
+    WAITING = "waiting"
+    HEAD = "head"
+    BODY = "body"
+    SERVING = "serving"
+
+
+class Head:
+    """A request's head: `target` split into path and query, header names in lower case."""
+
+    __slots__ = ("headers", "http_version", "method", "path", "query")
+
+    def __init__(self, event: h11.Request) -> None:
+        self.method = event.method.decode("ascii")
+        path, _, query = event.target.partition(b"?")
+        self.path = path.decode("latin-1")
+        self.query = query.decode("latin-1")
+        self.http_version = event.http_version
+        pairs = list(event.headers)
+        self.headers: dict[bytes, bytes] = dict(pairs)
+        if len(self.headers) != len(pairs):
+            self._refuse_conflicts(pairs)
+
+    def _refuse_conflicts(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        for name, value in pairs:
+            if name in _SINGLE and self.headers[name] != value:
+                raise InvalidRequest(f"The header {name.decode()} was sent twice.")
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header by its lower-case name, or None."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+
+class Connection:
+    """One client connection. `reusable` says whether another request may follow."""
+
+    def __init__(self, transport: Transport, settings: ServerSettings) -> None:
+        self.transport = transport
+        self.settings = settings
+        self.stage = Stage.WAITING
+        self.reusable = True
+        self.response_started = False
+        self._h11 = h11.Connection(h11.SERVER)
+        self._leftover = b""
+        self._body_pending = False
+        self._chunked = True
+        self._head_only = False
+        self._scope = trio.CancelScope()
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    async def read_head(self, scope: trio.CancelScope) -> Head | None:
+        """The next request's head, or None where the peer closed between requests.
+
+        `scope` is the exchange's; from here on this connection moves its deadline. Raises
+        RequestError for a head that is malformed, too large or contradictory.
+        """
+        self.stage = Stage.WAITING
+        self.response_started = False
+        self._body_pending = False
+        self._scope = scope
+        self._h11 = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=self.settings.max_head_bytes
+        )
+        received = len(self._leftover)
+        if self._leftover:
+            self._h11.receive_data(self._leftover)
+            self._leftover = b""
+        else:
+            scope.deadline = trio.current_time() + self.settings.keep_alive_seconds
+        while True:
+            event = self._next_event()
+            if isinstance(event, h11.Request):
+                break
+            if event is not h11.NEED_DATA:
+                return None  # closed: h11 reports it as ConnectionClosed
+            if received and self.stage is Stage.WAITING:
+                self.stage = Stage.HEAD
+                scope.deadline = trio.current_time() + self.settings.head_seconds
+            data = await self._receive()
+            if not data and received:
+                raise ClientGone
+            received += len(data)
+            self._h11.receive_data(data)
+        self.stage = Stage.SERVING
+        if received > self.settings.max_head_bytes:
+            self._refuse_large_head(received)
+        return self._accept(event)
+
+    def _accept(self, event: h11.Request) -> Head:
+        self._body_pending = True
+        head = Head(event)
+        headers = head.headers
+        self._head_only = head.method == "HEAD"
+        self._chunked = head.http_version >= b"1.1"
+        wish = headers.get(b"connection", b"").lower()
+        self.reusable = b"close" not in wish and (self._chunked or b"keep-alive" in wish)
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            self.reusable = False
+            raise InvalidRequest("Send either Content-Length or Transfer-Encoding, not both.")
+        encoding = headers.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity":
+            raise UnsupportedEncoding(
+                f"Content-Encoding {encoding.decode('latin-1')} is not supported: "
+                "send the body uncompressed."
+            )
+        return head
+
+    async def read_body(self, max_bytes: int) -> bytes:
+        """The whole body. Raises RequestTooLarge, or InvalidRequest where it is cut short."""
+        parts: list[bytes] = []
+        size = 0
+        if self._h11.they_are_waiting_for_100_continue:
+            await self.send(_CONTINUE)
+        while True:
+            event = self._next_event()
+            if isinstance(event, h11.Data):
+                size += len(event.data)
+                if size > max_bytes:
+                    raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
+                parts.append(event.data)
+            elif event is h11.NEED_DATA:
+                self.stage = Stage.BODY
+                self._scope.deadline = trio.current_time() + self.settings.body_seconds
+                self._h11.receive_data(await self._receive())
+            else:
+                break
+        self._body_pending = False
+        self.stage = Stage.SERVING
+        self._leftover = self._h11.trailing_data[0]
+        return b"".join(parts)
+
+    def body_bytes_declared(self, head: Head) -> int | None:
+        """The Content-Length that was sent, or None where the body is chunked."""
+        length = head.headers.get(b"content-length")
+        if length is None:
+            return None if b"transfer-encoding" in head.headers else 0
+        return int(length)  # h11 has checked that it is a number
+
+    async def skip_body(self) -> None:
+        """Read a small unread body away, so that the connection can carry another request.
+
+        Where the body is large, or the client waits for `100 Continue`, the connection is marked
+        to be closed instead. Never raises.
+        """
+        if not self._body_pending:
+            return
+        if self._h11.their_state is h11.ERROR or self._h11.they_are_waiting_for_100_continue:
+            self.reusable = False
+            return
+        try:
+            with trio.move_on_after(_LINGER_SECONDS) as scope:
+                await self.read_body(_DRAIN_BYTES_MAX)
+        except (InvalidRequest, RequestTooLarge, ClientGone):
+            self.reusable = False
+        if scope.cancelled_caught:
+            self.reusable = False
+
+    async def linger(self) -> None:
+        """Before closing on an unread body: let the answer arrive instead of a reset.
+
+        Closing a socket with unread data resets it, and the reset can overtake the response.
+        """
+        self.transport.send_eof()
+        with trio.move_on_after(_LINGER_SECONDS):
+            try:
+                while await self.transport.receive():
+                    pass
+            except OSError:
+                pass
+
+    def _next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
+        try:
+            return self._h11.next_event()
+        except h11.RemoteProtocolError as error:
+            self.reusable = False
+            if error.error_status_hint == 431:
+                raise self._head_too_large() from error
+            raise InvalidRequest(f"The request is not valid HTTP/1.1: {error}.") from error
+
+    def _refuse_large_head(self, received: int) -> None:
+        # h11's limit counts an incomplete head only; one that arrives whole is measured here.
+        if received - len(self._h11.trailing_data[0]) > self.settings.max_head_bytes:
+            self.reusable = False
+            raise self._head_too_large()
+
+    def _head_too_large(self) -> HeadTooLarge:
+        return HeadTooLarge(
+            f"The request's head is larger than {self.settings.max_head_bytes} bytes."
+        )
+
+    async def _receive(self) -> bytes:
+        try:
+            return await self.transport.receive()
+        except OSError as error:
+            raise ClientGone from error
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes as they are. Raises ClientGone; a failed send poisons the connection."""
+        try:
+            await self.transport.send(data)
+        except OSError as error:
+            self.reusable = False
+            raise ClientGone from error
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole response in one piece."""
+        head = render_head(
+            status,
+            [*headers, ("content-length", str(len(body))), *self._connection_header()],
+        )
+        await self._start(head if self._head_only else head + body)
+
+    async def start_stream(self, status: int, headers: Headers, first: bytes) -> None:
+        """Send the head of a response of unknown length together with its first bytes."""
+        framing = [("transfer-encoding", "chunked")] if self._chunked else []
+        if not self._chunked:
+            self.reusable = False  # the end of the body is the end of the connection
+        head = render_head(status, [*headers, *framing, *self._connection_header()])
+        await self._start(head + self._frame(first))
+
+    async def send_chunk(self, data: bytes) -> None:
+        """Send the next bytes of a stream."""
+        await self.send(self._frame(data))
+
+    async def end_stream(self, final: bytes) -> None:
+        """Send the last bytes of a stream and its end, in one piece."""
+        end = _LAST_CHUNK if self._chunked else b""
+        await self.send(self._frame(final) + end)
+
+    def abandon(self) -> None:
+        """Nothing more can be sent that would make sense: the connection will be closed."""
+        self.reusable = False
+
+    async def _start(self, data: bytes) -> None:
+        self.response_started = True
+        await self.send(data)
+
+    def _frame(self, data: bytes) -> bytes:
+        if not data or not self._chunked:
+            return data
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    def _connection_header(self) -> list[tuple[str, str]]:
+        return [] if self.reusable else [("connection", "close")]
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    """The Date header's value (RFC 9110 §6.6.1), formatted once a second."""
+    return formatdate(second, usegmt=True)
+
+
+def render_head(status: int, headers: list[tuple[str, str]]) -> bytes:
+    """A response head. Raises InternalError where a value would break out of its line."""
+    lines = [
+        f"HTTP/1.1 {status} {_REASONS.get(status, '')}",
+        f"date: {_date(time.time_ns() // 1_000_000_000)}",
+    ]
+    lines += [f"{name}: {value}" for name, value in headers]
+    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+    if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1:
+        raise InternalError("A response header holds a line break.")
+    return head

@@ -1,0 +1,101 @@
+"""The accept loop: one task a connection, a bound on their number, and drain.
+
+A full machine (no file descriptors, no memory) is waited out; anything else that goes wrong while
+accepting is a bug and ends the worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from proxy.transport import SocketTransport, Transport
+
+_MACHINE_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_FULL_PAUSE_SECONDS = 0.1
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n"
+    b"connection: close\r\n\r\n"
+)
+
+Handler = Callable[[Transport], Awaitable[None]]
+
+
+def bind(host: str, port: int, *, backlog: int = 4096) -> socket.socket:
+    """A listening TCP socket; IPv6 literals come without brackets. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(backlog)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+class Listener:
+    """Serves every connection of one socket with `handler`, which closes nothing itself."""
+
+    def __init__(self, listening: socket.socket, handler: Handler, *, max_connections: int) -> None:
+        listening.setblocking(False)
+        self._socket = trio.socket.from_stdlib_socket(listening)
+        self._handler = handler
+        self._max_connections = max_connections
+        self._accepting = trio.CancelScope()
+        self.connections = 0
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens: host and port."""
+        host, port = self._socket.getsockname()[:2]
+        return host, port
+
+    def stop(self) -> None:
+        """Accept no more; connections that are open go on."""
+        self._accepting.cancel()
+
+    async def run(self) -> None:
+        """Accept until stopped, then return when the last connection has ended."""
+        async with trio.open_nursery() as connections:
+            with self._accepting:
+                while True:
+                    accepted = await self._accept()
+                    if self.connections >= self._max_connections:
+                        await _turn_away(accepted)
+                        continue
+                    self.connections += 1
+                    connections.start_soon(self._serve, accepted)
+            self._socket.close()
+
+    async def _accept(self) -> trio.socket.SocketType:
+        while True:
+            try:
+                accepted, _ = await self._socket.accept()
+            except OSError as error:
+                if error.errno in _MACHINE_FULL:
+                    await trio.sleep(_FULL_PAUSE_SECONDS)
+                elif error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                    raise
+            else:
+                return accepted
+
+    async def _serve(self, accepted: trio.socket.SocketType) -> None:
+        try:
+            await self._handler(SocketTransport(accepted))
+        finally:
+            self.connections -= 1
+            accepted.close()
+
+
+async def _turn_away(accepted: trio.socket.SocketType) -> None:
+    """One connection too many: say so (a fresh socket's buffer takes it) and never wait."""
+    with accepted:
+        try:
+            await accepted.send(_BUSY)
+        except OSError:
+            return

@@ -1,0 +1,187 @@
+"""What one exchange was: filled in step by step, turned into metrics and one log line.
+
+The request id is a UUIDv7 (RFC 9562 §5.7): its time part lets a receipt be found without an index
+of its own. Log lines are encoded by hand and written in batches by a service task; they name the
+key by its id, never the key.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from adapters.canonical import Usage
+from ledger.money import format_usd
+from proxy.metrics import Metrics
+
+if TYPE_CHECKING:
+    from ledger.client import Settled
+    from proxy.authenticate import Principal
+
+CLIENT_CLOSED = 499
+_ENCODER = msgspec.json.Encoder()
+_LOG_LINES_MAX = 20_000
+_NUSD = 1e9
+
+
+def new_request_id() -> uuid.UUID:
+    """A UUIDv7: 48 bits of milliseconds, then 74 random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | int.from_bytes(os.urandom(10))
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return uuid.UUID(int=value)
+
+
+class Record:
+    """The facts of one exchange. Each step of the exchange writes what it learnt.
+
+    `upstream_seconds` and `client_seconds` sum up waiting, so that what is left is our own time.
+    """
+
+    __slots__ = (
+        "attempts",
+        "client_seconds",
+        "code",
+        "endpoint",
+        "estimated",
+        "first_byte",
+        "id",
+        "model",
+        "principal",
+        "provider",
+        "request_id",
+        "reserved",
+        "settled",
+        "started",
+        "status",
+        "stream",
+        "surface",
+        "upstream",
+        "upstream_seconds",
+        "usage",
+    )
+
+    def __init__(self) -> None:
+        self.request_id = new_request_id()
+        self.id = str(self.request_id)
+        self.started = trio.current_time()
+        self.first_byte = 0.0
+        self.upstream_seconds = 0.0
+        self.client_seconds = 0.0
+        self.surface = "unknown"
+        self.endpoint = ""
+        self.model = "unknown"
+        self.provider = "none"
+        self.upstream = ""
+        self.status = 0
+        self.code = ""
+        self.stream = False
+        self.estimated = False
+        self.attempts = 0
+        self.reserved = 0
+        self.principal: Principal | None = None
+        self.usage: Usage | None = None
+        self.settled: Settled | None = None
+
+    def start(self) -> None:
+        """The first bytes of the request have arrived: waiting before that was not the request's."""
+        self.started = trio.current_time()
+
+    @property
+    def ttfb_ms(self) -> int:
+        return round((self.first_byte - self.started) * 1000) if self.first_byte else 0
+
+    @property
+    def duration_ms(self) -> int:
+        return round((trio.current_time() - self.started) * 1000)
+
+    def count(self, metrics: Metrics) -> None:
+        """Add a finished exchange to the metrics."""
+        total = trio.current_time() - self.started
+        metrics.request(self.surface, self.model, self.provider, str(self.status)).inc()
+        metrics.duration(self.surface, self.model).observe(total)
+        metrics.overhead.observe(max(0.0, total - self.upstream_seconds - self.client_seconds))
+        if self.first_byte:
+            metrics.first_byte(self.surface, self.model).observe(self.first_byte - self.started)
+        if self.usage is not None:
+            usage, where = self.usage, (self.model, self.provider)
+            metrics.tokens(*where, "input").inc(usage.input_tokens)
+            metrics.tokens(*where, "output").inc(usage.output_tokens)
+            if usage.cached_input_tokens:
+                metrics.tokens(*where, "cached_input").inc(usage.cached_input_tokens)
+            if usage.reasoning_tokens:
+                metrics.tokens(*where, "reasoning").inc(usage.reasoning_tokens)
+        if self.settled is not None:
+            metrics.charged(self.model, self.provider).inc(self.settled.charge / _NUSD)
+            metrics.cost(self.model, self.provider).inc(self.settled.cost / _NUSD)
+
+    def line(self) -> bytes:
+        """The exchange as one line of JSON."""
+        facts: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time_ns() // 10**9)),
+            "event": "request",
+            "request_id": self.id,
+            "surface": self.surface,
+            "endpoint": self.endpoint,
+            "status": self.status,
+        }
+        if self.code:
+            facts["code"] = self.code
+        if (caller := self.principal) is not None:
+            facts |= {"account": caller.account, "project": caller.project, "key_id": caller.key_id}
+        if self.model != "unknown":
+            facts |= {"model": self.model, "upstream": self.upstream, "attempts": self.attempts}
+            facts |= {"stream": self.stream, "reserved_usd": format_usd(self.reserved)}
+        if self.usage is not None:
+            facts |= {
+                "input_tokens": self.usage.input_tokens,
+                "output_tokens": self.usage.output_tokens,
+                "estimated": self.estimated,
+            }
+        if self.settled is not None:
+            facts["charge_usd"] = format_usd(self.settled.charge)
+        facts |= {
+            "ttfb_ms": self.ttfb_ms,
+            "duration_ms": self.duration_ms,
+            "upstream_ms": round(self.upstream_seconds * 1000),
+        }
+        return _ENCODER.encode(facts) + b"\n"
+
+
+class Log:
+    """Log lines, written in batches so that a slow terminal never holds up a request."""
+
+    def __init__(self, write: Callable[[bytes], object], *, seconds: float = 0.2) -> None:
+        self._write = write
+        self._seconds = seconds
+        self._lines: list[bytes] = []
+        self.dropped = 0
+
+    def add(self, line: bytes) -> None:
+        """Queue a line; when nobody takes lines away, new ones are dropped and counted."""
+        if len(self._lines) < _LOG_LINES_MAX:
+            self._lines.append(line)
+        else:
+            self.dropped += 1
+
+    async def run(self) -> None:
+        """Write what has gathered, five times a second, until cancelled; then once more."""
+        try:
+            while True:
+                await trio.sleep(self._seconds)
+                if self._lines:
+                    await trio.to_thread.run_sync(self._write, self._take())
+        finally:
+            if self._lines:
+                self._write(self._take())
+
+    def _take(self) -> bytes:
+        lines, self._lines = self._lines, []
+        return b"".join(lines)
