@@ -61,7 +61,7 @@ class Admin:
 
 
 async def serve(
-    admin: Admin, listening: socket.socket, shutdown: Callable[[], Awaitable[object]]
+    admin: Admin, listening: socket.socket, shutdown: Callable[[], Awaitable[None]]
 ) -> None:
     """Serve `admin` on an open socket until `shutdown` returns."""
     config = hypercorn.config.Config()

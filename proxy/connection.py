@@ -316,7 +316,7 @@ def render_head(status: int, headers: list[tuple[str, str]]) -> bytes:
     """A response head. Raises InternalError where a value would break out of its line."""
     lines = [
         f"HTTP/1.1 {status} {_REASONS.get(status, '')}",
-        f"date: {_date(time.time_ns() // 1_000_000_000)}",
+        f"date: {_date(time.time_ns() // 10**9)}",
     ]
     lines += [f"{name}: {value}" for name, value in headers]
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")

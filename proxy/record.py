@@ -91,7 +91,7 @@ class Record:
         self.settled: Settled | None = None
 
     def start(self) -> None:
-        """The first bytes of the request have arrived: waiting before that was not the request's."""
+        """The head has arrived: waiting before that was not the request's."""
         self.started = trio.current_time()
 
     @property

@@ -366,7 +366,7 @@ class _Pool:
         fixed = self._heads.get(key)
         if fixed is None:
             if len(self._heads) > 1024:
-                self._heads.clear()  # keys and settings change seldom: this bounds, it never thrashes
+                self._heads.clear()  # keys and settings change seldom: a bound, nothing more
             fixed = self._heads[key] = _fixed_head(self._origin, provider, api_key, path, stream)
         return fixed + b"content-length: %d\r\n\r\n" % length
 
