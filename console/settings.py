@@ -1,0 +1,31 @@
+"""Settings of the control plane: `[console]` and `[stripe]`. Nothing acts on them in this version.
+
+Both structs hide what they hold: most of it is secret.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ConsoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[console]`: whose sessions to trust, by shared secret (HS256) or by published keys."""
+
+    jwt_secret: str = ""
+    jwks_url: str = ""
+    issuer: str = ""
+    audience: str = "authenticated"
+
+    def __repr__(self) -> str:
+        return f"ConsoleSettings(issuer={self.issuer!r})"
+
+
+class StripeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[stripe]`: top-ups by card."""
+
+    api_key: str = ""
+    webhook_secret: str = ""
+    api_base: str = "https://api.stripe.com"
+
+    def __repr__(self) -> str:
+        return f"StripeSettings(api_base={self.api_base!r})"

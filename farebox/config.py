@@ -1,0 +1,403 @@
+"""`farebox.toml` to settings: decoded strictly, secrets resolved, checked across tables.
+
+`load` either returns a `Config` that can be served or raises `ConfigError` with every problem,
+one plain sentence each. What is legal but without effect in this version is in
+`Config.warnings`, never silently ignored. Nothing else in the product reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from adapters.settings import ModelSettings, ProviderSettings, UpstreamRef, parse_upstream
+from console.settings import ConsoleSettings, StripeSettings
+from evals.settings import RoutingSettings
+from farebox.decode import Problems, map_strings, nearest, table
+from farebox.presets import AUTH_BY_PROTOCOL, PRESETS
+from ledger.settings import DatabaseSettings
+from proxy.settings import (
+    BASIS_POINTS,
+    BillingSettings,
+    LimitsSettings,
+    ServerSettings,
+    TierSettings,
+    parse_address,
+)
+
+DEFAULT_FILE = "farebox.toml"
+SERVED_PROTOCOLS = frozenset({"openai"})
+SECRET_BYTES_MIN = 32
+MARGIN_MAX = 10
+
+_PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a slash would split upstream names
+
+# Read where they are needed, not here: the file may not exist yet.
+_UNRESOLVED = frozenset({"server.secret"})
+
+
+class ConfigError(Exception):
+    """The configuration cannot be served; `problems` has one sentence each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything an operator decided, with defaults filled in.
+
+    Relative paths start at `root`, the folder of the configuration file. Each of `providers` is
+    complete (name, protocol, base URL, auth), and `models` is empty where the price list's known
+    models are to be served.
+    """
+
+    root: Path
+    server: ServerSettings
+    database: DatabaseSettings
+    limits: LimitsSettings
+    billing: BillingSettings
+    tiers: Mapping[str, TierSettings]
+    providers: tuple[ProviderSettings, ...]
+    models: tuple[ModelSettings, ...]
+    routing: RoutingSettings
+    console: ConsoleSettings
+    stripe: StripeSettings
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the embedded database, the journal and the secret are kept, absolute."""
+        return self.root / self.database.data_dir
+
+    @property
+    def sandbox(self) -> bool:
+        """Whether the sandbox provider serves: no provider that can is configured."""
+        return not any(provider.protocol in SERVED_PROTOCOLS for provider in self.providers)
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file, as its tables are named."""
+
+    server: ServerSettings = ServerSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    limits: LimitsSettings = LimitsSettings()
+    billing: BillingSettings = BillingSettings()
+    tiers: dict[str, TierSettings] = {}
+    providers: tuple[ProviderSettings, ...] = ()
+    models: tuple[ModelSettings, ...] = ()
+    routing: RoutingSettings = RoutingSettings()
+    console: ConsoleSettings = ConsoleSettings()
+    stripe: StripeSettings = StripeSettings()
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """Read `path`, or `farebox.toml` here if there is one, or take the defaults.
+
+    Raises ConfigError with every problem found.
+    """
+    if path is None and (here := Path(DEFAULT_FILE)).is_file():
+        path = here
+    root = (path.parent if path else Path()).resolve()
+    problems = Problems()
+    raw = map_strings(
+        _read(path) if path else {},
+        "",
+        lambda text, at: _resolve(text, at, root, environ, problems),
+        spare=_UNRESOLVED,
+    )
+    file = table(_File, raw, "", problems)
+    assert file is not None, "every table has a default"
+    assert isinstance(raw, dict)
+    _check_server(file.server, problems)
+    _check_billing(file, problems)
+    _check_console(file.console, problems)
+    providers = _providers(file, environ, problems)
+    _check_models(file, providers, problems)
+    if problems:
+        raise ConfigError(problems)
+    return Config(
+        root,
+        file.server,
+        file.database,
+        file.limits,
+        file.billing,
+        file.tiers,
+        providers,
+        file.models,
+        file.routing,
+        file.console,
+        file.stripe,
+        tuple(_not_yet(file, providers, raw.keys())),
+    )
+
+
+def resolve(text: str, root: Path, environ: Mapping[str, str]) -> str:
+    """The value behind `env:NAME` or `file:PATH`; other text is itself.
+
+    Raises ValueError with a sentence fragment where there is no such variable or file.
+    """
+    kind, colon, name = text.partition(":")
+    if not colon or kind not in ("env", "file"):
+        return text
+    if kind == "env":
+        if not (value := environ.get(name, "")):
+            raise ValueError(f"the environment variable {name} is not set; set it or remove this")
+        return value
+    try:
+        return (root / name).read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"cannot read the file {name}: {why}") from None
+
+
+def _read(path: Path) -> object:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: is not UTF-8 text"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: is not valid TOML: {error}"]) from None
+
+
+def _resolve(text: str, at: str, root: Path, environ: Mapping[str, str], problems: Problems) -> str:
+    try:
+        return resolve(text, root, environ)
+    except ValueError as error:
+        problems.add(at, str(error))
+        return ""
+
+
+# -- one table ------------------------------------------------------------------------------------
+
+
+def _check_server(server: ServerSettings, problems: Problems) -> None:
+    addresses = []
+    for key in ("listen", "admin_listen"):
+        try:
+            addresses.append(parse_address(getattr(server, key)))
+        except ValueError as error:
+            problems.add(f"server.{key}", str(error))
+    if len(addresses) == 2 and addresses[0] == addresses[1] and addresses[0][1] != 0:
+        problems.add("server.admin_listen", "is the same address as server.listen; choose another")
+    if server.public_url:
+        _check_url("server.public_url", server.public_url, problems)
+    if server.workers == 0 and os.cpu_count() == 1:
+        return
+    if server.workers != 1:
+        problems.add(
+            "server.workers", "this version runs one proxy process; write 1 or leave it out"
+        )
+
+
+def _check_billing(file: _File, problems: Problems) -> None:
+    try:
+        margin_bps = file.billing.margin_bps
+    except ValueError:
+        problems.add("billing.margin", "has steps of a basis point: at most four decimals")
+    else:
+        if margin_bps > MARGIN_MAX * BASIS_POINTS:
+            problems.add("billing.margin", f"is from 0 to {MARGIN_MAX}: a fraction of the cost")
+    tier = file.limits.default_tier
+    if tier and tier not in file.tiers:
+        problems.add(
+            "limits.default_tier",
+            f'there is no tier "{tier}"{nearest(tier, file.tiers) or "; add [tiers." + tier + "]"}',
+        )
+
+
+def _check_console(console: ConsoleSettings, problems: Problems) -> None:
+    if console.jwt_secret and len(console.jwt_secret.encode()) < SECRET_BYTES_MIN:
+        problems.add(
+            "console.jwt_secret", f"is too short for HS256: at least {SECRET_BYTES_MIN} bytes"
+        )
+    if console.jwks_url:
+        _check_url("console.jwks_url", console.jwks_url, problems)
+
+
+def _check_url(path: str, url: str, problems: Problems) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        problems.add(path, 'expected a URL that starts with "http://" or "https://"')
+
+
+# -- providers ------------------------------------------------------------------------------------
+
+
+def _providers(
+    file: _File, environ: Mapping[str, str], problems: Problems
+) -> tuple[ProviderSettings, ...]:
+    """All providers, completed: those of the file, else those whose variable is set."""
+    listed = file.providers or tuple(
+        ProviderSettings(preset=name)
+        for name, preset in PRESETS.items()
+        if preset.base_url and environ.get(preset.env)
+    )
+    complete = tuple(
+        _complete(provider, f"providers[{_called(provider, index)}]", environ, problems)
+        for index, provider in enumerate(listed)
+    )
+    for name, count in Counter(provider.name for provider in complete).items():
+        if count > 1:
+            problems.add(
+                f'providers["{name}"].name', f"{count} providers have this name; rename one"
+            )
+    return complete
+
+
+def _called(provider: ProviderSettings, index: int) -> str:
+    name = provider.name or provider.preset
+    return f'"{name}"' if name else str(index)
+
+
+def _complete(
+    provider: ProviderSettings, path: str, environ: Mapping[str, str], problems: Problems
+) -> ProviderSettings:
+    """`provider` with what its preset and protocol know filled in."""
+    preset = PRESETS.get(provider.preset or "")
+    if provider.preset is not None and preset is None:
+        problems.add(
+            f"{path}.preset",
+            f'there is no preset "{provider.preset}"'
+            + (nearest(provider.preset, PRESETS) or f"; one of {', '.join(PRESETS)}"),
+        )
+        return provider
+    name = provider.name or provider.preset
+    if name is None:
+        problems.add(f"{path}.name", "missing; a provider has a name or a preset")
+    elif not _PROVIDER_NAME.fullmatch(name):
+        problems.add(f"{path}.name", "expected letters, digits, dots, dashes and underscores")
+    base_url = provider.base_url or (preset.base_url if preset else "")
+    if base_url:
+        _check_url(f"{path}.base_url", base_url, problems)
+    else:
+        hint = f", such as {preset.base_url_hint}" if preset and preset.base_url_hint else ""
+        problems.add(f"{path}.base_url", f"missing; write the provider's address{hint}")
+    protocol = provider.protocol or (preset.protocol if preset else "openai")
+    auth = provider.auth
+    if auth is None:
+        same = preset is not None and preset.protocol == protocol
+        auth = preset.auth if preset and same else AUTH_BY_PROTOCOL[protocol]
+    api_key = provider.api_key
+    if api_key is None and preset is not None:
+        api_key = environ.get(preset.env, "")
+        if not api_key and preset.key_required:
+            problems.add(
+                f"{path}.api_key",
+                f"missing; set the environment variable {preset.env} or write api_key",
+            )
+    return msgspec.structs.replace(
+        provider,
+        name=name,
+        protocol=protocol,
+        base_url=base_url.rstrip("/"),
+        auth=auth,
+        api_key=tuple(key for key in _several(api_key) if key),
+    )
+
+
+def _several(api_key: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if api_key is None:
+        return ()
+    return (api_key,) if isinstance(api_key, str) else api_key
+
+
+# -- models ---------------------------------------------------------------------------------------
+
+
+def groups(model: ModelSettings) -> tuple[tuple[UpstreamRef, ...], ...]:
+    """The upstreams of `model` in priority order, equals in one group.
+
+    Raises ValueError where one is not `provider/model`; `load` has refused those.
+    """
+    return tuple(
+        tuple(parse_upstream(text) for text in ((entry,) if isinstance(entry, str) else entry))
+        for entry in model.upstreams
+    )
+
+
+def _check_models(file: _File, providers: tuple[ProviderSettings, ...], problems: Problems) -> None:
+    names = {provider.name for provider in providers if provider.name}
+    for model_id, count in Counter(model.id for model in file.models).items():
+        if count > 1:
+            problems.add(f'models["{model_id}"].id', f"{count} models have this id; keep one")
+    for model in file.models:
+        _check_model(model, names, problems)
+
+
+def _check_model(model: ModelSettings, names: set[str], problems: Problems) -> None:
+    path = f'models["{model.id}"]'
+    try:
+        upstreams = [upstream for group in groups(model) for upstream in group]
+    except ValueError as error:
+        problems.add(f"{path}.upstreams", str(error))
+        return
+    if not upstreams or () in model.upstreams:
+        problems.add(f"{path}.upstreams", 'name at least one, such as "openai/gpt-4o"')
+    for upstream in upstreams:
+        if upstream.provider not in names:
+            problems.add(
+                f"{path}.upstreams",
+                f'there is no provider "{upstream.provider}"' + _provider_hint(upstream, names),
+            )
+    listed = Counter(upstream.name for upstream in upstreams)
+    for name, count in listed.items():
+        if count > 1:
+            problems.add(f"{path}.upstreams", f'"{name}" is listed {count} times; keep one')
+    for name in model.upstream_price:
+        if name not in listed:
+            problems.add(
+                f'{path}.upstream_price."{name}"',
+                f"is not one of the model's upstreams{nearest(name, listed)}",
+            )
+    if model.max_output_tokens and model.default_max_output_tokens > model.max_output_tokens:
+        problems.add(f"{path}.default_max_output_tokens", "is more than max_output_tokens")
+
+
+def _provider_hint(upstream: UpstreamRef, names: set[str]) -> str:
+    if upstream.provider in PRESETS:
+        preset = PRESETS[upstream.provider]
+        variable = f"set {preset.env} or " if preset.env and preset.base_url else ""
+        return f'; {variable}add [[providers]] with preset = "{upstream.provider}"'
+    return nearest(upstream.provider, names) or "; add it to [[providers]]"
+
+
+# -- what this version does not do ----------------------------------------------------------------
+
+
+def _not_yet(
+    file: _File, providers: tuple[ProviderSettings, ...], tables: Iterable[str]
+) -> Iterable[str]:
+    """A sentence for each setting that is understood but has no effect in this version."""
+    later = {
+        "billing.reserve = adaptive (the whole output cap is held)": (
+            file.billing.reserve == "adaptive"
+        ),
+        "limits.valkey_url (limits hold for this node)": bool(file.limits.valkey_url),
+        "routing": "routing" in tables,
+        "console": "console" in tables,
+        "stripe": "stripe" in tables,
+        'server.brand (it stays "farebox")': file.server.brand != "farebox",
+    }
+    for model in file.models:
+        path = f'models["{model.id}"]'
+        later[f"{path}.hedge_after_percentile"] = model.hedge_after_percentile > 0
+        later[f"{path}.latency_class"] = bool(model.latency_class)
+    for provider in providers:
+        path = f'providers["{provider.name}"]'
+        later[f"{path}.shadow_api_key"] = bool(provider.shadow_api_key)
+        later[f'{path} speaks "{provider.protocol}"; its models are left out'] = (
+            provider.protocol not in SERVED_PROTOCOLS
+        )
+    return (f"not in this version yet: {what}" for what, used in later.items() if used)

@@ -1,0 +1,195 @@
+"""Untyped TOML to frozen settings structs, strictly, with every problem in one plain sentence.
+
+msgspec stops at the first error; an operator wants all of them at once. So tables are walked
+here, key by key, and msgspec converts the values. A sentence starts with the path of the key and
+never repeats a value: it may be a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar, cast
+
+import msgspec
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class Problems:
+    """Sentences by path, in order. Only the first problem of a path is kept: others follow it."""
+
+    def __init__(self) -> None:
+        self._by_path: dict[str, str] = {}
+
+    def add(self, path: str, sentence: str) -> None:
+        self._by_path.setdefault(path, sentence)
+
+    def __iter__(self) -> typing.Iterator[str]:
+        return (f"{path}: {sentence}" for path, sentence in self._by_path.items())
+
+    def __bool__(self) -> bool:
+        return bool(self._by_path)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "x"?` where something known is close to `word`, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def table(cls: type[_T], raw: object, path: str, problems: Problems) -> _T | None:
+    """Decode one table into `cls`, with the default for each key that has a problem.
+
+    None where that leaves a required key without a value.
+    """
+    if not isinstance(raw, dict):
+        problems.add(path, f"expected a table, found {_found(raw)}")
+        return None
+    fields = {field.name: field for field in msgspec.structs.fields(cls)}
+    for key in raw.keys() - fields.keys():
+        problems.add(_join(path, key), f"unknown key{nearest(key, fields)}")
+    values: dict[str, object] = {}
+    for name, field in fields.items():
+        if name in raw:
+            values[name] = _value(field.type, raw[name], _join(path, name), problems)
+        elif field.required:
+            problems.add(_join(path, name), f"missing; write {_expected(field.type)}")
+    good = {name: value for name, value in values.items() if value is not _BAD}
+    if any(field.required and field.name not in good for field in fields.values()):
+        return None
+    return cls(**good)
+
+
+def map_strings(
+    raw: object, path: str, change: Callable[[str, str], str], *, spare: frozenset[str]
+) -> object:
+    """A copy of a TOML document in which every string is `change(string, path)`.
+
+    Paths in `spare` are left as they are.
+    """
+    if path in spare:
+        return raw
+    if isinstance(raw, str):
+        return change(raw, path)
+    if isinstance(raw, dict):
+        return {
+            key: map_strings(value, _join(path, key), change, spare=spare)
+            for key, value in raw.items()
+        }
+    if isinstance(raw, list):
+        return [
+            map_strings(value, f"{path}[{_label(value, index)}]", change, spare=spare)
+            for index, value in enumerate(raw)
+        ]
+    return raw
+
+
+_BAD = object()
+
+
+def _value(hint: object, raw: object, path: str, problems: Problems) -> object:
+    """One key's value. Tables may stand alone, in a list, or by name; the rest is msgspec's."""
+    if (cls := _struct(hint)) is not None:
+        return table(cls, raw, path, problems) or _BAD
+    item = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and (cls := _struct(item[0])) is not None:
+        if not isinstance(raw, list):
+            problems.add(path, f"expected a list of tables, found {_found(raw)}")
+            return _BAD
+        rows = (
+            table(cls, row, f"{path}[{_label(row, index)}]", problems)
+            for index, row in enumerate(raw)
+        )
+        return tuple(row for row in rows if row is not None)
+    if typing.get_origin(hint) is dict and (cls := _struct(item[1])) is not None:
+        if not isinstance(raw, dict):
+            problems.add(path, f"expected a table of tables, found {_found(raw)}")
+            return _BAD
+        named = {key: table(cls, row, _join(path, key), problems) for key, row in raw.items()}
+        return {key: row for key, row in named.items() if row is not None}
+    try:
+        return cast("object", msgspec.convert(raw, type=hint))
+    except msgspec.ValidationError as error:
+        _, inside, _ = str(error).partition("`$")
+        found = "something else in it" if inside else _found(raw)
+        problems.add(path, f"expected {_expected(hint)}, found {found}")
+        return _BAD
+
+
+def _struct(hint: object) -> type[msgspec.Struct] | None:
+    """The struct that `hint` stands for: itself, or as `Struct | None`."""
+    for option in _options(hint):
+        if isinstance(option, type) and issubclass(option, msgspec.Struct):
+            return option
+    return None
+
+
+def _options(hint: object) -> tuple[object, ...]:
+    """The members of a union without None; a hint that is no union is its own only member."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(option for option in typing.get_args(hint) if option is not types.NoneType)
+    return (hint,)
+
+
+_PLAIN: Mapping[object, str] = {
+    str: "text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def _expected(hint: object) -> str:
+    """What may be written where `hint` is wanted, in words."""
+    return " or ".join(_expected_one(option) for option in _options(hint))
+
+
+def _expected_one(hint: object) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        meta = next(note for note in arguments[1:] if isinstance(note, msgspec.Meta))
+        return meta.description or _expected(arguments[0])
+    if origin is typing.Literal:
+        words = [f'"{word}"' for word in arguments if word]
+        return f"one of {', '.join(words)}"
+    if origin is tuple:
+        return f"a list of {_expected(arguments[0])}"
+    if origin is dict:
+        return f"a table of {_expected(arguments[1])}"
+    return _PLAIN.get(hint, "another type")
+
+
+def _found(raw: object) -> str:
+    """The kind of a TOML value, in words."""
+    if isinstance(raw, bool):
+        return "true or false"
+    if isinstance(raw, int | float):
+        if raw < 0:
+            return "a negative number"
+        return "a number" if isinstance(raw, int) else "a number with a fraction"
+    if isinstance(raw, str):
+        return "other text"
+    if isinstance(raw, list):
+        return "a list"
+    if isinstance(raw, dict):
+        return "a table"
+    return "a date or time"
+
+
+def _label(row: object, index: int) -> str:
+    """How a row of an array of tables is called: by what identifies it, else by its place."""
+    if isinstance(row, dict):
+        for key in ("id", "name", "preset"):
+            if isinstance(name := row.get(key), str):
+                return f'"{name}"'
+    return str(index)
+
+
+def _join(path: str, key: str) -> str:
+    """`path.key`, with the key quoted where TOML wants it quoted."""
+    bare = key.replace("-", "").replace("_", "")
+    word = key if bare.isalnum() and bare.isascii() else f'"{key}"'
+    return f"{path}.{word}" if path else word

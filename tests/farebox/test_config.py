@@ -1,0 +1,411 @@
+"""Configuration: what is accepted, and the sentence for everything that is not."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from farebox.config import Config, ConfigError, groups, load
+from farebox.secret import ensure_secret
+
+PRICED = '[[models]]\nid = "m"\nupstreams = ["openai/m"]\n'
+OPENAI = {"OPENAI_API_KEY": "sk-real"}
+
+
+def read(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -> Config:
+    file = tmp_path / "farebox.toml"
+    file.write_text(text)
+    return load(file, OPENAI if environ is None else environ)
+
+
+def refused(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, text, environ)
+    return list(error.value.problems)
+
+
+# -- without a file -------------------------------------------------------------------------------
+
+
+def test_nothing_at_all_is_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(None, {})
+    assert config.sandbox
+    assert config.providers == ()
+    assert config.data_dir == tmp_path / ".farebox"
+    assert config.billing.margin_bps == 1000
+    assert config.warnings == ()
+
+
+def test_a_variable_switches_its_provider_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(None, {"OPENAI_API_KEY": "sk-a", "DEEPSEEK_API_KEY": "sk-b", "GROQ_API_KEY": ""})
+    assert [provider.name for provider in config.providers] == ["openai", "deepseek"]
+    assert config.providers[1].base_url == "https://api.deepseek.com/v1"
+    assert config.providers[1].api_key == ("sk-b",)
+    assert not config.sandbox
+
+
+def test_a_protocol_that_is_not_spoken_yet_is_said_and_leaves_the_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(None, {"ANTHROPIC_API_KEY": "sk-ant"})
+    assert config.sandbox
+    assert config.warnings == (
+        'not in this version yet: providers["anthropic"] speaks "anthropic"; '
+        "its models are left out",
+    )
+
+
+def test_the_file_in_the_working_directory_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "farebox.toml").write_text("[server]\ndrain_seconds = 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert load(None, {}).server.drain_seconds == 3
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+def test_env_and_file_stand_for_any_string(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-from-file\n")
+    config = read(
+        tmp_path,
+        '[billing]\nmargin = "env:MARGIN"\n'
+        '[[providers]]\npreset = "openai"\napi_key = ["file:key", "env:SECOND"]\n'
+        'headers = { "X-Team" = "env:TEAM" }\n',
+        {"MARGIN": "0.2550", "SECOND": "sk-2", "TEAM": "red"},
+    )
+    assert config.billing.margin_bps == 2550
+    assert config.providers[0].api_key == ("sk-from-file", "sk-2")
+    assert config.providers[0].headers == {"X-Team": "red"}
+
+
+def test_a_provider_is_completed_from_preset_and_protocol(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        '[[providers]]\nname = "a"\nbase_url = "http://127.0.0.1:1/v1/"\n'
+        '[[providers]]\npreset = "ollama"\n'
+        '[[providers]]\npreset = "azure"\nbase_url = "https://r.example/openai/v1"\napi_key = "k"\n'
+        '[[providers]]\nname = "g"\nbase_url = "https://g.example"\nprotocol = "gemini"\n',
+    )
+    a, ollama, azure, gemini = config.providers
+    assert (a.base_url, a.protocol, a.auth, a.api_key) == (
+        "http://127.0.0.1:1/v1",
+        "openai",
+        "bearer",
+        (),
+    )
+    assert ollama.api_key == ()
+    assert azure.auth == "api-key"
+    assert gemini.auth == "x-goog-api-key"
+
+
+def test_upstreams_are_split_at_the_first_slash_grouped_and_weighted(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        '[[providers]]\nname = "a"\nbase_url = "http://a.example"\n'
+        '[[providers]]\nname = "b"\nbase_url = "http://b.example"\n'
+        '[[models]]\nid = "m"\nupstreams = [["a/x/y*3", "b/x"], "a/z"]\n',
+    )
+    first, second = groups(config.models[0])
+    assert [(ref.provider, ref.model, ref.weight) for ref in first] == [
+        ("a", "x/y", 3),
+        ("b", "x", 1),
+    ]
+    assert second[0].name == "a/z"
+
+
+def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        '[server]\nsecret = "s3cret"\n'
+        '[database]\nurl = "postgresql://u:s3cret@h/d"\n'
+        '[limits]\nvalkey_url = "redis://:s3cret@h"\n'
+        '[console]\njwt_secret = "s3cret-s3cret-s3cret-s3cret-s3cret"\n'
+        '[stripe]\napi_key = "s3cret"\nwebhook_secret = "s3cret"\n'
+        '[[providers]]\npreset = "openai"\napi_key = "s3cret"\nshadow_api_key = "s3cret"\n'
+        'headers = { "X" = "s3cret" }\nquery = { "key" = "s3cret" }\n',
+    )
+    assert "s3cret" not in repr(config)
+
+
+# -- problems -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[server]\nlisen = "127.0.0.1:1"', 'server.lisen: unknown key; did you mean "listen"?'),
+        ("[sever]", 'sever: unknown key; did you mean "server"?'),
+        (
+            "[tiers.free]\nrmp = 1",
+            'tiers.free.rmp: unknown key; did you mean "rpm"?',
+        ),
+        (
+            PRICED + "[models.price]\ninput = 2.5",
+            'models["m"].price.input: expected a decimal string in quotes, such as "2.50", '
+            "found a number with a fraction",
+        ),
+        (
+            PRICED + '[models.price]\ninput = "two"',
+            'models["m"].price.input: expected a decimal string in quotes, such as "2.50", '
+            "found other text",
+        ),
+        (
+            PRICED + '[[models.price.above]]\ninput = "1"',
+            'models["m"].price.above[0].input_tokens: missing; write a whole number above 0',
+        ),
+        (
+            "[billing]\nmargin = 0.1",
+            'billing.margin: expected a decimal string in quotes, such as "2.50", '
+            "found a number with a fraction",
+        ),
+        (
+            '[billing]\nmargin = "0.12345"',
+            "billing.margin: has steps of a basis point: at most four decimals",
+        ),
+        (
+            '[billing]\nmargin = "10.01"',
+            "billing.margin: is from 0 to 10: a fraction of the cost",
+        ),
+        (
+            '[billing]\nreserve = "half"',
+            'billing.reserve: expected one of "full", "adaptive", found other text',
+        ),
+        (
+            "[tiers.free]\nrpm = -1",
+            "tiers.free.rpm: expected a whole number, 0 or more, found a negative number",
+        ),
+        (
+            "[server]\ndrain_seconds = true",
+            "server.drain_seconds: expected a number of seconds, 0 or more, found true or false",
+        ),
+        ("server = 1", "server: expected a table, found a number"),
+        ("tiers = []", "tiers: expected a table of tables, found a list"),
+        ("[providers]", "providers: expected a list of tables, found a table"),
+        (
+            '[server]\nlisten = "8080"',
+            'server.listen: an address is written "host:port", such as "127.0.0.1:8080"',
+        ),
+        (
+            '[server]\nlisten = "::1:8080"',
+            'server.listen: an IPv6 address stands in brackets, such as "[::1]:8080"',
+        ),
+        (
+            '[server]\nlisten = "h:99999"',
+            "server.listen: '99999' is not a port number from 0 to 65535",
+        ),
+        (
+            '[server]\nlisten = "127.0.0.1:9464"',
+            "server.admin_listen: is the same address as server.listen; choose another",
+        ),
+        (
+            "[server]\nworkers = 4",
+            "server.workers: this version runs one proxy process; write 1 or leave it out",
+        ),
+        (
+            '[server]\npublic_url = "farebox.example"',
+            'server.public_url: expected a URL that starts with "http://" or "https://"',
+        ),
+        (
+            '[limits]\ndefault_tier = "fre"\n[tiers.free]',
+            'limits.default_tier: there is no tier "fre"; did you mean "free"?',
+        ),
+        (
+            '[limits]\ndefault_tier = "gold"',
+            'limits.default_tier: there is no tier "gold"; add [tiers.gold]',
+        ),
+        (
+            '[database]\nurl = "env:DATABASE_URL"',
+            "database.url: the environment variable DATABASE_URL is not set; set it or remove this",
+        ),
+        (
+            '[stripe]\napi_key = "file:nowhere"',
+            "stripe.api_key: cannot read the file nowhere: No such file or directory",
+        ),
+        (
+            '[console]\njwt_secret = "short"',
+            "console.jwt_secret: is too short for HS256: at least 32 bytes",
+        ),
+        (
+            '[[providers]]\npreset = "opanai"',
+            'providers["opanai"].preset: there is no preset "opanai"; did you mean "openai"?',
+        ),
+        (
+            '[[providers]]\npreset = "groq"',
+            'providers["groq"].api_key: missing; set the environment variable GROQ_API_KEY '
+            "or write api_key",
+        ),
+        (
+            '[[providers]]\npreset = "azure"\napi_key = "k"',
+            'providers["azure"].base_url: missing; write the provider\'s address, '
+            "such as https://RESOURCE.openai.azure.com/openai/v1",
+        ),
+        (
+            '[[providers]]\nbase_url = "http://h"',
+            "providers[0].name: missing; a provider has a name or a preset",
+        ),
+        (
+            '[[providers]]\nname = "a/b"\nbase_url = "http://h"',
+            'providers["a/b"].name: expected letters, digits, dots, dashes and underscores',
+        ),
+        (
+            '[[providers]]\nname = "a"\nbase_url = "ftp://h"',
+            'providers["a"].base_url: expected a URL that starts with "http://" or "https://"',
+        ),
+        (
+            '[[providers]]\npreset = "openai"\n[[providers]]\npreset = "openai"',
+            'providers["openai"].name: 2 providers have this name; rename one',
+        ),
+        (PRICED + PRICED, 'models["m"].id: 2 models have this id; keep one'),
+        (
+            '[[models]]\nid = "m"\nupstreams = ["opnai/m"]',
+            'models["m"].upstreams: there is no provider "opnai"; did you mean "openai"?',
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = ["groq/m"]',
+            'models["m"].upstreams: there is no provider "groq"; set GROQ_API_KEY or '
+            'add [[providers]] with preset = "groq"',
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = ["openai"]',
+            'models["m"].upstreams: \'openai\' is not "provider/model", such as "openai/gpt-4o"',
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = ["openai/m*0"]',
+            "models[\"m\"].upstreams: the weight in 'openai/m*0' is not a whole number above 0",
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = []',
+            'models["m"].upstreams: name at least one, such as "openai/gpt-4o"',
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = ["openai/m", "openai/m"]',
+            'models["m"].upstreams: "openai/m" is listed 2 times; keep one',
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = [3]',
+            'models["m"].upstreams: expected a list of text in quotes or a list of '
+            "text in quotes, found something else in it",
+        ),
+        (
+            PRICED + '[models.upstream_price."openai/n"]\ninput = "1"',
+            'models["m"].upstream_price."openai/n": is not one of the model\'s upstreams; '
+            'did you mean "openai/m"?',
+        ),
+        (
+            PRICED + "max_output_tokens = 5\ndefault_max_output_tokens = 6",
+            'models["m"].default_max_output_tokens: is more than max_output_tokens',
+        ),
+    ],
+)
+def test_one_problem_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    assert refused(tmp_path, text) == [sentence]
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    problems = refused(
+        tmp_path,
+        '[server]\nlisen = "x"\nworkers = 2\n[billing]\nmargin = 1\n[limits]\ndefault_tier = "x"',
+    )
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "server.lisen",
+        "billing.margin",
+        "server.workers",
+        "limits.default_tier",
+    ]
+
+
+def test_a_problem_never_repeats_a_secret(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path, '[billing]\nmargin = "env:OOPS"', {"OOPS": "sk-very-secret"})
+    assert "sk-very-secret" not in problem
+
+
+def test_what_is_no_toml_is_said_with_its_place(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path, "[server\n")
+    assert "is not valid TOML" in problem
+    assert "line 1" in problem
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
+        load(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('[billing]\nreserve = "adaptive"', "billing.reserve"),
+        ('[limits]\nvalkey_url = "redis://h"', "limits.valkey_url"),
+        ("[routing]\nenabled = false", "routing"),
+        ("[console]", "console"),
+        ("[stripe]", "stripe"),
+        (PRICED + "hedge_after_percentile = 95", 'models["m"].hedge_after_percentile'),
+    ],
+)
+def test_what_this_version_does_not_do_is_said(tmp_path: Path, text: str, what: str) -> None:
+    (warning,) = read(tmp_path, text).warnings
+    assert warning.startswith(f"not in this version yet: {what}")
+
+
+# -- the server's secret --------------------------------------------------------------------------
+
+
+def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
+    config = read(tmp_path, "")
+    secret = ensure_secret(config, {})
+    assert len(secret) == 32
+    assert ensure_secret(config, {}) == secret
+    assert (tmp_path / ".farebox/secret").stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path / ".farebox") == ["secret"]
+
+
+def test_all_who_make_the_secret_at_once_get_the_same(tmp_path: Path) -> None:
+    config = read(tmp_path, "")
+    found: list[bytes] = []
+    gate = threading.Barrier(8)
+
+    def make() -> None:
+        gate.wait(10)
+        found.append(ensure_secret(config, {}))
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == 8
+    assert len(set(found)) == 1
+
+
+def test_the_secret_may_come_from_the_environment(tmp_path: Path) -> None:
+    config = read(tmp_path, '[server]\nsecret = "env:FAREBOX_SECRET"')
+    assert ensure_secret(config, {"FAREBOX_SECRET": "ab" * 32}) == b"\xab" * 32
+
+
+def test_a_malformed_secret_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("too short\n")
+    config = read(tmp_path, '[server]\nsecret = "file:mine"')
+    with pytest.raises(ConfigError, match="expected 64 hexadecimal digits"):
+        ensure_secret(config, {})
+    assert (tmp_path / "mine").read_text() == "too short\n"
+
+
+# -- the example ----------------------------------------------------------------------------------
+
+
+def test_the_example_is_accepted_as_it_stands() -> None:
+    example = Path(__file__).resolve().parents[2] / "farebox.example.toml"
+    names = set(re.findall(r'"env:([A-Z_]+)"', example.read_text()))
+    config = load(example, dict.fromkeys(names - {"A", "B"}, "x" * 40))
+    assert [model.id for model in config.models] == ["gpt-4o"]
+    assert config.limits.default_tier == "free"
