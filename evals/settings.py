@@ -10,7 +10,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, description="a whole number, 0 or more
 Fraction = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[0-9]{1,9}(\.[0-9]{1,12})?$",
+        pattern=r"^[0-9]{1,6}(\.[0-9]{1,9})?$",
         description='a decimal string in quotes, such as "0.05"',
     ),
 ]

@@ -24,7 +24,7 @@ Brand = Annotated[
 DecimalString = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[0-9]{1,9}(\.[0-9]{1,12})?$",
+        pattern=r"^[0-9]{1,6}(\.[0-9]{1,9})?$",
         description='a decimal string in quotes, such as "2.50"',
     ),
 ]
