@@ -141,10 +141,14 @@ class Connection:
                 raise ClientGone
             received += len(data)
             self._h11.receive_data(data)
-        self.stage = Stage.SERVING
+        self._begin_serving()
         if received > self.settings.max_head_bytes:
             self._refuse_large_head(received)
         return self._accept(event)
+
+    def _begin_serving(self) -> None:
+        self.stage = Stage.SERVING
+        self._scope.deadline = trio.current_time() + self.settings.max_request_seconds
 
     def _accept(self, event: h11.Request) -> Head:
         self._body_pending = True
@@ -185,7 +189,8 @@ class Connection:
             else:
                 break
         self._body_pending = False
-        self.stage = Stage.SERVING
+        if self.stage is Stage.BODY:
+            self._begin_serving()
         self._leftover = self._h11.trailing_data[0]
         return b"".join(parts)
 
@@ -288,10 +293,6 @@ class Connection:
         """Send the last bytes of a stream and its end, in one piece."""
         end = _LAST_CHUNK if self._chunked else b""
         await self.send(self._frame(final) + end)
-
-    def abandon(self) -> None:
-        """Nothing more can be sent that would make sense: the connection will be closed."""
-        self.reusable = False
 
     async def _start(self, data: bytes) -> None:
         self.response_started = True

@@ -90,6 +90,18 @@ class Record:
         self.usage: Usage | None = None
         self.settled: Settled | None = None
 
+    def enter(self, operation: Operation) -> None:
+        """The path says what is wanted, and in whose words to answer."""
+        self.surface, self.endpoint = operation.surface, operation.endpoint
+
+    def ask(self, model: str, *, stream: bool) -> None:
+        """The body says of which model, and how."""
+        self.model, self.stream = model, stream
+
+    def id_headers(self) -> Headers:
+        """The request id under the names that the SDKs read."""
+        return [("x-request-id", self.id), ("request-id", self.id)]
+
     def start(self) -> None:
         """The head has arrived: waiting before that was not the request's."""
         self.started = trio.current_time()

@@ -39,6 +39,8 @@ Reason = Literal[
 ]
 
 _IDLE_SECONDS_MAX = 60.0  # an idle connection older than this is not worth a try
+_KEY_RESTS_SECONDS = 60.0
+_KEY_REFUSED = frozenset({401, 403})
 _JOIN_BYTES_MAX = 65_536  # a longer body is sent by itself rather than copied behind its head
 _AUTH_HEADERS = {
     "bearer": "authorization: Bearer {}",
@@ -147,14 +149,36 @@ class Upstreams:
         self._pools: dict[tuple[str, str, int], _Pool] = {}
 
     async def post(
-        self, provider: Provider, api_key: str, path: str, body: bytes, *, stream: bool
+        self, provider: Provider, path: str, body: bytes, *, stream: bool
     ) -> UpstreamResponse:
         """Send one request and wait for the head of its answer.
 
-        A connection that was idle may have been closed by the provider at that very moment: then
-        the request is sent once more over a new one. Raises AttemptFailed.
+        Where the provider refuses one of several API keys, the key rests for a while and the
+        request is sent with the next.
         """
         pool = self._pool(provider)
+        for _ in provider.api_keys[1:]:
+            api_key = pool.next_key()
+            response = await self._post(pool, provider, api_key, path, body, stream=stream)
+            if response.status not in _KEY_REFUSED:
+                return response
+            response.close()
+            pool.rest(api_key)
+        return await self._post(pool, provider, pool.next_key(), path, body, stream=stream)
+
+    async def _post(
+        self,
+        pool: _Pool,
+        provider: Provider,
+        api_key: str,
+        path: str,
+        body: bytes,
+        *,
+        stream: bool,
+    ) -> UpstreamResponse:
+        """One try. A connection that was idle may have been closed by the provider at that very moment: then
+        the request is sent once more over a new one. Raises AttemptFailed.
+        """
         head = pool.request_head(provider, api_key, path, len(body), stream=stream)
         phase: Literal["connect", "answer"] = "connect"
         connection: _Connection | None = None
@@ -306,6 +330,22 @@ class _Pool:
         self._open = 0
         self._waiting = trio.lowlevel.ParkingLot()
         self._heads: dict[tuple[Provider, str, str, bool], bytes] = {}
+        self._keys: deque[str] = deque(provider.api_keys or ("",))
+        self._resting: dict[str, float] = {}
+
+    def next_key(self) -> str:
+        """The API key whose turn it is, passing over those that rest; "" where none is needed."""
+        now = trio.current_time()
+        for _ in self._keys:
+            api_key = self._keys[0]
+            self._keys.rotate(-1)
+            if self._resting.get(api_key, now) <= now:
+                return api_key
+        return self._keys[0]  # all rest: refusing to try would be worse
+
+    def rest(self, api_key: str) -> None:
+        """The provider has refused this key: leave it out for a while."""
+        self._resting[api_key] = trio.current_time() + _KEY_RESTS_SECONDS
 
     async def take(self) -> _Connection:
         """An idle connection that still stands, or a new one; waits where the limit is reached."""

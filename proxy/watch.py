@@ -9,6 +9,8 @@ would cost fifty. A client that half-closes its sending side counts as gone.
 from __future__ import annotations
 
 import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -30,6 +32,16 @@ class Watch(Protocol):
     async def run(self) -> None:
         """Serve until cancelled."""
         ...
+
+
+@contextmanager
+def watching(watch: Watch, transport: Transport, scope: trio.CancelScope) -> Iterator[None]:
+    """Watch for the time of a block."""
+    watch.add(transport, scope)
+    try:
+        yield
+    finally:
+        watch.remove(transport)
 
 
 class EpollWatch:

@@ -1,0 +1,212 @@
+"""The life of one request, from its first byte to settled. Start reading here.
+
+The steps, in order, and what may be relied on after each:
+
+ 1  parse head        connection      READING     nothing is held
+ 2  surface           surfaces
+ 3  principal         authenticate
+ 4  permit            admit           ADMITTED    holds a permit
+ 5  body              connection
+ 6  candidates        route
+ 7  reservation       reserve         RESERVED    holds permit and reservation; *nothing was sent
+                                                  upstream before this*
+ 8  attempts          fallback        ATTEMPTING  no content was sent; *another candidate may be
+                                                  tried*
+ 9  stream            relay           STREAMING   content was sent; *no other candidate, errors
+                                                  become stream events or a broken connection*
+10  settled           settle, record  SETTLED     posted or voided, exactly once, on every path
+                                                  including cancellation
+
+An exchange runs in one cancel scope. Its deadline follows the stage of the connection, and the
+watch cancels it when the client leaves; what was acquired is a context manager, so both unwind
+through step 10. Every step may raise APIError; `run` renders it in the caller's own envelope.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import trio
+
+from adapters.codec import Headers
+from adapters.errors import (
+    APIError,
+    InsufficientBalance,
+    InternalError,
+    InvalidRequest,
+    RateLimited,
+    RequestTimeout,
+    RequestTooLarge,
+    UpstreamTimeout,
+)
+from proxy import authenticate, fallback, relay, reserve, route, surfaces
+from proxy.connection import ClientGone, Connection, Head, Stage
+from proxy.gateway import Gateway
+from proxy.record import CLIENT_CLOSED, Record
+from proxy.surfaces import Operation
+from proxy.transport import Transport
+from proxy.watch import watching
+
+_ERROR_SECONDS = 10.0
+
+
+async def serve_connection(gateway: Gateway, transport: Transport) -> None:
+    """Exchange after exchange, until the connection cannot carry another."""
+    connection = Connection(transport, gateway.settings)
+    while not gateway.draining and await run(gateway, connection):
+        pass
+
+
+async def run(gateway: Gateway, connection: Connection) -> bool:
+    """One exchange. False where the connection has to be closed after it."""
+    record = Record()
+    error: APIError | None = None
+    with trio.CancelScope() as scope:
+        try:
+            head = await _next_head(gateway, connection, scope)
+            if head is None:
+                return False
+            record.start()
+            await serve_exchange(gateway, connection, head, record, scope)
+        except APIError as refused:
+            error = refused
+        except ClientGone:
+            record.status = CLIENT_CLOSED
+        except Exception:  # the one place that turns a bug into a 500
+            sys.stderr.write(f"{record.id}: {traceback.format_exc()}")
+            error = InternalError("The gateway failed to handle this request.")
+    if scope.cancelled_caught:
+        if connection.stage is Stage.WAITING:
+            return False  # idle for too long, or draining
+        if trio.current_time() < scope.deadline:
+            record.status = CLIENT_CLOSED  # the watch saw the client leave
+        else:
+            error = _too_late(connection)
+    if error is not None:
+        await _answer_error(connection, error, record)
+    if record.status == CLIENT_CLOSED:
+        connection.reusable = False
+    _finish(gateway, record, error)
+    return connection.reusable
+
+
+async def serve_exchange(
+    gateway: Gateway, connection: Connection, head: Head, record: Record, scope: trio.CancelScope
+) -> None:
+    """Steps 2 to 10. Raises APIError and ClientGone, and leaves nothing held."""
+    operation = surfaces.find(head.method, head.path)
+    record.enter(operation)
+    principal = authenticate.principal(gateway.keyring, head, gateway.wall())
+    record.principal = principal
+    if operation.codec is None:
+        await _answer_from_snapshot(gateway, connection, operation, record)
+        return
+    with gateway.load.admit():
+        request = operation.codec.decode(await _read_body(connection, head, record))
+        found = route.find(gateway.snapshot, principal, request.model, request.kind)
+        record.ask(found.model.id, stream=request.stream)
+        need = reserve.Need.of(request, found.model)
+        with watching(gateway.watch, connection.transport, scope):
+            async with reserve.Hold(
+                gateway.ledger, principal, found, need, record, operation.number
+            ) as hold:
+                headers = _headers(head, record) + hold.headers(request.conversation_id)
+                hold.answer = await fallback.first_event(
+                    gateway, request, found, need.output_cap, hold.reservation, record
+                )
+                await relay.deliver(gateway, connection, operation.codec, hold, record, headers)
+
+
+async def _next_head(
+    gateway: Gateway, connection: Connection, scope: trio.CancelScope
+) -> Head | None:
+    gateway.idle.add(scope)
+    try:
+        head = await connection.read_head(scope)
+    finally:
+        gateway.idle.discard(scope)
+    if gateway.draining:
+        connection.reusable = False  # the answer says so
+    return head
+
+
+async def _read_body(connection: Connection, head: Head, record: Record) -> bytes:
+    limit = connection.settings.max_body_bytes
+    declared = connection.body_bytes_declared(head)
+    if declared == 0:
+        raise InvalidRequest(
+            "The request has no body: send JSON with Content-Length or chunked encoding."
+        )
+    if declared is not None and declared > limit:
+        raise RequestTooLarge(f"The body is larger than {limit} bytes.")
+    started = trio.current_time()
+    body = await connection.read_body(limit)
+    record.client_seconds += trio.current_time() - started
+    return body
+
+
+async def _answer_from_snapshot(
+    gateway: Gateway, connection: Connection, operation: Operation, record: Record
+) -> None:
+    assert operation.read is not None, "an operation without a codec reads the snapshot"
+    body = operation.read(gateway.snapshot, operation.argument)
+    await connection.skip_body()
+    record.status = 200
+    headers = [("content-type", "application/json"), *record.id_headers()]
+    await connection.respond(200, headers, body)
+
+
+def _headers(head: Head, record: Record) -> Headers:
+    headers = record.id_headers()
+    if (conversation := head.header(b"x-farebox-conversation-id")) is not None:
+        headers.append(("x-farebox-conversation-id", conversation))
+    return headers
+
+
+def _too_late(connection: Connection) -> APIError:
+    settings = connection.settings
+    if connection.stage is Stage.HEAD:
+        return RequestTimeout(f"The request's head took over {settings.head_seconds:g} s.")
+    if connection.stage is Stage.BODY:
+        return RequestTimeout(f"The body paused for over {settings.body_seconds:g} s.")
+    return UpstreamTimeout(f"The request took over {settings.max_request_seconds:g} s.")
+
+
+async def _answer_error(connection: Connection, error: APIError, record: Record) -> None:
+    """Tell the client, in its envelope and in a form that fits what was already sent."""
+    record.code = error.code
+    record.status = record.status or error.status
+    codec = record.codec
+    with trio.move_on_after(_ERROR_SECONDS) as scope:
+        try:
+            if connection.response_started:
+                connection.reusable = False
+                if record.stream:
+                    await connection.end_stream(codec.error_event(error, record.id))
+                return
+            await connection.skip_body()
+            await connection.respond(
+                error.status,
+                [
+                    ("content-type", "application/json"),
+                    *record.id_headers(),
+                    *codec.error_headers(error),
+                ],
+                codec.error_body(error, record.id),
+            )
+            if not connection.reusable:
+                await connection.linger()
+        except ClientGone:
+            record.status = CLIENT_CLOSED
+    if scope.cancelled_caught:
+        connection.reusable = False
+
+
+def _finish(gateway: Gateway, record: Record, error: APIError | None) -> None:
+    if isinstance(error, RateLimited):
+        gateway.metrics.limited(str(error.details["limit"])).inc()
+    elif isinstance(error, InsufficientBalance):
+        gateway.metrics.insufficient_balance.inc()
+    record.count(gateway.metrics)
+    gateway.log.add(record.line())

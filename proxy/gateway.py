@@ -1,0 +1,51 @@
+"""What one worker is made of: passed to every exchange, built by `farebox.worker`.
+
+Nothing here is global: tests build the same from fakes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from ledger.client import Ledger
+from proxy.admit import Load
+from proxy.authenticate import Keyring
+from proxy.metrics import Metrics
+from proxy.record import Log
+from proxy.route import Snapshot
+from proxy.settings import ServerSettings
+from proxy.upstream import Upstreams
+from proxy.watch import Watch
+
+
+def wall_seconds() -> float:
+    """Seconds since the epoch: for expiry dates, never for durations."""
+    return time.time_ns() / 1e9
+
+
+@dataclass(slots=True)
+class Gateway:
+    """A worker's parts. `snapshot` and `settings` are replaced whole on reload."""
+
+    settings: ServerSettings
+    snapshot: Snapshot
+    keyring: Keyring
+    ledger: Ledger
+    upstreams: Upstreams
+    watch: Watch
+    metrics: Metrics
+    log: Log
+    load: Load
+    wall: Callable[[], float] = wall_seconds
+    draining: bool = False
+    idle: set[trio.CancelScope] = field(default_factory=set)
+
+    def drain(self) -> None:
+        """Serve what is running, then close: idle connections at once, others after their answer."""
+        self.draining = True
+        for scope in self.idle:
+            scope.cancel()

@@ -1,0 +1,235 @@
+"""Nothing is sent upstream before its cost is set aside.
+
+The amount held is an upper bound: the most input tokens that the body can be, the whole output
+cap, at the dearest row of the dearest upstream that may serve, plus margin. Credit, budgets, rpm,
+tpm and concurrency are decided by the ledger in one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+from adapters import errors, pricing
+from adapters.codec import Headers
+from adapters.estimate import Bound
+from ledger.client import Ledger, LimitRef, LimitState, Reservation, ReservationRequest, Settled
+from ledger.errors import (
+    AccountSuspended,
+    InsufficientCredit,
+    LedgerError,
+    LedgerUnavailable,
+    RateLimited,
+)
+from ledger.money import cost_and_charge, format_usd
+from ledger.store import EventStatus
+from proxy import settle
+from proxy.authenticate import Principal
+from proxy.fallback import Answer
+from proxy.record import Record
+from proxy.route import Candidate, Route
+
+_RETRY_AFTER_SECONDS_MAX = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a request may consume at most, over all its choices."""
+
+    bound: Bound
+    output_tokens: int
+    service_tier: str
+
+    def amount(self, route: Route) -> int:
+        """Nano-dollars at the dearest upstream of `route`, with margin."""
+        return max(self._amount(candidate, self.output_tokens) for candidate in route.candidates)
+
+    def affordable_output_tokens(self, route: Route, available: int) -> int:
+        """The largest output cap that `available` nano-dollars would cover."""
+        fixed = max(self._amount(candidate, 0) for candidate in route.candidates)
+        whole = self.amount(route)
+        if available <= fixed or whole <= fixed or not self.output_tokens:
+            return 0
+        return (available - fixed) * self.output_tokens // (whole - fixed)
+
+    def _amount(self, candidate: Candidate, output_tokens: int) -> int:
+        schedule = candidate.upstream.prices
+        assert schedule is not None, "an unpriced upstream is never a candidate"
+        return max(
+            cost_and_charge(candidate.prices[rates], quantities)[1]
+            for rates, quantities in pricing.dearest(
+                schedule, self.bound, output_tokens, self.service_tier
+            )
+        )
+
+
+class Hold:
+    """A reservation for the time of one exchange. Leaving it settles or gives back, always.
+
+    With an answer: what was produced is charged. Without: nothing is, and a provider that was
+    contacted leaves an event that says so.
+    """
+
+    __slots__ = ("_ledger", "_need", "_record", "_request", "_route", "answer", "reservation")
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        principal: Principal,
+        route: Route,
+        need: Need,
+        record: Record,
+        endpoint: int,
+    ) -> None:
+        self._ledger = ledger
+        self._route = route
+        self._need = need
+        self._record = record
+        first = route.candidates[0]
+        record.reserved = need.amount(route)
+        self._request = ReservationRequest(
+            request_id=record.request_id.bytes,
+            account_id=principal.account_id,
+            key_id=principal.key_id,
+            pools=principal.pools,
+            amount=record.reserved,
+            tokens=need.bound.input_tokens + need.output_tokens,
+            limits=_limits(principal, route),
+            model_id=route.model_id,
+            provider_id=first.provider_id,
+            price_id=next(iter(first.prices.values())).price_id,
+            endpoint=endpoint,
+        )
+        self.answer: Answer | None = None
+        self.reservation: Reservation
+
+    async def __aenter__(self) -> Hold:
+        try:
+            self.reservation = await self._ledger.reserve(self._request)
+        except LedgerError as error:
+            raise self._refusal(error) from error
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.answer is not None:
+            self.answer.close()
+        if not self.reservation.open:
+            return
+        if self.answer is not None:
+            self.settle(cut=True)
+        elif self._record.attempts:
+            first = self._route.candidates[self._record.attempts - 1]
+            self.reservation.void(
+                status=EventStatus.CANCELLED,
+                provider_id=first.provider_id,
+                price_id=next(iter(first.prices.values())).price_id,
+                duration_ms=self._record.duration_ms,
+            )
+        else:
+            self.reservation.void()
+
+    def headers(self, conversation_id: str) -> Headers:
+        """What the answer says of the model, the route and the limits."""
+        headers = [("x-farebox-model", self._route.model.id)]
+        if self._route.reason:
+            headers.append(("x-farebox-route", self._route.reason))
+        if conversation_id:
+            headers.append(("x-farebox-conversation-id", conversation_id))
+        return headers + limit_headers(self.reservation.limits)
+
+    def settle(self, *, cut: bool = False) -> Settled:
+        """Charge the answer as far as it has come."""
+        assert self.answer is not None, "only an answer can be charged"
+        return settle.post(
+            self.reservation,
+            self._record,
+            self.answer.candidate,
+            self.answer.relay,
+            self._need.bound.text_bytes,
+            cut=cut,
+        )
+
+    def _refusal(self, error: LedgerError) -> errors.APIError:
+        """The ledger's refusals as what the client is told."""
+        match error:
+            case InsufficientCredit():
+                return self._insufficient(error)
+            case RateLimited():
+                return _rate_limited(error)
+            case AccountSuspended():
+                return errors.AccountSuspended("The account is suspended.")
+            case LedgerUnavailable():
+                return errors.LedgerUnavailable(
+                    "The ledger cannot confirm credit right now; try again shortly.",
+                    retry_after=error.retry_after,
+                )
+            case _:
+                raise error
+
+    def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:
+        affordable = self._need.affordable_output_tokens(self._route, error.available)
+        whose = "prepaid balance" if error.kind == "account" else "budget of this key or project"
+        advice = (
+            f"Top up, or ask for at most {affordable} output tokens."
+            if affordable
+            else "Top up to go on."
+        )
+        return errors.InsufficientBalance(
+            f"The {whose} does not cover this request: it may cost up to "
+            f"${format_usd(error.required)}, ${format_usd(error.available)} is available. {advice}",
+            balance_usd=format_usd(error.balance),
+            reserved_usd=format_usd(error.reserved),
+            required_usd=format_usd(error.required),
+            affordable_output_tokens=affordable,
+        )
+
+
+def _limits(principal: Principal, route: Route) -> tuple[LimitRef, ...]:
+    """The tier's limits and those of the model, which also count per account."""
+    model = route.model
+    if not model.rpm and not model.tpm:
+        return principal.limits
+    scope = f"account:{principal.account_id}:{model.id}"
+    own = [LimitRef(scope, "rpm", model.rpm)] if model.rpm else []
+    own += [LimitRef(scope, "tpm", model.tpm)] if model.tpm else []
+    return (*principal.limits, *own)
+
+
+def _rate_limited(error: RateLimited) -> errors.RateLimited:
+    limit = error.limit
+    unit = {"rpm": "requests per minute", "tpm": "tokens per minute", "concurrent": "at once"}
+    seconds = max(1, min(_RETRY_AFTER_SECONDS_MAX, round(error.retry_after + 0.5)))
+    if error.never_fits:
+        return errors.RateLimited(
+            f"This request alone is larger than the limit of {limit.limit} {unit[limit.kind]} "
+            f"({limit.kind}): ask for fewer tokens.",
+            retry_after=_RETRY_AFTER_SECONDS_MAX,
+            should_retry=False,
+            details={"limit": limit.kind, "size": limit.limit},
+        )
+    return errors.RateLimited(
+        f"Rate limit reached: {limit.limit} {unit[limit.kind]} ({limit.kind}). "
+        f"Try again in {seconds} s.",
+        retry_after=seconds,
+        details={"limit": limit.kind, "size": limit.limit},
+    )
+
+
+def limit_headers(states: tuple[LimitState, ...]) -> Headers:
+    """OpenAI's `x-ratelimit-*` family; where several limits count the same, the tightest."""
+    headers: Headers = []
+    for kind, unit in (("rpm", "requests"), ("tpm", "tokens")):
+        of_kind = [state for state in states if state.kind == kind]
+        if of_kind:
+            tight = min(of_kind, key=lambda state: state.remaining)
+            headers += [
+                (f"x-ratelimit-limit-{unit}", str(tight.limit)),
+                (f"x-ratelimit-remaining-{unit}", str(tight.remaining)),
+                (f"x-ratelimit-reset-{unit}", f"{tight.reset_seconds:.3f}s"),
+            ]
+    return headers

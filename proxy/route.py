@@ -1,0 +1,119 @@
+"""Model name → the candidates that may serve it, from one immutable snapshot.
+
+A snapshot joins the catalogue with the ids under which the books know its models, providers and
+prices. It is built once per reload; an exchange keeps the one that it started with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from adapters.catalogue import Catalogue, Model, Rates, Upstream
+from adapters.errors import InvalidRequest, ModelNotAvailable
+from ledger.money import Price
+from proxy.authenticate import Principal, may_use
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An upstream that may serve a request, with its price rows as the books know them."""
+
+    upstream: Upstream
+    provider_id: int
+    prices: Mapping[Rates, Price]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a model name means: candidates in priority order.
+
+    `reason` says why these, for virtual models.
+    """
+
+    model: Model
+    model_id: int
+    candidates: tuple[Candidate, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BookIds:
+    """The books' ids: models and providers by name, prices by (upstream name, row)."""
+
+    models: Mapping[str, int]
+    providers: Mapping[str, int]
+    prices: Mapping[tuple[str, Rates], Price]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that may be asked for by name."""
+
+    catalogue: Catalogue
+    routes: Mapping[str, Route]
+
+    @classmethod
+    def build(cls, catalogue: Catalogue, ids: BookIds, *, brand: str, reference: str) -> Snapshot:
+        """Join a catalogue with its ids. Models without a price are left out: they cannot be sold.
+
+        Virtual models mean `reference` (empty: the first chat model) until evidence says better.
+        """
+        routes: dict[str, Route] = {}
+        for name, model, groups in _names(catalogue):
+            candidates = tuple(
+                Candidate(
+                    upstream,
+                    ids.providers[upstream.provider.name],
+                    {
+                        rates: ids.prices[upstream.name, rates]
+                        for rates in upstream.prices.variants.values()
+                    },
+                )
+                for group in groups
+                for upstream in group
+                if upstream.prices is not None
+            )
+            if candidates:
+                routes[name] = Route(model, ids.models[model.id], candidates)
+        meant = routes.get(reference) or _first_chat(routes)
+        if meant is not None:
+            virtual = Route(meant.model, meant.model_id, meant.candidates, "reference")
+            for kind in ("auto", "balanced", "cost-saver"):
+                routes[f"{brand}/{kind}"] = routes[f"{brand}-{kind}"] = virtual
+        return cls(catalogue, routes)
+
+
+def _names(
+    catalogue: Catalogue,
+) -> Iterator[tuple[str, Model, tuple[tuple[Upstream, ...], ...]]]:
+    for model in catalogue.models.values():
+        yield model.id, model, model.groups
+    for name, (model, upstream) in catalogue.pinned.items():
+        if name not in catalogue.models:
+            yield name, model, ((upstream,),)
+
+
+def _first_chat(routes: Mapping[str, Route]) -> Route | None:
+    return next((route for route in routes.values() if route.model.kind == "chat"), None)
+
+
+def find(snapshot: Snapshot, principal: Principal, name: str, kind: str) -> Route:
+    """The route of the model called `name` for this caller.
+
+    Raises ModelNotAvailable, PermissionDenied, and InvalidRequest where the model is of another
+    kind than the operation needs.
+    """
+    route = snapshot.routes.get(name)
+    if route is None:
+        raise ModelNotAvailable(
+            f"The model {name!r} is not available here; GET /v1/models lists what is.",
+            param="model",
+        )
+    if principal.models and name not in principal.models:
+        may_use(principal, route.model.id)
+    if route.model.kind != kind:
+        raise InvalidRequest(
+            f"The model {name!r} is for {route.model.kind}, not for {kind}.", param="model"
+        )
+    return route

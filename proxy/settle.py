@@ -1,0 +1,72 @@
+"""From what was produced to what is charged, exactly once on every way out.
+
+Everything here is synchronous: a cancellation cannot fall between deciding and booking. A settled
+answer is in the journal before its last byte leaves.
+"""
+
+from __future__ import annotations
+
+from adapters import pricing
+from adapters.canonical import Usage
+from adapters.codec import Relay
+from ledger.client import Reservation, Settled, TokenCounts
+from ledger.store import EventStatus
+from proxy.record import Record
+from proxy.route import Candidate
+
+
+def post(
+    reservation: Reservation,
+    record: Record,
+    candidate: Candidate,
+    relay: Relay,
+    input_text_bytes: int,
+    *,
+    cut: bool = False,
+) -> Settled:
+    """Charge what `relay` has read up to now. `cut`: the client will not get the rest.
+
+    The provider's own usage counts where it came, else what was relayed is counted.
+    """
+    counted = relay.counted(input_text_bytes)
+    usage = counted.usage
+    schedule = candidate.upstream.prices
+    assert schedule is not None, "an unpriced upstream is never a candidate"
+    rates = pricing.variant(schedule, usage.input_tokens, usage.service_tier)
+    settled = reservation.settle(
+        price=candidate.prices[rates],
+        provider_id=candidate.provider_id,
+        quantities=pricing.quantities(usage),
+        tokens=_tokens(usage),
+        status=_status(cut=cut, estimated=counted.estimated),
+        ttfb_ms=record.ttfb_ms,
+        duration_ms=record.duration_ms,
+    )
+    record.usage = usage
+    record.estimated = counted.estimated
+    record.settled = settled
+    return settled
+
+
+def _status(*, cut: bool, estimated: bool) -> EventStatus:
+    if cut:
+        return EventStatus.CANCELLED
+    return EventStatus.ESTIMATED if estimated else EventStatus.SETTLED
+
+
+def _tokens(usage: Usage) -> TokenCounts:
+    """Token counts with columns of their own, and whatever else was consumed by name."""
+    others = {
+        "cache_write": usage.cache_write_tokens,
+        "cache_write_1h": usage.cache_write_1h_tokens,
+        "audio_input": usage.audio_input_tokens,
+        "audio_output": usage.audio_output_tokens,
+        **usage.pieces,
+    }
+    return TokenCounts(
+        input=usage.input_tokens,
+        cached_input=usage.cached_input_tokens,
+        output=usage.output_tokens,
+        reasoning=usage.reasoning_tokens,
+        units={name: count for name, count in others.items() if count},
+    )

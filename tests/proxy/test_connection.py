@@ -1,0 +1,263 @@
+"""One connection over memory: what is read, refused and written, at exact virtual times."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from adapters.errors import (
+    HeadTooLarge,
+    InternalError,
+    InvalidRequest,
+    RequestTooLarge,
+    UnsupportedEncoding,
+)
+from proxy.connection import ClientGone, Connection, Head, Stage, render_head
+from proxy.settings import ServerSettings
+from tests.fakes.network import MemoryTransport, connected_pair
+
+POST = b"POST /v1/chat/completions?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"
+
+
+def opened(**settings: int) -> tuple[MemoryTransport, Connection]:
+    client, server = connected_pair()
+    return client, Connection(server, ServerSettings(**settings))  # type: ignore[arg-type] # ints
+
+
+async def read(connection: Connection) -> tuple[Head | None, trio.CancelScope]:
+    with trio.CancelScope() as scope:
+        return await connection.read_head(scope), scope
+    return None, scope
+
+
+async def test_a_request_is_split_into_its_parts() -> None:
+    client, connection = opened()
+    await client.send(POST)
+    head, _ = await read(connection)
+    assert head is not None
+    assert (head.method, head.path, head.query) == ("POST", "/v1/chat/completions", "key=k")
+    assert connection.body_bytes_declared(head) == 4
+    assert await connection.read_body(100) == b"body"
+    assert connection.reusable
+
+
+async def test_bytes_may_come_one_at_a_time(autojump_clock: MockClock) -> None:
+    client, connection = opened()
+    async with trio.open_nursery() as nursery:
+
+        async def trickle() -> None:
+            for byte in POST:
+                await client.send(bytes([byte]))
+
+        nursery.start_soon(trickle)
+        head, _ = await read(connection)
+        assert head is not None
+        assert await connection.read_body(100) == b"body"
+
+
+async def test_two_requests_in_one_packet_are_two_requests() -> None:
+    client, connection = opened()
+    await client.send(POST + POST.replace(b"body", b"more"))
+    bodies = []
+    for _ in range(2):
+        head, _ = await read(connection)
+        assert head is not None
+        bodies.append(await connection.read_body(100))
+        await connection.respond(200, [], b"{}")
+    assert bodies == [b"body", b"more"]
+
+
+async def test_a_head_and_its_body_leave_in_one_send() -> None:
+    client, connection = opened()
+    await client.send(POST)
+    await read(connection)
+    await connection.read_body(100)
+    await connection.respond(200, [("x-request-id", "7")], b"{}")
+    answer = await client.receive()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\ndate: ")
+    assert answer.endswith(b"x-request-id: 7\r\ncontent-length: 2\r\n\r\n{}")
+
+
+async def test_a_stream_is_chunked_and_ends() -> None:
+    client, connection = opened()
+    await client.send(POST)
+    await read(connection)
+    await connection.read_body(100)
+    await connection.start_stream(200, [], b"first")
+    await connection.send_chunk(b"second")
+    await connection.end_stream(b"last")
+    answer = await client.receive()
+    assert answer.endswith(b"\r\n\r\n5\r\nfirst\r\n6\r\nsecond\r\n4\r\nlast\r\n0\r\n\r\n")
+    assert connection.reusable
+
+
+async def test_http_1_0_gets_a_plain_body_and_the_connection_ends() -> None:
+    client, connection = opened()
+    await client.send(POST.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    await read(connection)
+    await connection.read_body(100)
+    await connection.start_stream(200, [], b"first")
+    await connection.end_stream(b"last")
+    answer = await client.receive()
+    assert b"transfer-encoding" not in answer
+    assert b"connection: close" in answer
+    assert answer.endswith(b"\r\n\r\nfirstlast")
+    assert not connection.reusable
+
+
+async def test_expect_continue_is_answered_before_the_body() -> None:
+    client, connection = opened()
+    head, body = POST[:-4], POST[-4:]
+    await client.send(head.replace(b"Host", b"Expect: 100-continue\r\nHost"))
+    await read(connection)
+    async with trio.open_nursery() as nursery:
+
+        async def wait_for_permission() -> None:
+            assert await client.receive() == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await client.send(body)
+
+        nursery.start_soon(wait_for_permission)
+        assert await connection.read_body(100) == b"body"
+
+
+BAD_HEADS = {
+    "no HTTP at all": (b"hello\r\n\r\n", InvalidRequest),
+    "two lengths": (POST.replace(b"Host", b"Content-Length: 5\r\nHost"), InvalidRequest),
+    "length and chunked": (
+        POST.replace(b"Host", b"Transfer-Encoding: chunked\r\nHost"),
+        InvalidRequest,
+    ),
+    "no number": (POST.replace(b"Length: 4", b"Length: four"), InvalidRequest),
+    "unknown transfer coding": (
+        POST.replace(b"Content-Length: 4", b"Transfer-Encoding: gzip"),
+        InvalidRequest,
+    ),
+    "compressed": (
+        POST.replace(b"Host", b"Content-Encoding: gzip\r\nHost"),
+        UnsupportedEncoding,
+    ),
+    "a header twice": (
+        POST.replace(b"Host: x", b"Host: x\r\nAuthorization: a\r\nAuthorization: b"),
+        InvalidRequest,
+    ),
+    "too large, whole": (POST.replace(b"Host", b"X: " + b"x" * 2000 + b"\r\nHost"), HeadTooLarge),
+    "too large, unfinished": (b"GET / HTTP/1.1\r\nX: " + b"x" * 3000, HeadTooLarge),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADS)
+async def test_bad_heads_are_refused(name: str) -> None:
+    data, error = BAD_HEADS[name]
+    client, connection = opened(max_head_bytes=1024)
+    await client.send(data)
+    with pytest.raises(error):
+        await read(connection)
+
+
+async def test_a_body_over_its_limit_is_refused() -> None:
+    client, connection = opened()
+    chunked = POST.replace(b"Content-Length: 4", b"Transfer-Encoding: chunked").replace(
+        b"body", b"4\r\nbody\r\n" * 10
+    )
+    await client.send(chunked)
+    head, _ = await read(connection)
+    assert head is not None
+    assert connection.body_bytes_declared(head) is None
+    with pytest.raises(RequestTooLarge):
+        await connection.read_body(30)
+
+
+async def test_a_body_that_ends_early_is_refused() -> None:
+    client, connection = opened()
+    await client.send(POST[:-1])
+    client.send_eof()
+    await read(connection)
+    with pytest.raises(InvalidRequest):
+        await connection.read_body(100)
+    assert not connection.reusable
+
+
+async def test_a_closed_connection_is_no_request() -> None:
+    client, connection = opened()
+    client.close()
+    head, _ = await read(connection)
+    assert head is None
+
+
+async def test_a_head_that_is_cut_is_a_client_that_left() -> None:
+    client, connection = opened()
+    await client.send(POST[:20])
+    client.close()
+    with pytest.raises(ClientGone):
+        await read(connection)
+
+
+@pytest.mark.parametrize(
+    ("sent", "stage", "seconds"),
+    [(b"", Stage.WAITING, 75), (POST[:20], Stage.HEAD, 10)],
+)
+async def test_heads_have_a_deadline(
+    sent: bytes, stage: Stage, seconds: float, autojump_clock: MockClock
+) -> None:
+    client, connection = opened()
+    await client.send(sent)
+    started = trio.current_time()
+    head, scope = await read(connection)
+    assert head is None
+    assert scope.cancelled_caught
+    assert connection.stage is stage
+    assert trio.current_time() - started == pytest.approx(seconds)
+
+
+async def test_bodies_have_a_deadline_between_bytes(autojump_clock: MockClock) -> None:
+    client, connection = opened()
+    started = trio.current_time()
+    await client.send(POST[:-4])
+    async with trio.open_nursery() as nursery:
+
+        async def drip() -> None:
+            for byte in b"bod":
+                await trio.sleep(29)
+                await client.send(bytes([byte]))
+
+        nursery.start_soon(drip)
+        with trio.CancelScope() as scope:
+            await connection.read_head(scope)
+            await connection.read_body(100)
+    assert scope.cancelled_caught
+    assert connection.stage is Stage.BODY
+    assert trio.current_time() - started == pytest.approx(3 * 29 + 30)
+
+
+async def test_an_unread_body_is_read_away_to_keep_the_connection() -> None:
+    client, connection = opened()
+    await client.send(POST + POST.replace(b"body", b"more"))
+    await read(connection)
+    await connection.skip_body()
+    assert connection.reusable
+    await connection.respond(401, [], b"{}")
+    await read(connection)
+    assert await connection.read_body(100) == b"more"
+
+
+async def test_a_large_unread_body_costs_the_connection() -> None:
+    client, connection = opened()
+    huge = POST.replace(b"Length: 4", b"Length: 9999999").replace(b"body", b"x" * 200_000)
+    async with trio.open_nursery() as nursery:
+
+        async def pour() -> None:
+            while True:
+                await client.send(huge)
+
+        nursery.start_soon(pour)
+        await read(connection)
+        await connection.skip_body()
+        assert not connection.reusable
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("value", ["a\r\nset-cookie: b", "a\nb", "a\rb"])
+def test_a_header_cannot_break_out_of_its_line(value: str) -> None:
+    with pytest.raises(InternalError):
+        render_head(200, [("x-farebox-conversation-id", value)])
