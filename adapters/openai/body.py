@@ -1,0 +1,142 @@
+"""Request bodies: read strictly where we look, kept as sent where we do not.
+
+A body becomes a dict of raw members in their order. Re-encoded it has every byte of every value
+again, and each key once: parsers take the last of two equal keys, so a body that names a cheap
+model and then a dear one has to be refused here, before anyone prices it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from adapters.errors import InvalidRequest
+
+T = TypeVar("T")
+Fields = dict[str, msgspec.Raw]
+
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_key = msgspec.json.Decoder(str).decode
+_decode_str = msgspec.json.Decoder(str).decode
+_decode_bool = msgspec.json.Decoder(bool).decode
+_decode_int = msgspec.json.Decoder(int).decode
+_OPENING = re.compile(rb"[ \t\r\n]*\{[ \t\r\n]*")
+_KEY = re.compile(rb'("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
+_FIRST_ITEM = re.compile(rb"\[[ \t\r\n]*(.)")
+_AFTER_VALUE = re.compile(rb"[ \t\r\n]*([,}])[ \t\r\n]*")
+
+
+def read_fields(body: bytes) -> Fields:
+    """The members of a JSON object. Raises InvalidRequest where `body` is not a proper one."""
+    try:
+        fields = _decode_fields(body)
+        if not body.isascii():
+            body.decode()  # values that are only skipped were not looked at
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("The request body is not valid UTF-8.") from None
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(_why_not_an_object(body, error)) from None
+    if fields and not _is_compact(body, fields):
+        _refuse_duplicates(body, fields)
+    return fields
+
+
+def _why_not_an_object(body: bytes, error: msgspec.MsgspecError) -> str:
+    if not body.strip():
+        return "The request body is empty; send a JSON object."
+    if body.startswith(b"\xef\xbb\xbf"):
+        return "The request body begins with a byte order mark; send plain UTF-8."
+    if isinstance(error, msgspec.ValidationError):
+        return "The request body must be a JSON object."
+    return f"The request body is not valid JSON: {error}."
+
+
+def _is_compact(body: bytes, fields: Fields) -> bool:
+    """Whether the members that were read, with their colons and commas, are the whole body.
+
+    That is what SDKs send, and it proves by lengths alone that no member was overridden by a
+    later one of the same name.
+    """
+    keys = "".join(fields)
+    key_bytes = len(keys) if keys.isascii() else len(keys.encode())
+    value_bytes = sum([len(memoryview(raw)) for raw in fields.values()])
+    return len(body) == key_bytes + value_bytes + 4 * len(fields) + 1
+
+
+def _refuse_duplicates(body: bytes, fields: Fields) -> None:
+    """Walk over the members: each must be new, and its value the one that was read last."""
+    opening = _OPENING.match(body)
+    assert opening is not None, "it was read as an object"
+    at, seen = opening.end(), set[str]()
+    while True:
+        name = _KEY.match(body, at)
+        assert name is not None, "it was read as an object"
+        key, at = _decode_key(name[1]), name.end()
+        value = memoryview(fields[key])
+        after = _AFTER_VALUE.match(body, at + len(value))
+        if key in seen or after is None or not body.startswith(value, at):
+            raise InvalidRequest(f"The key {key!r} stands twice in the request body.", param=key)
+        if after[1] == b"}":
+            return
+        seen.add(key)
+        at = after.end()
+
+
+def text_of(fields: Fields, name: str) -> str | None:
+    """A member that must be a string; None where it is absent or null."""
+    raw = fields.get(name)
+    if raw is None:
+        return None
+    return _read(name, raw, _decode_str, "a string")
+
+
+def flag_of(fields: Fields, name: str) -> bool:
+    """A member that must be true or false; absent and null are false."""
+    raw = fields.get(name)
+    if raw is None:
+        return False
+    return _read(name, raw, _decode_bool, "true or false") or False
+
+
+def count_of(fields: Fields, name: str, most: int) -> int | None:
+    """A member that must be a whole number from 1 to `most`; None where absent or null."""
+    raw = fields.get(name)
+    if raw is None:
+        return None
+    count = _read(name, raw, _decode_int, "a whole number")
+    if count is not None and not 1 <= count <= most:
+        limit = "at least 1" if count < 1 else f"at most {most}"
+        raise InvalidRequest(f"{name} must be {limit}.", param=name)
+    return count
+
+
+def _read(
+    name: str, raw: msgspec.Raw, decode: Callable[[msgspec.Raw], T], expected: str
+) -> T | None:
+    try:
+        return decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        if bytes(raw) == b"null":
+            return None
+        raise InvalidRequest(f"{name} must be {expected}.", param=name) from None
+
+
+def require_items(fields: Fields, name: str, item: bytes, expected: str) -> None:
+    """Refuse a member that is not a list with something in it.
+
+    `item` is the byte that each element begins with; only the first element is looked at, the
+    rest is for the provider to judge.
+    """
+    raw = fields.get(name)
+    if raw is None:
+        raise InvalidRequest(f"{name} is required.", param=name)
+    first = _FIRST_ITEM.match(memoryview(raw))
+    if first is None or first[1] not in (item, b"]"):
+        raise InvalidRequest(f"{name} must be {expected}.", param=name)
+    if first[1] == b"]":
+        raise InvalidRequest(f"{name} must not be empty.", param=name)

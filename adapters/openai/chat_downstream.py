@@ -1,0 +1,113 @@
+"""Chat Completions as a server: what a client asks, read strictly.
+
+Only what decides the route, the reservation or the shape of the answer is read; a parameter that
+only the model understands is for the provider to judge. Refused is what would make the price
+ambiguous (a key twice, two different caps) or what every provider refuses anyway.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from adapters.codec import Request
+from adapters.errors import InvalidRequest
+from adapters.openai.body import (
+    Fields,
+    count_of,
+    flag_of,
+    read_fields,
+    require_items,
+    text_of,
+)
+from adapters.openai.refusal import OpenAIRefusals
+
+CHOICES_MAX = 128
+TOKENS_MAX = 2**31 - 1
+
+_CAPS = ("max_completion_tokens", "max_tokens")
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Metadata(msgspec.Struct):
+    """What Farebox reads of `metadata`; leaves of other types are not for us."""
+
+    conversation_id: object = None
+    user_id: object = None
+
+
+_decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
+_decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
+
+
+class ChatDownstream(OpenAIRefusals):
+    """The client's side of `POST /v1/chat/completions`."""
+
+    def decode(self, body: bytes) -> Request:
+        fields = read_fields(body)
+        model = text_of(fields, "model")
+        if not model:
+            raise InvalidRequest("model is required.", param="model")
+        require_items(fields, "messages", b"{", "a list of message objects")
+        stream = flag_of(fields, "stream")
+        metadata = _metadata(fields)
+        return Request(
+            fields=fields,
+            body_bytes=len(body),
+            model=model,
+            stream=stream,
+            include_usage=_include_usage(fields, stream),
+            output_cap=_output_cap(fields),
+            choices=count_of(fields, "n", CHOICES_MAX) or 1,
+            service_tier=text_of(fields, "service_tier") or "",
+            user_id=_text(metadata.user_id) or text_of(fields, "user") or "",
+            conversation_id=_text(metadata.conversation_id),
+        )
+
+
+def _output_cap(fields: Fields) -> int | None:
+    """The client's cap under either of its names."""
+    caps = {cap for name in _CAPS if (cap := count_of(fields, name, TOKENS_MAX)) is not None}
+    if len(caps) > 1:
+        raise InvalidRequest(
+            "max_tokens and max_completion_tokens differ; send only max_completion_tokens.",
+            param="max_tokens",
+        )
+    return caps.pop() if caps else None
+
+
+def _include_usage(fields: Fields, stream: bool) -> bool:
+    if "stream_options" not in fields:
+        return False
+    try:
+        options = _decode_stream_options(fields["stream_options"])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise InvalidRequest(
+            "stream_options must be an object; include_usage in it must be true or false.",
+            param="stream_options",
+        ) from None
+    if options is None:
+        return False
+    if not stream:
+        raise InvalidRequest(
+            "stream_options is only allowed where stream is true.", param="stream_options"
+        )
+    return options.include_usage or False
+
+
+def _metadata(fields: Fields) -> _Metadata:
+    if "metadata" not in fields:
+        return _NO_METADATA
+    try:
+        return _decode_metadata(fields["metadata"]) or _NO_METADATA
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise InvalidRequest("metadata must be an object.", param="metadata") from None
+
+
+_NO_METADATA = _Metadata()
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,62 @@
+"""Chat Completions as a client: the request a provider gets, and what its answers mean.
+
+Same protocol on both sides: every member and every value goes on as the client sent it, in its
+order, apart from the model's name, the output cap (the tokens that are reserved are the tokens
+that are allowed) and the wish for usage, without which a stream cannot be billed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from adapters.catalogue import Provider
+from adapters.codec import Request, UpstreamFailure
+from adapters.openai.body import flag_of
+from adapters.openai.chat_relay import ChatPlainRelay, ChatStreamRelay
+from adapters.openai.failure import read_failure
+
+_CAPS = ("max_completion_tokens", "max_tokens")
+_TRUE = msgspec.Raw(b"true")
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
+_encode = msgspec.json.encode
+
+
+class ChatUpstream:
+    """The provider's side of `POST …/chat/completions`."""
+
+    path = "/chat/completions"
+
+    def encode(
+        self, request: Request, provider: Provider, model: str, output_cap: int | None
+    ) -> bytes:
+        fields = dict(request.fields)
+        fields["model"] = msgspec.Raw(_encode(model))
+        if request.output_cap is None and output_cap is not None:
+            for name in _CAPS:
+                fields.pop(name, None)  # a null, which would overrule ours
+            fields[provider.output_cap_field] = msgspec.Raw(b"%d" % output_cap)
+        if request.stream:
+            fields["stream_options"] = _with_usage(fields.get("stream_options"))
+        if "metadata" in fields and not flag_of(fields, "store"):
+            del fields["metadata"]  # OpenAI takes it only with `store`; what we need was read
+        return _encode(fields)
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return read_failure(status, headers, body)
+
+    def stream(self, request: Request) -> ChatStreamRelay:
+        return ChatStreamRelay(request.model, request.include_usage)
+
+    def plain(self, request: Request, body: bytes) -> ChatPlainRelay:
+        return ChatPlainRelay(request.model, body)
+
+
+def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:
+    """The client's stream options with usage asked for."""
+    members = (_decode_members(options) if options is not None else None) or {}
+    members["include_usage"] = _TRUE
+    return msgspec.Raw(_encode(members))

@@ -1,0 +1,109 @@
+"""Embeddings, both sides: what is asked, what a provider gets, what its answer cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from adapters.canonical import Usage
+from adapters.catalogue import Provider
+from adapters.codec import Counted, Request, StreamRelay, UpstreamFailure
+from adapters.errors import InvalidRequest, UpstreamProtocolViolation
+from adapters.estimate import counted_tokens
+from adapters.openai import wire
+from adapters.openai.body import read_fields, text_of
+from adapters.openai.chat_relay import with_model
+from adapters.openai.failure import read_error_object, read_failure
+from adapters.openai.refusal import OpenAIRefusals
+
+_decode_input = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
+_encode = msgspec.json.encode
+
+
+class EmbeddingsDownstream(OpenAIRefusals):
+    """The client's side of `POST /v1/embeddings`."""
+
+    def decode(self, body: bytes) -> Request:
+        fields = read_fields(body)
+        model = text_of(fields, "model")
+        if not model:
+            raise InvalidRequest("model is required.", param="model")
+        if "input" not in fields:
+            raise InvalidRequest("input is required.", param="input")
+        _check_input(fields["input"])
+        return Request(
+            fields=fields,
+            body_bytes=len(body),
+            model=model,
+            kind="embedding",
+            user_id=text_of(fields, "user") or "",
+        )
+
+
+def _check_input(raw: msgspec.Raw) -> None:
+    """Text, several texts, tokens, or several lists of tokens; not a mixture."""
+    try:
+        given = _decode_input(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        kinds = set[type]()
+    else:
+        if not given:
+            raise InvalidRequest("input must not be empty.", param="input")
+        kinds = {str} if isinstance(given, str) else set(map(type, given))
+    if len(kinds) != 1:
+        raise InvalidRequest(
+            "input must be a string, a list of strings, a list of tokens or a list of those.",
+            param="input",
+        )
+
+
+class EmbeddingsUpstream:
+    """The provider's side of `POST …/embeddings`."""
+
+    path = "/embeddings"
+
+    def encode(
+        self, request: Request, provider: Provider, model: str, output_cap: int | None
+    ) -> bytes:
+        return _encode({**request.fields, "model": msgspec.Raw(_encode(model))})
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return read_failure(status, headers, body)
+
+    def stream(self, request: Request) -> StreamRelay:
+        raise AssertionError("embeddings are never streamed")
+
+    def plain(self, request: Request, body: bytes) -> EmbeddingsRelay:
+        return EmbeddingsRelay(request.model, body)
+
+
+class EmbeddingsRelay:
+    """One list of embeddings, read and with the client's name of the model."""
+
+    __slots__ = ("_usage", "body", "failure")
+
+    def __init__(self, shown_model: str, body: bytes) -> None:
+        self.body = b""
+        self.failure: UpstreamFailure | None = None
+        self._usage: Usage | None = None
+        try:
+            answer = wire.read_embeddings(body)
+        except UpstreamProtocolViolation as violation:
+            self.failure = UpstreamFailure("protocol", str(violation))
+            return
+        if answer.error and (failure := read_error_object(answer.error)) is not None:
+            self.failure = failure
+            return
+        if not answer.data:
+            self.failure = UpstreamFailure("empty", "The answer is empty.")
+            return
+        self._usage = wire.read_usage(answer.usage)
+        self.body = with_model(body, shown_model)
+
+    def counted(self, input_text_bytes: int) -> Counted:
+        if self._usage is not None:
+            return Counted(self._usage, estimated=False)
+        return Counted(Usage(input_tokens=counted_tokens(input_text_bytes)), estimated=True)

@@ -1,0 +1,166 @@
+"""What is read of OpenAI's messages: only what routing, limits and prices need.
+
+Members that are not named here are skipped by the decoder and pass as the bytes they were. Leaves
+whose type differs between compatible servers are `object` and looked at where they are used, so
+that an oddity never breaks a relayed answer. What is money is read by `read_usage`, which rather
+sees no usage than a wrong one.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from adapters.canonical import Usage
+from adapters.errors import UpstreamProtocolViolation
+
+_TOKENS_MAX = 2**40  # more than any window; beyond it a figure is an error, not a count
+
+
+class Function(msgspec.Struct, gc=False):
+    """A function call, or the piece of one; `input` is a custom tool's argument."""
+
+    name: object = None
+    arguments: object = None
+    input: object = None
+
+
+class ToolCall(msgspec.Struct, gc=False):
+    function: Function | None = None
+    custom: Function | None = None
+
+
+class Message(msgspec.Struct, gc=False):
+    """An assistant message, or a delta of one. `reasoning*` are compatible servers' spellings."""
+
+    content: object = None
+    reasoning_content: object = None
+    reasoning: object = None
+    refusal: object = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: Function | None = None
+    audio: object = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """`delta` in streams, `message` in plain answers."""
+
+    index: int = 0
+    delta: Message | None = None
+    message: Message | None = None
+    finish_reason: object = None
+
+
+class Answer(msgspec.Struct, gc=False):
+    """A chat completion, or one chunk of it. `usage` and `error` are empty where absent."""
+
+    model: object = None
+    choices: list[Choice] | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+    service_tier: object = None
+
+
+class Embeddings(msgspec.Struct, gc=False):
+    """An answer to an embeddings request: whether there is any, and what it cost."""
+
+    data: list[msgspec.Raw] | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+
+
+class _InputDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    """Two spellings of cached input stand beside the details: DeepSeek's and Moonshot's."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+_decode_answer = msgspec.json.Decoder(Answer).decode
+_decode_embeddings = msgspec.json.Decoder(Embeddings).decode
+# Not strict: some servers write counts as 12.0.
+_decode_usage = msgspec.json.Decoder(_Usage, strict=False).decode
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def read_answer(data: bytes) -> Answer:
+    """A chat completion or a chunk of one. Raises UpstreamProtocolViolation.
+
+    Servers that cut text by UTF-16 units send the halves of a pair in two chunks. That is no
+    proper text, yet clients put it together again, so it is read with stand-ins.
+    """
+    try:
+        return _decode_answer(data)
+    except _UNREADABLE:
+        pass
+    try:
+        return _decode_answer(_SURROGATE.sub(b"?", data))
+    except _UNREADABLE:
+        raise UpstreamProtocolViolation("The answer is not a chat completion.") from None
+
+
+def read_embeddings(data: bytes) -> Embeddings:
+    """An answer to an embeddings request. Raises UpstreamProtocolViolation."""
+    try:
+        return _decode_embeddings(data)
+    except _UNREADABLE:
+        raise UpstreamProtocolViolation("The answer is not a list of embeddings.") from None
+
+
+def read_usage(raw: msgspec.Raw, service_tier: object = None) -> Usage | None:
+    """The usage object of an answer; None where there is none that can be believed.
+
+    Some servers leave reasoning out of `completion_tokens`; their total gives them away and is
+    then what counts.
+    """
+    if not raw or bytes(raw) == b"null":
+        return None
+    try:
+        usage = _decode_usage(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if usage.prompt_tokens is None:
+        return None
+    inputs = usage.prompt_tokens_details or _InputDetails()
+    outputs = usage.completion_tokens_details or _OutputDetails()
+    cached = inputs.cached_tokens or usage.prompt_cache_hit_tokens or usage.cached_tokens or 0
+    completion = usage.completion_tokens or 0
+    counts = (
+        usage.prompt_tokens,
+        cached,
+        inputs.cache_write_tokens or 0,
+        inputs.audio_tokens or 0,
+        max(completion, (usage.total_tokens or 0) - usage.prompt_tokens),
+        outputs.reasoning_tokens or 0,
+        outputs.audio_tokens or 0,
+    )
+    if completion < 0 or min(counts) < 0 or max(counts) > _TOKENS_MAX:
+        return None
+    return Usage(
+        input_tokens=counts[0],
+        cached_input_tokens=counts[1],
+        cache_write_tokens=counts[2],
+        audio_input_tokens=counts[3],
+        output_tokens=counts[4],
+        reasoning_tokens=counts[5],
+        audio_output_tokens=counts[6],
+        service_tier=service_tier if isinstance(service_tier, str) else "",
+    )
