@@ -1,0 +1,597 @@
+"""The directory: accounts, projects, keys and the price list, in Postgres.
+
+Blocking, one connection, safe to call from several threads in turn: commands use it directly, the
+gateway through a worker thread. Each call is one transaction. What a person may have got wrong is
+a DirectoryRefused with a sentence; a database that does not answer is a DirectoryUnavailable, and
+the next call connects anew.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import datetime
+from types import TracebackType
+from typing import Literal, LiteralString, NoReturn, Self
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
+
+from ledger import keys
+from ledger.accounts import Account, AccountStatus, Budget, Credential, Key, Project, Statement
+from ledger.money import AMOUNT_MAX, format_usd
+
+GOODWILL = 7  # gl_account: the other side of manual adjustments
+MANUAL_ADJUSTMENT = 5  # transfer code
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
+_KEY_NAME_CHARACTERS_MAX = 100
+_CREDENTIAL_FIELDS = tuple(field.name for field in fields(Credential))
+_CONNECT_SECONDS = 10
+
+_CREATE_ACCOUNT = """
+INSERT INTO directory.account (name, tier) VALUES (%s, %s)
+RETURNING account_id, name, tier, status, created_at
+"""
+_SET_TIER = """
+UPDATE directory.account SET tier = %s WHERE name = %s
+RETURNING account_id, name, tier, status, created_at
+"""
+_SET_STATUS = """
+UPDATE directory.account SET status = %s WHERE name = %s
+RETURNING account_id, name, tier, status, created_at
+"""
+_FIND_ACCOUNT = """
+SELECT account_id, name, tier, status, created_at FROM directory.account WHERE name = %s
+"""
+_STATEMENTS = """
+SELECT a.account_id, a.name, a.tier, a.status, a.created_at, p.funded, p.spent, p.leased
+  FROM directory.account a JOIN ledger.pool p ON p.pool_id = a.account_id
+"""
+_LIST_PROJECTS = """
+SELECT p.project_id, a.name, p.name, p.budget, p.budget_period, p.created_at
+  FROM directory.project p JOIN directory.account a USING (account_id)
+ WHERE p.deleted_at IS NULL AND (%(account)s::text IS NULL OR a.name = %(account)s)
+ ORDER BY a.name, p.name
+"""
+_OPEN_PROJECT_BUDGET = """
+UPDATE directory.project p
+   SET budget_pool_id = directory.open_budget(p.account_id, p.project_id, NULL, p.budget,
+                                              directory.first_period(p.budget_period))
+ WHERE p.project_id = %s
+"""
+_CREATE_KEY = """
+INSERT INTO directory.api_key
+  (project_id, name, key_hash, models, budget, budget_period, expires_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING key_id
+"""
+_OPEN_KEY_BUDGET = """
+UPDATE directory.api_key k
+   SET budget_pool_id = directory.open_budget(p.account_id, NULL, k.key_id, k.budget,
+                                              directory.first_period(k.budget_period))
+  FROM directory.project p WHERE p.project_id = k.project_id AND k.key_id = %s
+"""
+_KEYS = """
+SELECT k.key_id, a.name, p.name, k.name, k.budget, k.budget_period, k.models, k.created_at,
+       k.expires_at, coalesce(k.revoked_at, p.deleted_at)
+  FROM directory.api_key k
+  JOIN directory.project p USING (project_id)
+  JOIN directory.account a USING (account_id)
+"""
+_CREDENTIALS = """
+WITH touched AS (
+  SELECT key_id FROM directory.api_key WHERE version > %(since)s
+  UNION
+  SELECT k.key_id FROM directory.api_key k JOIN directory.project p USING (project_id)
+   WHERE p.version > %(since)s
+  UNION
+  SELECT k.key_id FROM directory.api_key k JOIN directory.project p USING (project_id)
+    JOIN directory.account a USING (account_id) WHERE a.version > %(since)s
+), credential AS (
+  SELECT k.key_id, k.key_hash, k.name AS key_name, p.project_id, p.name AS project,
+         a.account_id, a.name AS account, a.tier, a.status = 2 AS suspended,
+         k.revoked_at IS NOT NULL OR p.deleted_at IS NOT NULL AS revoked,
+         k.expires_at, k.models,
+         array_remove(ARRAY[a.account_id, p.budget_pool_id, k.budget_pool_id], NULL) AS pools
+    FROM touched
+    JOIN directory.api_key k USING (key_id)
+    JOIN directory.project p USING (project_id)
+    JOIN directory.account a USING (account_id)
+)
+SELECT c.version, k.* FROM directory.change c
+  LEFT JOIN credential k ON %(since)s > 0 OR NOT k.revoked
+ ORDER BY k.key_id
+"""
+_CREATE_PRICES = """
+INSERT INTO directory.price (model, upstream, variant, margin_bps, components)
+SELECT w.model, w.upstream, w.variant, w.margin_bps, w.components
+  FROM unnest(%s::text[], %s::text[], %s::text[], %s::integer[], %s::jsonb[]) WITH ORDINALITY
+       AS w(model, upstream, variant, margin_bps, components, n)
+ WHERE NOT EXISTS (
+   SELECT FROM directory.price p
+    WHERE (p.model, p.upstream, p.variant, p.margin_bps, p.components)
+        = (w.model, w.upstream, w.variant, w.margin_bps, w.components))
+ ORDER BY w.n
+"""
+_FIND_PRICES = """
+SELECT p.price_id
+  FROM unnest(%s::text[], %s::text[], %s::text[], %s::integer[], %s::jsonb[]) WITH ORDINALITY
+       AS w(model, upstream, variant, margin_bps, components, n)
+  JOIN directory.price p
+    ON (p.model, p.upstream, p.variant, p.margin_bps, p.components)
+     = (w.model, w.upstream, w.variant, w.margin_bps, w.components)
+ ORDER BY w.n
+"""
+
+
+class DirectoryRefused(Exception):
+    """The request makes no sense as things are; the message is a sentence for who asked."""
+
+
+class DirectoryUnavailable(Exception):
+    """The database did not answer. A change may or may not have been made."""
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRow:
+    """The content of a price: nano-dollars per 1,000,000 units of each component, and the margin.
+
+    `upstream` is `provider/model`; `variant` names the long-context step and service tier.
+    """
+
+    model: str
+    upstream: str
+    variant: str
+    components: tuple[tuple[str, int], ...]  # sorted by unit
+    margin_bps: int
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueIds:
+    """The numbers under which the books know models, providers and prices."""
+
+    models: Mapping[str, int]
+    providers: Mapping[str, int]
+    prices: Mapping[PriceRow, int]
+
+
+class Directory:
+    """One connection to the directory. Close it, or use it as a context manager.
+
+    `secret` and `brand` are needed only where keys are made.
+    """
+
+    def __init__(self, conninfo: str, *, secret: bytes = b"", brand: str = "farebox") -> None:
+        self._conninfo = conninfo
+        self._secret = secret
+        self._brand = brand
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the connection go; a later call opens another."""
+        with self._lock:
+            self._disconnect()
+
+    # -- accounts -------------------------------------------------------------------------------
+
+    def create_account(self, name: str, tier: str = "", credit: int = 0) -> Account:
+        """Open an account, with `credit` nano-dollars as its first journal entry."""
+        _check_name("account", name)
+        if credit < 0:
+            raise DirectoryRefused(f"The first credit cannot be negative: {format_usd(credit)}.")
+        with self._transaction() as tx:
+            try:
+                row = tx.execute(_CREATE_ACCOUNT, [name, tier]).fetchone()
+            except errors.UniqueViolation:
+                raise DirectoryRefused(f"There is already an account {name!r}.") from None
+            account = _account(_one(row))
+            if credit:
+                _adjust(tx, account, credit, "opening credit", _reference())
+            return account
+
+    def list_accounts(self) -> list[Statement]:
+        """All accounts by name, with their money."""
+        with self._transaction() as tx:
+            return [_statement(row) for row in tx.execute(_STATEMENTS + " ORDER BY a.name")]
+
+    def show_account(self, name: str) -> Statement:
+        """One account with its money."""
+        with self._transaction() as tx:
+            row = tx.execute(_STATEMENTS + " WHERE a.name = %s", [name]).fetchone()
+            return _statement(row) if row else _unknown_account(tx, name)
+
+    def set_tier(self, name: str, tier: str) -> Account:
+        """Move an account to another tier; workers follow within a second."""
+        return self._change_account(name, _SET_TIER, tier)
+
+    def suspend(self, name: str) -> Account:
+        """Serve none of the account's keys any more; running requests finish."""
+        return self._change_account(name, _SET_STATUS, AccountStatus.SUSPENDED)
+
+    def resume(self, name: str) -> Account:
+        """End a suspension."""
+        return self._change_account(name, _SET_STATUS, AccountStatus.OPEN)
+
+    def credit(self, name: str, amount: int, reason: str, *, reference: str = "") -> Statement:
+        """Adjust an account by hand, down where `amount` is negative, with a journal entry.
+
+        Only available credit can be taken away: what gateways hold is not. With a `reference` a
+        repeated call changes nothing.
+        """
+        if not reason.strip():
+            raise DirectoryRefused("An adjustment needs a reason.")
+        if amount == 0:
+            raise DirectoryRefused("The amount is 0: there is nothing to adjust.")
+        with self._transaction() as tx:
+            _adjust(tx, _find_account(tx, name), amount, reason, reference or _reference())
+            row = tx.execute(_STATEMENTS + " WHERE a.name = %s", [name]).fetchone()
+            return _statement(_one(row))
+
+    def _change_account(self, name: str, statement: LiteralString, value: str | int) -> Account:
+        with self._transaction() as tx:
+            row = tx.execute(statement, [value, name]).fetchone()
+            return _account(row) if row else _unknown_account(tx, name)
+
+    # -- projects -------------------------------------------------------------------------------
+
+    def create_project(self, account: str, project: str, budget: Budget | None = None) -> Project:
+        """Add a project to an account; its budget is a limit over all its keys."""
+        _check_name("project", project)
+        _check_budget(budget)
+        with self._transaction() as tx:
+            account_id = _find_account(tx, account).account_id
+            try:
+                row = tx.execute(
+                    "INSERT INTO directory.project (account_id, name, budget, budget_period)"
+                    " VALUES (%s, %s, %s, %s) RETURNING project_id, created_at",
+                    [account_id, project, *_budget_columns(budget)],
+                ).fetchone()
+            except errors.UniqueViolation:
+                raise DirectoryRefused(
+                    f"The account {account!r} already has a project {project!r}."
+                ) from None
+            project_id, created_at = _one(row)
+            if budget is not None:
+                tx.execute(_OPEN_PROJECT_BUDGET, [project_id])
+            return Project(project_id, account, project, budget, created_at)
+
+    def list_projects(self, account: str | None = None) -> list[Project]:
+        """All projects that were not deleted, of one account or of all."""
+        with self._transaction() as tx:
+            if account is not None:
+                _find_account(tx, account)
+            rows = tx.execute(_LIST_PROJECTS, {"account": account})
+            return [
+                Project(project_id, owner, name, _budget(amount, period), created_at)
+                for project_id, owner, name, amount, period, created_at in rows
+            ]
+
+    def delete_project(self, account: str, project: str) -> None:
+        """Delete a project: none of its keys is served any more. Its name is free again."""
+        with self._transaction() as tx:
+            tx.execute(
+                "UPDATE directory.project SET deleted_at = now() WHERE project_id = %s",
+                [_find_project(tx, account, project)],
+            )
+
+    # -- keys -----------------------------------------------------------------------------------
+
+    def create_key(
+        self,
+        account: str,
+        project: str,
+        name: str = "",
+        *,
+        budget: Budget | None = None,
+        expires_at: datetime | None = None,
+        models: Sequence[str] = (),
+    ) -> tuple[Key, str]:
+        """Make a key and return its facts and the key itself, which is stored nowhere."""
+        assert self._secret, "a directory that makes keys needs the server's secret"
+        _check_key_name(name)
+        _check_budget(budget)
+        plain = keys.mint(self._brand)
+        with self._transaction() as tx:
+            row = tx.execute(
+                _CREATE_KEY,
+                [
+                    _find_project(tx, account, project),
+                    name,
+                    keys.keyed_hash(self._secret, plain),
+                    sorted(set(models)),
+                    *_budget_columns(budget),
+                    expires_at,
+                ],
+            ).fetchone()
+            (key_id,) = _one(row)
+            if budget is not None:
+                tx.execute(_OPEN_KEY_BUDGET, [key_id])
+            return _find_key(tx, key_id), plain
+
+    def list_keys(self, account: str | None = None, project: str | None = None) -> list[Key]:
+        """All keys, revoked and expired ones too, of everyone, an account, or one project."""
+        with self._transaction() as tx:
+            if account is not None and project is not None:
+                _find_project(tx, account, project)
+            elif account is not None:
+                _find_account(tx, account)
+            rows = tx.execute(
+                _KEYS + " WHERE p.deleted_at IS NULL"
+                "   AND (%(account)s::text IS NULL OR a.name = %(account)s)"
+                "   AND (%(project)s::text IS NULL OR p.name = %(project)s)"
+                " ORDER BY k.key_id",
+                {"account": account, "project": project},
+            )
+            return [_key(row) for row in rows]
+
+    def revoke_key(self, key_id: int) -> Key:
+        """End a key for good; workers follow within a second. Revoking twice is no error."""
+        with self._transaction() as tx:
+            _find_key(tx, key_id)
+            tx.execute(
+                "UPDATE directory.api_key SET revoked_at = now()"
+                " WHERE key_id = %s AND revoked_at IS NULL",
+                [key_id],
+            )
+            return _find_key(tx, key_id)
+
+    # -- what workers ask -----------------------------------------------------------------------
+
+    def changes_since(self, version: int) -> tuple[int, list[Credential]]:
+        """The directory's version, and every key that changed after `version` (0: all keys).
+
+        Cheap where nothing changed, so it may be asked several times a second. It also opens the
+        month's budgets when a month begins.
+        """
+        with self._transaction() as tx:
+            current, month_over = _one(
+                tx.execute(
+                    "SELECT version, budget_month < date_trunc('month', now(), 'UTC')"
+                    " FROM directory.change"
+                ).fetchone()
+            )
+            if month_over:
+                tx.execute("SELECT directory.roll_budgets()")
+            elif current == version:
+                return version, []
+            # Version and keys come from one statement, hence from one moment.
+            rows = tx.execute(_CREDENTIALS, {"since": version}).fetchall()
+            return rows[0][0], [_credential(row[1:]) for row in rows if row[1] is not None]
+
+    def register_catalogue(
+        self, models: Sequence[str], providers: Sequence[str], prices: Sequence[PriceRow]
+    ) -> CatalogueIds:
+        """The numbers of these models, providers and prices; what is new is written first.
+
+        Rows are never changed: another margin or component makes another row.
+        """
+        with self._transaction() as tx:
+            tx.execute("SELECT pg_advisory_xact_lock(hashtext('directory.register_catalogue'))")
+            return CatalogueIds(
+                _register_names(tx, "model", models),
+                _register_names(tx, "provider", providers),
+                _register_prices(tx, prices),
+            )
+
+    # -- the connection -------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[psycopg.Connection]:
+        with self._lock:
+            try:
+                connection = self._connect()
+                with connection.transaction():
+                    yield connection
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                self._disconnect()
+                raise DirectoryUnavailable(
+                    f"The database does not answer: {_brief(error)}"
+                ) from error
+
+    def _connect(self) -> psycopg.Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(
+                self._conninfo,
+                autocommit=True,
+                connect_timeout=_CONNECT_SECONDS,
+                prepare_threshold=None,  # poolers that switch sessions lose prepared statements
+            )
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+# -- rows and refusals ----------------------------------------------------------------------------
+
+
+def _one(row: TupleRow | None) -> TupleRow:
+    assert row is not None, "this statement always returns a row"
+    return row
+
+
+def _account(row: TupleRow) -> Account:
+    account_id, name, tier, status, created_at = row
+    return Account(account_id, name, tier, AccountStatus(status), created_at)
+
+
+def _statement(row: TupleRow) -> Statement:
+    *account, funded, spent, leased = row
+    return Statement(_account(tuple(account)), funded, spent, leased)
+
+
+def _budget(amount: int | None, period: Literal["month"] | None) -> Budget | None:
+    return None if amount is None else Budget(amount, period)
+
+
+def _budget_columns(budget: Budget | None) -> tuple[int | None, str | None]:
+    return (None, None) if budget is None else (budget.amount, budget.period)
+
+
+def _key(row: TupleRow) -> Key:
+    key_id, account, project, name, amount, period, models, created, expires, revoked = row
+    budget = _budget(amount, period)
+    return Key(key_id, account, project, name, budget, tuple(models), created, expires, revoked)
+
+
+def _credential(row: TupleRow) -> Credential:
+    """A row in the order of `Credential`'s fields."""
+    facts = dict(zip(_CREDENTIAL_FIELDS, row, strict=True))
+    facts["models"] = frozenset(facts["models"])
+    facts["pools"] = tuple(facts["pools"])
+    return Credential(**facts)
+
+
+def _find_account(tx: psycopg.Connection, name: str) -> Account:
+    row = tx.execute(_FIND_ACCOUNT, [name]).fetchone()
+    return _account(row) if row else _unknown_account(tx, name)
+
+
+def _unknown_account(tx: psycopg.Connection, name: str) -> NoReturn:
+    names = [row[0] for row in tx.execute("SELECT name FROM directory.account LIMIT 10000")]
+    raise DirectoryRefused(f"There is no account {name!r}{_did_you_mean(name, names)}.")
+
+
+def _find_project(tx: psycopg.Connection, account: str, project: str) -> int:
+    account_id = _find_account(tx, account).account_id
+    rows = tx.execute(
+        "SELECT name, project_id FROM directory.project"
+        " WHERE account_id = %s AND deleted_at IS NULL",
+        [account_id],
+    )
+    found: dict[str, int] = dict(rows.fetchall())
+    if project not in found:
+        raise DirectoryRefused(
+            f"The account {account!r} has no project {project!r}{_did_you_mean(project, found)}."
+        )
+    return found[project]
+
+
+def _find_key(tx: psycopg.Connection, key_id: int) -> Key:
+    row = tx.execute(_KEYS + " WHERE k.key_id = %s", [key_id]).fetchone()
+    if row is None:
+        raise DirectoryRefused(f"There is no key with the id {key_id}; 'key list' shows them.")
+    return _key(row)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise DirectoryRefused(
+            f"{name!r} cannot name {'an' if kind == 'account' else 'a'} {kind}: use up to 64"
+            " letters, digits and . _ - @ +, beginning with a letter or digit."
+        )
+
+
+def _check_key_name(name: str) -> None:
+    if len(name) > _KEY_NAME_CHARACTERS_MAX or not name.isprintable():
+        raise DirectoryRefused(
+            f"{name!r} cannot name a key:"
+            f" use up to {_KEY_NAME_CHARACTERS_MAX} printable characters."
+        )
+
+
+def _check_budget(budget: Budget | None) -> None:
+    if budget is not None and not 0 < budget.amount <= AMOUNT_MAX:
+        raise DirectoryRefused(f"A budget must be above 0: {format_usd(budget.amount)}.")
+
+
+def _reference() -> str:
+    return f"manual:{uuid.uuid4()}"
+
+
+def _adjust(
+    tx: psycopg.Connection, account: Account, amount: int, reason: str, reference: str
+) -> None:
+    """One journal entry between the account and goodwill, in the direction of the sign."""
+    if abs(amount) > AMOUNT_MAX:
+        raise DirectoryRefused(f"{format_usd(amount)} is more than the books can hold.")
+    try:
+        if amount > 0:
+            tx.execute(
+                "SELECT ledger.credit_pool(%s, %s, %s::smallint, %s, %s, %s)",
+                [account.account_id, amount, MANUAL_ADJUSTMENT, GOODWILL, reference, reason],
+            )
+        else:
+            tx.execute(
+                "SELECT ledger.debit_pool(%s, %s, %s::smallint, %s, %s, false, %s)",
+                [account.account_id, -amount, MANUAL_ADJUSTMENT, GOODWILL, reference, reason],
+            )
+    except errors.NumericValueOutOfRange:
+        raise DirectoryRefused(
+            f"The balance of {account.name!r} would become more than the books can hold."
+        ) from None
+    except psycopg.Error as error:
+        if error.sqlstate != "LE007":
+            raise
+        raise DirectoryRefused(
+            f"{format_usd(-amount)} USD cannot be taken from {account.name!r}: 'account show' says"
+            " what is available; what gateways hold reserved comes back within a minute of rest."
+        ) from None
+
+
+def _register_names(
+    tx: psycopg.Connection, table: Literal["model", "provider"], names: Sequence[str]
+) -> dict[str, int]:
+    columns = {
+        "table": sql.Identifier("directory", table),
+        "id": sql.Identifier(f"{table}_id"),
+    }
+    wanted = list(dict.fromkeys(names))
+    tx.execute(
+        sql.SQL(
+            "INSERT INTO {table} (name) SELECT w.name FROM unnest(%(names)s::text[])"
+            " WITH ORDINALITY AS w(name, n)"
+            " WHERE NOT EXISTS (SELECT FROM {table} t WHERE t.name = w.name) ORDER BY w.n"
+        ).format(**columns),
+        {"names": wanted},
+    )
+    rows = tx.execute(
+        sql.SQL("SELECT name, {id} FROM {table} WHERE name = ANY (%s)").format(**columns),
+        [wanted],
+    )
+    return dict(rows.fetchall())
+
+
+def _register_prices(tx: psycopg.Connection, prices: Sequence[PriceRow]) -> dict[PriceRow, int]:
+    wanted = list(dict.fromkeys(prices))
+    columns = [
+        [price.model for price in wanted],
+        [price.upstream for price in wanted],
+        [price.variant for price in wanted],
+        [price.margin_bps for price in wanted],
+        [Jsonb(dict(price.components)) for price in wanted],
+    ]
+    tx.execute(_CREATE_PRICES, columns)
+    rows = tx.execute(_FIND_PRICES, columns).fetchall()
+    return {price: price_id for price, (price_id,) in zip(wanted, rows, strict=True)}
+
+
+def _brief(error: Exception) -> str:
+    """The first line of what the driver says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

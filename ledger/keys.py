@@ -1,0 +1,53 @@
+"""API keys: how they look, how they are made, and the only form in which they are kept.
+
+`sk_<brand>_<36 random characters><6 characters of checksum>`, in base 62 (digits, then upper, then
+lower case), so that a double click selects all of it. The checksum tells a mistyped key, or a
+string found by a secret scanner, from a real one without asking anybody.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import string
+import zlib
+
+ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+RANDOM_CHARACTERS = 36  # 214 bits
+CHECKSUM_CHARACTERS = 6  # 62**6 > 2**32
+
+
+def mint(brand: str) -> str:
+    """A new key. It is shown once: only its `keyed_hash` may be stored."""
+    body = "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARACTERS))
+    start = f"sk_{brand}_{body}"
+    return start + _checksum(start)
+
+
+def looks_valid(text: str, brand: str) -> bool:
+    """Whether `text` could have been minted under `brand`; says nothing about its being known."""
+    prefix = f"sk_{brand}_"
+    body = text[len(prefix) :]
+    return (
+        text.startswith(prefix)
+        and len(body) == RANDOM_CHARACTERS + CHECKSUM_CHARACTERS
+        and all(character in ALPHABET for character in body)
+        and _checksum(text[:-CHECKSUM_CHARACTERS]) == text[-CHECKSUM_CHARACTERS:]
+    )
+
+
+def keyed_hash(secret: bytes, key: str) -> bytes:
+    """The 32 bytes under which a key is stored and found (HMAC-SHA256 with the server's secret).
+
+    A copy of the database alone lets nobody test guesses, and a changed secret ends every key.
+    """
+    return hmac.digest(secret, key.encode(), "sha256")
+
+
+def _checksum(text: str) -> str:
+    number = zlib.crc32(text.encode())
+    digits = []
+    for _ in range(CHECKSUM_CHARACTERS):
+        number, digit = divmod(number, len(ALPHABET))
+        digits.append(ALPHABET[digit])
+    return "".join(reversed(digits))

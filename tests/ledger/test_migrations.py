@@ -1,0 +1,104 @@
+"""Migrations: each applies, once, whole; history may not change."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from farebox.embedded import EmbeddedPostgres
+from ledger.migrate import Migration, MigrationError, load, migrate
+from tests.fakes.postgres import FAST
+
+MIGRATIONS = load()
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+
+
+def applied(conninfo: str) -> list[int]:
+    with psycopg.connect(conninfo) as connection:
+        rows = connection.execute("SELECT version FROM farebox.schema_migrations ORDER BY version")
+        return [version for (version,) in rows]
+
+
+@pytest.mark.parametrize("count", range(1, len(MIGRATIONS) + 1))
+def test_each_applies_on_top_of_its_predecessors(empty_database: str, count: int) -> None:
+    migrate(empty_database, MIGRATIONS[: count - 1])
+    assert migrate(empty_database, MIGRATIONS[:count]) == MIGRATIONS[count - 1 : count]
+    assert applied(empty_database) == list(range(1, count + 1))
+
+
+def test_nothing_is_applied_twice(empty_database: str) -> None:
+    assert migrate(empty_database) == MIGRATIONS
+    assert migrate(empty_database) == []
+
+
+def test_four_at_once_apply_each_migration_once(empty_database: str) -> None:
+    program = f"from ledger.migrate import migrate; print(len(migrate({empty_database!r})))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    counts = sorted(int(process.communicate(timeout=60)[0]) for process in processes)
+    assert counts == [0, 0, 0, len(MIGRATIONS)]
+
+
+def test_a_changed_file_is_refused(database: str) -> None:
+    changed = [replace(MIGRATIONS[0], script=MIGRATIONS[0].script + b"\n"), *MIGRATIONS[1:]]
+    with pytest.raises(MigrationError, match="differs from the one applied"):
+        migrate(database, changed)
+
+
+def test_a_newer_database_is_refused(database: str) -> None:
+    with pytest.raises(MigrationError, match="install the version that was used last"):
+        migrate(database, MIGRATIONS[:-1])
+
+
+def test_a_failing_file_leaves_nothing_behind(database: str) -> None:
+    broken = Migration(
+        len(MIGRATIONS) + 1, "broken", b"CREATE TABLE public.half (x integer); SELECT 1 / 0;"
+    )
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate(database, [*MIGRATIONS, broken])
+    assert applied(database) == [m.version for m in MIGRATIONS]
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT to_regclass('public.half')").fetchone() == (None,)
+
+
+def test_partitions_lie_ahead_and_are_made_once(database: str) -> None:
+    with psycopg.connect(database) as connection:
+        days = connection.execute(
+            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger.usage_event'::regclass"
+        ).fetchone()
+        assert days == (9,)  # today, seven days ahead, DEFAULT
+        assert connection.execute("SELECT ledger.create_partitions()").fetchone() == (0,)
+        assert connection.execute("SELECT ledger.create_partitions(8)").fetchone() == (1,)
+
+
+def test_a_range_with_rows_in_the_default_partition_is_left_there(database: str) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "INSERT INTO ledger.transfer"
+            " (created_at, code, debit_account_id, credit_account_id, amount)"
+            " VALUES (now() + interval '100 days', 5, 7, 3, 1)"
+        )
+        before = connection.execute("SELECT count(*) FROM ledger.transfer_default").fetchone()
+        connection.execute("SELECT ledger.create_partitions(130)")
+        after = connection.execute("SELECT count(*) FROM ledger.transfer_default").fetchone()
+        assert before == after == (1,)
+
+
+@pytest.mark.skipif(
+    not DEBIAN_15.exists() or bool(os.environ.get("FAREBOX_TEST_POSTGRES")),
+    reason=f"no second PostgreSQL version at {DEBIAN_15}",
+)
+def test_the_oldest_supported_server_runs_them(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path, settings=FAST, binaries=DEBIAN_15)
+    try:
+        assert migrate(server.start()) == MIGRATIONS
+    finally:
+        server.stop()
