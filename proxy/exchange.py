@@ -3,7 +3,7 @@
 The steps, in order, and what may be relied on after each:
 
  1  parse head        connection      READING     nothing is held
- 2  surface           surfaces
+ 2  operation         adapters.registry
  3  principal         authenticate
  4  permit            admit           ADMITTED    holds a permit
  5  body              connection
@@ -29,7 +29,7 @@ import traceback
 
 import trio
 
-from adapters.codec import Headers
+from adapters import registry
 from adapters.errors import (
     APIError,
     InsufficientBalance,
@@ -40,11 +40,10 @@ from adapters.errors import (
     RequestTooLarge,
     UpstreamTimeout,
 )
-from proxy import authenticate, fallback, relay, reserve, route, surfaces
+from proxy import authenticate, fallback, models, relay, reserve, route
 from proxy.connection import ClientGone, Connection, Head, Stage
 from proxy.gateway import Gateway
 from proxy.record import CLIENT_CLOSED, Record
-from proxy.surfaces import Operation
 from proxy.transport import Transport
 from proxy.watch import watching
 
@@ -95,12 +94,12 @@ async def serve_exchange(
     gateway: Gateway, connection: Connection, head: Head, record: Record, scope: trio.CancelScope
 ) -> None:
     """Steps 2 to 10. Raises APIError and ClientGone, and leaves nothing held."""
-    operation = surfaces.find(head.method, head.path)
+    operation, name = registry.find(head.method, head.path)
     record.enter(operation)
     principal = authenticate.principal(gateway.keyring, head, gateway.wall())
     record.principal = principal
     if operation.codec is None:
-        await _answer_from_snapshot(gateway, connection, operation, record)
+        await _list_models(gateway, connection, name, record)
         return
     with gateway.load.admit():
         request = operation.codec.decode(await _read_body(connection, head, record))
@@ -111,11 +110,12 @@ async def serve_exchange(
             async with reserve.Hold(
                 gateway.ledger, principal, found, need, record, operation.number
             ) as hold:
-                headers = _headers(head, record) + hold.headers(request.conversation_id)
+                conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
+                headers = record.id_headers() + hold.headers(conversation)
                 hold.answer = await fallback.first_event(
                     gateway, request, found, need.output_cap, hold.reservation, record
                 )
-                await relay.deliver(gateway, connection, operation.codec, hold, record, headers)
+                await relay.deliver(gateway, connection, hold, record, headers)
 
 
 async def _next_head(
@@ -146,22 +146,12 @@ async def _read_body(connection: Connection, head: Head, record: Record) -> byte
     return body
 
 
-async def _answer_from_snapshot(
-    gateway: Gateway, connection: Connection, operation: Operation, record: Record
-) -> None:
-    assert operation.read is not None, "an operation without a codec reads the snapshot"
-    body = operation.read(gateway.snapshot, operation.argument)
+async def _list_models(gateway: Gateway, connection: Connection, name: str, record: Record) -> None:
+    body = models.answer(gateway.snapshot, name)
     await connection.skip_body()
     record.status = 200
     headers = [("content-type", "application/json"), *record.id_headers()]
     await connection.respond(200, headers, body)
-
-
-def _headers(head: Head, record: Record) -> Headers:
-    headers = record.id_headers()
-    if (conversation := head.header(b"x-farebox-conversation-id")) is not None:
-        headers.append(("x-farebox-conversation-id", conversation))
-    return headers
 
 
 def _too_late(connection: Connection) -> APIError:
@@ -177,13 +167,13 @@ async def _answer_error(connection: Connection, error: APIError, record: Record)
     """Tell the client, in its envelope and in a form that fits what was already sent."""
     record.code = error.code
     record.status = record.status or error.status
-    codec = record.codec
+    refusals = record.refusals
     with trio.move_on_after(_ERROR_SECONDS) as scope:
         try:
             if connection.response_started:
                 connection.reusable = False
                 if record.stream:
-                    await connection.end_stream(codec.error_event(error, record.id))
+                    await connection.end_stream(refusals.error_event(error, record.id))
                 return
             await connection.skip_body()
             await connection.respond(
@@ -191,9 +181,9 @@ async def _answer_error(connection: Connection, error: APIError, record: Record)
                 [
                     ("content-type", "application/json"),
                     *record.id_headers(),
-                    *codec.error_headers(error),
+                    *refusals.error_headers(error),
                 ],
-                codec.error_body(error, record.id),
+                refusals.error_body(error, record.id),
             )
             if not connection.reusable:
                 await connection.linger()

@@ -135,7 +135,7 @@ async def _attempt(
 ) -> Answer:
     """One upstream up to the point where it is committed. Raises _Failed."""
     upstream, provider = candidate.upstream, candidate.upstream.provider
-    codec = registry.upstream(provider.protocol, request.kind)
+    codec = registry.upstream_codec(provider.protocol, request.kind)
     body = codec.encode(request, provider, upstream.model, output_cap)
     try:
         response = await gateway.upstreams.post(provider, codec.path, body, stream=request.stream)
@@ -213,4 +213,3 @@ def _refusal(failures: Sequence[_Failed], provider: str) -> APIError:
     return UpstreamUnavailable(
         "No upstream of this model could serve the request.", provider=provider, attempts=attempts
     )
-

@@ -45,7 +45,7 @@ class Gateway:
     idle: set[trio.CancelScope] = field(default_factory=set)
 
     def drain(self) -> None:
-        """Serve what is running, then close: idle connections at once, others after their answer."""
+        """Close idle connections now, and the others after their answer."""
         self.draining = True
         for scope in self.idle:
             scope.cancel()

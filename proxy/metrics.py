@@ -8,9 +8,8 @@ that is not in the catalogue is counted as `unknown`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -104,14 +103,14 @@ class Metrics:
             ["version"],
             registry=registry,
         ).labels(version("farebox")).set(1)
-        self.request = _remembered(requests)
-        self.duration = _remembered(duration)
-        self.first_byte = _remembered(first_byte)
-        self.tokens = _remembered(tokens)
-        self.charged = _remembered(charged)
-        self.cost = _remembered(cost)
-        self.attempt = _remembered(attempts)
-        self.limited = _remembered(limited)
+        self.request = _Remembered(requests)
+        self.duration = _Remembered(duration)
+        self.first_byte = _Remembered(first_byte)
+        self.tokens = _Remembered(tokens)
+        self.charged = _Remembered(charged)
+        self.cost = _Remembered(cost)
+        self.attempt = _Remembered(attempts)
+        self.limited = _Remembered(limited)
 
     def watch_ledger(self, statistics: Callable[[], LedgerStatistics]) -> None:
         """Show the ledger's state at each scrape."""
@@ -150,5 +149,15 @@ class _LedgerCollector(Collector):
         return [GaugeMetricFamily(name, text, value) for name, (text, value) in figures.items()]
 
 
-def _remembered(metric: _M) -> Callable[..., _M]:
-    return lru_cache(maxsize=10_000)(metric.labels)
+class _Remembered(Generic[_M]):
+    """A metric's children by their label values."""
+
+    def __init__(self, metric: _M) -> None:
+        self._metric = metric
+        self._children: dict[tuple[str, ...], _M] = {}
+
+    def __call__(self, *labels: str) -> _M:
+        child = self._children.get(labels)
+        if child is None:
+            child = self._children[labels] = self._metric.labels(*labels)
+        return child

@@ -17,6 +17,8 @@ import msgspec
 import trio
 
 from adapters.canonical import Usage
+from adapters.codec import Headers, Operation, Refusals
+from adapters.registry import DEFAULT_REFUSALS
 from ledger.money import format_usd
 from proxy.metrics import Metrics
 
@@ -56,6 +58,7 @@ class Record:
         "model",
         "principal",
         "provider",
+        "refusals",
         "request_id",
         "reserved",
         "settled",
@@ -76,6 +79,7 @@ class Record:
         self.upstream_seconds = 0.0
         self.client_seconds = 0.0
         self.surface = "unknown"
+        self.refusals: Refusals = DEFAULT_REFUSALS
         self.endpoint = ""
         self.model = "unknown"
         self.provider = "none"
@@ -92,7 +96,8 @@ class Record:
 
     def enter(self, operation: Operation) -> None:
         """The path says what is wanted, and in whose words to answer."""
-        self.surface, self.endpoint = operation.surface, operation.endpoint
+        self.surface, self.endpoint = operation.surface, operation.name
+        self.refusals = operation.refusals
 
     def ask(self, model: str, *, stream: bool) -> None:
         """The body says of which model, and how."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import trio
 
-from adapters.codec import DownstreamCodec, Headers, UpstreamFailure
+from adapters.codec import Headers, UpstreamFailure
 from adapters.errors import APIError, UpstreamTimeout, UpstreamUnavailable
 from ledger.money import format_usd
 from proxy.connection import Connection
@@ -28,7 +28,6 @@ _STREAM_HEADERS: Headers = [
 async def deliver(
     gateway: Gateway,
     connection: Connection,
-    codec: DownstreamCodec,
     hold: Hold,
     record: Record,
     headers: Headers,
@@ -41,7 +40,7 @@ async def deliver(
         case StreamAnswer() as answer:
             gateway.metrics.open_streams.inc()
             try:
-                await _stream(answer, connection, codec, hold, record, headers)
+                await _stream(answer, connection, hold, record, headers)
             finally:
                 gateway.metrics.open_streams.dec()
         case None:
@@ -68,7 +67,6 @@ async def _plain(
 async def _stream(
     answer: StreamAnswer,
     connection: Connection,
-    codec: DownstreamCodec,
     hold: Hold,
     record: Record,
     headers: Headers,
@@ -89,7 +87,7 @@ async def _stream(
     hold.settle(cut=True)
     error = _broken(failure)
     record.code = error.code
-    await connection.end_stream(codec.error_event(error, record.id))
+    await connection.end_stream(record.refusals.error_event(error, record.id))
 
 
 async def _pass_on(

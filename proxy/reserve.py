@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from adapters import errors, pricing
 from adapters.codec import Headers
@@ -103,7 +104,7 @@ class Hold:
         self.answer: Answer | None = None
         self.reservation: Reservation
 
-    async def __aenter__(self) -> Hold:
+    async def __aenter__(self) -> Self:
         try:
             self.reservation = await self._ledger.reserve(self._request)
         except LedgerError as error:

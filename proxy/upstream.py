@@ -176,7 +176,9 @@ class Upstreams:
         *,
         stream: bool,
     ) -> UpstreamResponse:
-        """One try. A connection that was idle may have been closed by the provider at that very moment: then
+        """One try with one key.
+
+        A connection that was idle may have been closed by the provider at that very moment: then
         the request is sent once more over a new one. Raises AttemptFailed.
         """
         head = pool.request_head(provider, api_key, path, len(body), stream=stream)
@@ -336,7 +338,7 @@ class _Pool:
     def next_key(self) -> str:
         """The API key whose turn it is, passing over those that rest; "" where none is needed."""
         now = trio.current_time()
-        for _ in self._keys:
+        for _ in range(len(self._keys)):
             api_key = self._keys[0]
             self._keys.rotate(-1)
             if self._resting.get(api_key, now) <= now:
