@@ -78,6 +78,35 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     short: tuple[int, ...]
 
 
+def emptied(event: UsageEvent) -> UsageEvent:
+    """What takes the place of a quarantined event: who and when, without figures."""
+    return UsageEvent(
+        seq=event.seq,
+        occurred_at=event.occurred_at,
+        request_id=event.request_id,
+        account_id=event.account_id,
+        key_id=event.key_id,
+        model_id=0,
+        provider_id=0,
+        price_id=0,
+        endpoint=0,
+        status=int(EventStatus.QUARANTINED),
+        reserved=0,
+        cost=0,
+        charge=0,
+        input_tokens=0,
+        cached_input_tokens=0,
+        output_tokens=0,
+        reasoning_tokens=0,
+        ttfb_ms=0,
+        duration_ms=0,
+        units={},
+        pools=(),
+        covered=(),
+        short=(),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """A holder's right to talk to the store, valid until its epoch is superseded."""

@@ -1,0 +1,177 @@
+"""One pool as its holder sees it: what is free, bound and spent of the lease, and how much to hold.
+
+All operations are synchronous and move credit between four buckets; only a grant, a return and an
+acknowledged posting change their sum. `outstanding` is the holder's knowledge of the store's lease.
+
+H   free + pending + unposted + returning = outstanding, and each of them ≥ 0, after every step.
+    `returning` is credit already taken out of `free` whose return the store has not confirmed.
+
+Sizing (rates are estimates, so floats are allowed there; the amounts they lead to are integers):
+demand is 15 s of the spend rate plus one large reservation; the pool asks below half of its
+target, gives back above twice of it, and gives everything back when scarce, idle or recalled.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+
+from ledger.errors import LedgerDivergence, PoolKind
+from ledger.store import PoolId, PoolStatus
+
+BUDGET_POOL_MIN = 1 << 40
+"""Pools of accounts carry the account's id; budget pools are numbered from here."""
+
+HALF_LIFE_SECONDS = 10.0
+RATE_SAMPLE_SECONDS = 0.2
+SIZES_KEPT = 32
+SCARCE_SECONDS = 10.0
+EXHAUSTED_SECONDS = 1.0
+
+
+class Lane(enum.Enum):
+    """Which request to the store a pool takes part in; at most one."""
+
+    IDLE = "idle"
+    EXCHANGE = "exchange"
+    GRANT = "grant"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """How much credit a holder keeps: nano-dollars and seconds."""
+
+    lease_max: int = 50_000_000_000
+    horizon_seconds: float = 15.0
+    holding_seconds: float = 30.0
+
+
+class HolderPool:
+    """The holder's side of one lease, moved by the engine."""
+
+    __slots__ = (
+        "ask_after",
+        "available",
+        "balance",
+        "charged",
+        "exhausted_until",
+        "free",
+        "kind",
+        "lane",
+        "outstanding",
+        "pending",
+        "pool_id",
+        "posting",
+        "postings",
+        "rate",
+        "rate_at",
+        "recalled",
+        "recalls_asked",
+        "recent",
+        "refused_need",
+        "returning",
+        "scarce_until",
+        "sizes",
+        "spent_total",
+        "status",
+        "unposted",
+        "used_at",
+    )
+
+    def __init__(self, pool_id: int, now: float) -> None:
+        self.pool_id = PoolId(pool_id)
+        self.kind: PoolKind = "budget" if pool_id >= BUDGET_POOL_MIN else "account"
+        self.free = 0
+        self.pending = 0
+        self.unposted = 0
+        self.returning = 0
+        self.outstanding = 0
+        self.status: int = PoolStatus.OPEN
+        self.lane = Lane.IDLE
+        # What the store said last; `charged` is what was charged since it posted anything.
+        self.balance: int | None = None
+        self.available = 0
+        self.charged = 0
+        self.posting = False  # events of this pool are on their way …
+        self.postings = 0  # … and how often they arrived: tells which replies are of one time
+        self.spent_total: int | None = None
+        # Shortage.
+        self.scarce_until = 0.0
+        self.exhausted_until = 0.0
+        self.refused_need = 0
+        self.ask_after = 0.0
+        self.recalls_asked = 0
+        self.recalled = False
+        # Estimates.
+        self.used_at = now
+        self.rate = 0.0
+        self.rate_at = now
+        self.recent = 0
+        self.sizes: deque[int] = deque(maxlen=SIZES_KEPT)
+
+    def check(self) -> None:
+        """Raise LedgerDivergence unless invariant H holds."""
+        if (
+            self.free + self.pending + self.unposted + self.returning != self.outstanding
+            or self.free < 0
+            or self.pending < 0
+            or self.unposted < 0
+            or self.returning < 0
+        ):
+            raise LedgerDivergence(
+                f"pool {self.pool_id}: free {self.free} + pending {self.pending} + unposted "
+                f"{self.unposted} + returning {self.returning} ≠ outstanding {self.outstanding}"
+            )
+
+    @property
+    def posted_balance(self) -> int | None:
+        """Credited − charged, including what the store has not heard of yet."""
+        return None if self.balance is None else self.balance - self.charged
+
+    def knows_exhausted(self, now: float, amount: int) -> bool:
+        """Whether the store refused this much within the last second."""
+        return now < self.exhausted_until and amount - self.free >= self.refused_need
+
+    def exhausted(self, now: float, need: int) -> None:
+        """Remember that the store had less than `need` to give."""
+        self.exhausted_until = now + EXHAUSTED_SECONDS
+        self.refused_need = need
+
+    def target(self, now: float, sizing: Sizing) -> int:
+        """The free credit this pool should hold."""
+        if (
+            now < self.scarce_until
+            or self.recalled
+            or self.status != PoolStatus.OPEN
+            or now - self.used_at >= sizing.holding_seconds
+        ):
+            return 0
+        self._sample(now)
+        demand = int(self.rate * sizing.horizon_seconds) + self._large_reservation()
+        return min(demand, sizing.lease_max)
+
+    def surplus(self, target: int) -> int:
+        """How much of `free` goes back to the store."""
+        return self.free - target if self.free > 2 * target else 0
+
+    def shortage(self, now: float, target: int) -> int:
+        """How much to ask for ahead of need."""
+        if 2 * self.free >= target or now < self.exhausted_until:
+            return 0
+        return target - self.free
+
+    def _large_reservation(self) -> int:
+        """The 95th percentile of recent reservations."""
+        if not self.sizes:
+            return 0
+        return sorted(self.sizes)[len(self.sizes) * 95 // 100]
+
+    def _sample(self, now: float) -> None:
+        elapsed = now - self.rate_at
+        if elapsed < RATE_SAMPLE_SECONDS:
+            return
+        decay = 0.5 ** (elapsed / HALF_LIFE_SECONDS)
+        self.rate = self.rate * decay + self.recent / elapsed * (1 - decay)
+        self.recent = 0
+        self.rate_at = now

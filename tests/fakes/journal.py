@@ -1,0 +1,69 @@
+"""A journal in memory: the interface of `ledger.journal.Journal`, with a disk that tests control.
+
+`state` is what survives the death of the process, `durable` what survives a power cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from ledger.journal import JournalFailed, JournalFull, RecoveredState
+from ledger.records import Ack, Record
+
+
+class MemoryJournal:
+    """Positions count records; `full`, `failed` and `sync_seconds` make the disk misbehave."""
+
+    def __init__(self, state: RecoveredState | None = None, journal_id: bytes = b"j" * 16) -> None:
+        self.journal_id = journal_id
+        self.state = (state or RecoveredState()).copy()
+        self.durable = self.state.copy()
+        self.records: list[Record] = []
+        self.synced = 0
+        self.full = False
+        self.failed = False
+        self.closed = False
+        self.sync_seconds = 0.0
+        self._dirty = trio.Event()
+
+    def append(self, records: Sequence[Record]) -> int:
+        if self.failed:
+            raise JournalFailed("the disk is gone")
+        if self.full:
+            raise JournalFull("the disk is full")
+        for record in records:
+            self.state.apply(record)
+        self.records += records
+        self._dirty.set()
+        return len(self.records)
+
+    async def sync(self, upto: int) -> None:
+        if self.failed:
+            raise JournalFailed("the disk is gone")
+        if self.synced < upto:
+            await trio.sleep(self.sync_seconds)
+            self.make_durable(upto)
+        await trio.lowlevel.checkpoint()
+
+    def make_durable(self, upto: int | None = None) -> None:
+        """Everything up to there survives a power cut."""
+        upto = len(self.records) if upto is None else upto
+        for record in self.records[self.synced : upto]:
+            self.durable.apply(record)
+        self.synced = max(self.synced, upto)
+
+    def acknowledge(self, applied_seq: int) -> None:
+        if applied_seq > self.state.acked_seq and not self.failed:
+            self.records.append(Ack(applied_seq))
+            self.state.acknowledge(applied_seq)
+
+    def headroom(self, open_reservations: int) -> bool:
+        return not self.full and not self.failed
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    def close(self) -> None:
+        self.closed = True
