@@ -357,11 +357,17 @@ BEGIN
     IF cardinality(e_charge) <> p_last_seq - p_first_seq + 1 THEN
       RAISE EXCEPTION USING ERRCODE = 'LE003', MESSAGE = 'batch length';
     END IF;
+    -- Said here, because a check violation (23514) tells the holder that the two sides disagree.
+    IF EXISTS (SELECT FROM unnest(e_cost, e_charge) AS u(c, g) WHERE u.c < 0 OR u.g < 0) THEN
+      RAISE EXCEPTION USING ERRCODE = 'LE003', MESSAGE = 'negative amount';
+    END IF;
     INSERT INTO ledger.usage_event (
            recorded_at, occurred_at, seq, account_id, key_id, price_id, reserved, cost, charge,
            holder_id, model_id, provider_id, tok_in, tok_cached, tok_out, tok_reason,
            ttfb_ms, duration_ms, status, endpoint, request_id, units)
-    SELECT v_now, timestamptz 'epoch' + t.us * interval '1 microsecond', p_first_seq + t.n - 1,
+    -- A clock may say anything; no reader shall have to cope with the year 200,000.
+    SELECT v_now, timestamptz 'epoch' + least(greatest(t.us, 0), 253370764800000000) * interval '1 microsecond',
+           p_first_seq + t.n - 1,
            t.acc, t.k, t.pr, t.res, t.cost, t.charge,
            p_holder, t.m, t.prov, t.ti, t.tc, t.tou, t.tr,
            t.ttfb, t.dur, t.st, t.ep, t.rq, t.un
@@ -393,6 +399,14 @@ BEGIN
   INSERT INTO ledger.lease (pool_id, holder_id)
     SELECT u, p_holder FROM unnest(x_pool) AS u
      WHERE NOT EXISTS (SELECT 1 FROM ledger.lease l WHERE l.pool_id = u AND l.holder_id = p_holder);
+  -- Only a grant adds to a lease; who claims more than is left of it must attest it (reattest).
+  IF EXISTS (
+    SELECT FROM unnest(x_pool, x_covered, x_sync, x_held) AS u(pool_id, covered, sync, held)
+      JOIN ledger.lease l ON l.pool_id = u.pool_id AND l.holder_id = p_holder
+     WHERE u.sync AND (u.held < 0 OR u.held > l.outstanding - u.covered)
+  ) THEN
+    RAISE EXCEPTION USING ERRCODE = 'check_violation', MESSAGE = 'more is held than was leased';
+  END IF;
 
   RETURN QUERY
   WITH asked AS (

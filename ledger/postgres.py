@@ -1,0 +1,317 @@
+"""The books in Postgres: `LedgerStore` over blocking psycopg in worker threads.
+
+One connection per lane, so that a grant never waits behind an exchange. Every call is a single
+autocommit statement: one round trip, no session state. psycopg's own asynchronous classes need
+another event loop; a thread hop is small against a durable commit.
+
+An error is sorted by what it says about the outcome: the server refused (`StoreRefused`), or
+nobody can tell (`StoreUncertain`). After the latter, and after a call that was abandoned by its
+caller, the lane's connection is thrown away, and the next call opens another.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import LiteralString, TypeVar
+
+import msgspec
+import psycopg
+import trio
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
+
+from ledger import verify
+from ledger.store import (
+    Ask,
+    HolderId,
+    PoolGrant,
+    PoolId,
+    PoolReport,
+    Session,
+    StoreError,
+    StoreRefused,
+    StoreUncertain,
+    UsageEvent,
+    Violation,
+)
+
+T = TypeVar("T")
+Work = Callable[[psycopg.Connection], T]
+
+_CONNECT_SECONDS = 5
+_UNACKNOWLEDGED_MS = 15_000  # after which the kernel gives a dead connection up
+_THREADS_MAX = 16  # threads of abandoned calls stay until their call ends
+_LIMITS = """
+SELECT set_config('lock_timeout', '2s', false), set_config('statement_timeout', '10s', false)
+"""
+
+# SQLSTATE classes that leave the outcome open: connection, rolled back (serialisation, deadlock),
+# out of resources, cancelled or shut down (57014 is the statement time-out), system, internal.
+_UNCERTAIN_CLASSES = ("08", "40", "53", "57", "58", "XX")
+_LOCK_NOT_AVAILABLE = "55P03"
+
+# In the order of exchange's e_* arguments, up to the two that need converting.
+_EVENT_COLUMNS = (
+    "occurred_at",
+    "account_id",
+    "key_id",
+    "model_id",
+    "provider_id",
+    "price_id",
+    "status",
+    "endpoint",
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "reserved",
+    "cost",
+    "charge",
+    "ttfb_ms",
+    "duration_ms",
+)
+# In the order of its x_* arguments.
+_POOL_COLUMNS = ("pool_id", "covered", "short", "sync", "held", "pending", "need", "want")
+
+_EXCHANGE = """
+SELECT pool_id, granted, outstanding, spent_total, available, balance, status, recall
+  FROM ledger.exchange(
+    %b, %b, %b, %b,
+    %b::bigint[], %b::bigint[], %b::bigint[], %b::integer[], %b::integer[],
+    %b::bigint[], %b::smallint[], %b::smallint[],
+    %b::integer[], %b::integer[], %b::integer[], %b::integer[],
+    %b::bigint[], %b::bigint[], %b::bigint[], %b::integer[], %b::integer[],
+    %b::uuid[], %b::jsonb[],
+    %b::bigint[], %b::bigint[], %b::bigint[],
+    %b::boolean[], %b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[])
+"""
+_GRANT = """
+SELECT pool_id, granted, outstanding, spent_total, available, balance, status, recall, recalled
+  FROM ledger.grant_lease(%b, %b, %b::bigint[], %b::bigint[], %b::bigint[])
+"""
+
+
+class PostgresStore:
+    """`LedgerStore` on a migrated database. `aclose` lets the connections go."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._limiter = trio.CapacityLimiter(_THREADS_MAX)
+        self._lanes: dict[str, _Lane] = {}
+
+    async def aclose(self) -> None:
+        """Close every connection; running calls end as they end."""
+        lanes, self._lanes = self._lanes, {}
+        for lane in lanes.values():
+            lane.discard()
+
+    async def ping(self) -> None:
+        """Raise StoreUncertain where the database does not answer."""
+        await self._call("control", lambda connection: connection.execute("SELECT 1"))
+
+    # -- sessions -------------------------------------------------------------------------------
+
+    async def register_holder(self, journal_id: bytes, node: str) -> HolderId:
+        """The holder that owns the journal, new or known."""
+        statement = "SELECT ledger.register_holder(%s, %s)"
+        row = await self._row("control", statement, [uuid.UUID(bytes=journal_id), node])
+        return HolderId(row[0])
+
+    async def open_session(self, holder: HolderId, journal_id: bytes) -> Session:
+        """End whatever session the holder had and begin another, at what was really applied."""
+        statement = """
+            SELECT epoch, applied_seq, lease_pool, lease_outstanding
+              FROM ledger.open_session(%s, %s)
+        """
+        row = await self._row("control", statement, [holder, uuid.UUID(bytes=journal_id)])
+        epoch, applied_seq, pools, outstanding = row
+        return Session(holder, epoch, applied_seq, dict(zip(pools, outstanding, strict=True)))
+
+    # -- the two lanes --------------------------------------------------------------------------
+
+    async def exchange(
+        self, session: Session, events: Sequence[UsageEvent], pools: Sequence[PoolReport]
+    ) -> list[PoolGrant]:
+        """Post the next events, report what is held, obtain credit; see `ledger.exchange`."""
+        first, last = (events[0].seq, events[-1].seq) if events else (1, 0)
+        parameters = [
+            session.holder_id,
+            session.epoch,
+            first,
+            last,
+            *_columns(events, _EVENT_COLUMNS),
+            [uuid.UUID(bytes=event.request_id) for event in events],
+            [Jsonb(event.units) if event.units else None for event in events],
+            *_columns(pools, _POOL_COLUMNS),
+        ]
+        rows = await self._rows("exchange", _EXCHANGE, parameters)
+        return [PoolGrant(*row) for row in rows]
+
+    async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
+        """More credit for pools with waiting requests; see `ledger.grant_lease`."""
+        parameters = [
+            session.holder_id,
+            session.epoch,
+            *_columns(asks, ("pool_id", "need", "want")),
+        ]
+        return [PoolGrant(*row) for row in await self._rows("grant", _GRANT, parameters)]
+
+    async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None:
+        """Let an event that the books refuse take its place in the sequence, without amounts."""
+        payload = msgspec.structs.asdict(event) | {
+            "request_id": event.request_id.hex(),
+            "units": ascii(event.units),  # the only text in it; jsonb does not take all of Unicode
+        }
+        statement = "SELECT ledger.quarantine_event(%s, %s, %s, %s, %s, %s, %s, %s)"
+        parameters = [
+            session.holder_id,
+            session.epoch,
+            event.seq,
+            _bigint_or_zero(event.account_id),
+            _bigint_or_zero(event.key_id),
+            uuid.UUID(bytes=event.request_id[:16].ljust(16, b"\0")),
+            Jsonb(payload),
+            error,
+        ]
+        await self._row("exchange", statement, parameters)
+
+    # -- money in and out -----------------------------------------------------------------------
+
+    async def credit_pool(
+        self, pool: PoolId, amount: int, code: int, contra: int, ref: str
+    ) -> bool:
+        """Credit an account from the gl_account `contra`; False where (code, ref) is known."""
+        statement = "SELECT ledger.credit_pool(%s, %s, %s::smallint, %s, %s)"
+        row = await self._row("control", statement, [pool, amount, code, contra, ref])
+        return bool(row[0])
+
+    async def debit_pool(
+        self, pool: PoolId, amount: int, code: int, contra: int, ref: str, *, forced: bool = False
+    ) -> bool:
+        """The reverse of `credit_pool`; unless `forced`, only what is available (LE007)."""
+        statement = "SELECT ledger.debit_pool(%s, %s, %s::smallint, %s, %s, %s)"
+        row = await self._row("control", statement, [pool, amount, code, contra, ref, forced])
+        return bool(row[0])
+
+    # -- invariants -----------------------------------------------------------------------------
+
+    async def check(self) -> list[Violation]:
+        """What contradicts the invariants of the books; empty where they are sound."""
+        return await self._call(
+            "check",
+            lambda connection: [
+                violation for result in verify.run_on(connection) for violation in result.violations
+            ],
+        )
+
+    # -- threads --------------------------------------------------------------------------------
+
+    async def _row(
+        self, lane: str, statement: LiteralString, parameters: Sequence[object]
+    ) -> TupleRow:
+        (row,) = await self._rows(lane, statement, parameters)
+        return row
+
+    async def _rows(
+        self, lane: str, statement: LiteralString, parameters: Sequence[object]
+    ) -> list[TupleRow]:
+        return await self._call(
+            lane, lambda connection: connection.execute(statement, parameters).fetchall()
+        )
+
+    async def _call(self, name: str, work: Work[T]) -> T:
+        lane = self._lanes.setdefault(name, _Lane(self._conninfo))
+        try:
+            return await trio.to_thread.run_sync(
+                lane.run, work, abandon_on_cancel=True, limiter=self._limiter
+            )
+        except trio.Cancelled:
+            if self._lanes.get(name) is lane:
+                del self._lanes[name]
+            lane.discard()
+            raise
+
+
+class _Lane:
+    """One connection, opened when first needed, used by one thread at a time."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection | None = None
+        self._discarded = False
+
+    def run(self, work: Work[T]) -> T:
+        """Do `work` on the connection. Raises StoreRefused or StoreUncertain."""
+        try:
+            with self._lock:
+                try:
+                    return work(self._connected())
+                except psycopg.Error as error:
+                    sorted_error = _sort(error)
+                    if isinstance(sorted_error, StoreUncertain):
+                        self._close()
+                    raise sorted_error from error
+        finally:
+            if self._discarded:
+                self._close()
+
+    def discard(self) -> None:
+        """Use the lane no more. A call that still runs closes the connection when it ends.
+
+        The flag is set before the lock is tried, and `run` looks at it after the lock is free, so
+        at least one of the two closes.
+        """
+        self._discarded = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._lock.release()
+
+    def _connected(self) -> psycopg.Connection:
+        if self._connection is None:
+            self._connection = psycopg.connect(
+                make_conninfo(self._conninfo, **_socket_defaults(self._conninfo)),
+                autocommit=True,
+                prepare_threshold=None,  # poolers that switch sessions lose prepared statements
+            )
+            self._connection.execute(_LIMITS)
+        return self._connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _socket_defaults(conninfo: str) -> dict[str, int]:
+    """Time limits for a server that has gone silent, where the operator set none."""
+    given = conninfo_to_dict(conninfo)
+    wanted = {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": _UNACKNOWLEDGED_MS}
+    return {key: value for key, value in wanted.items() if key not in given}
+
+
+def _sort(error: psycopg.Error) -> StoreError:
+    """Say what an error means for the outcome of the statement."""
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    code = error.sqlstate
+    if code is None:
+        # From the driver itself: a lost connection, or a value that it could not even send.
+        lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        return StoreUncertain(message) if lost else StoreRefused("22000", message)
+    if code.startswith(_UNCERTAIN_CLASSES) or code == _LOCK_NOT_AVAILABLE:
+        return StoreUncertain(f"{code}: {message}")
+    return StoreRefused(code, message)
+
+
+def _columns(rows: Sequence[object], names: Sequence[str]) -> list[list[object]]:
+    return [list(map(attrgetter(name), rows)) for name in names]
+
+
+def _bigint_or_zero(number: int) -> int:
+    return number if -(2**63) <= number < 2**63 else 0

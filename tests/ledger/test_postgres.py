@@ -1,0 +1,454 @@
+"""The books in Postgres: every rule of the store, on a real server."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+import psycopg
+import pytest
+import trio
+
+from ledger.directory import Directory, PriceRow
+from ledger.postgres import PostgresStore
+from ledger.store import (
+    Ask,
+    EventStatus,
+    HolderId,
+    PoolGrant,
+    PoolId,
+    PoolStatus,
+    Session,
+    StoreRefused,
+    StoreUncertain,
+)
+from tests.fakes.holder import ModelHolder, event, report
+from tests.fakes.postgres import TestServer
+
+GOODWILL = 7
+
+
+@pytest.fixture
+def accounts(database: str) -> list[int]:
+    """Three accounts with 1,000,000 nano-dollars each; model, provider and price 1 exist."""
+    with Directory(database) as directory:
+        directory.register_catalogue(
+            ["m"], ["p"], [PriceRow("m", "p/m", "", (("input", 1),), 1000)]
+        )
+        return [directory.create_account(f"a{n}", credit=1_000_000).account_id for n in range(3)]
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[PostgresStore]:
+    store = PostgresStore(database)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@pytest.fixture
+async def holder(store: PostgresStore, accounts: list[int]) -> ModelHolder:
+    """A holder with an open session; depends on the accounts, so their ids are 1, 2, 3."""
+    holder = ModelHolder(store)
+    await holder.open()
+    return holder
+
+
+def scalar(database: str, query: str) -> object:
+    with psycopg.connect(database) as connection:
+        row = connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return row[0]
+
+
+# -- sessions -------------------------------------------------------------------------------------
+
+
+async def test_a_journal_is_one_holder_whatever_the_node_is_called(store: PostgresStore) -> None:
+    journal = uuid.uuid4().bytes
+    first = await store.register_holder(journal, "one")
+    assert await store.register_holder(journal, "two") == first
+    assert await store.register_holder(uuid.uuid4().bytes, "two") != first
+
+
+async def test_a_session_says_what_was_applied_and_what_is_held(holder: ModelHolder) -> None:
+    await holder.grant(1, 1000, 1000)
+    holder.settle(1, 110, 100)
+    await holder.exchange()
+    session = await holder.store.open_session(holder.session.holder_id, holder.journal_id)
+    assert session == Session(holder.session.holder_id, 2, 1, {PoolId(1): 890})
+
+
+async def test_only_the_owner_of_the_journal_opens_a_session(
+    store: PostgresStore, holder: ModelHolder
+) -> None:
+    with pytest.raises(StoreRefused) as refused:
+        await store.open_session(holder.session.holder_id, uuid.uuid4().bytes)
+    assert refused.value.code == "LE006"
+
+
+async def test_an_old_epoch_is_refused_in_both_lanes(holder: ModelHolder) -> None:
+    stale = holder.session
+    await holder.open()
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.store.exchange(stale, [], [])
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.store.grant_lease(stale, [Ask(PoolId(1), 1, 1)])
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.store.quarantine(stale, event(1, 1), "no")
+
+
+# -- grants ---------------------------------------------------------------------------------------
+
+
+async def test_a_grant_says_what_is_left(holder: ModelHolder) -> None:
+    assert await holder.grant(1, 400, 10_000) == PoolGrant(
+        pool_id=PoolId(1),
+        granted=10_000,
+        outstanding=10_000,
+        spent_total=0,
+        available=990_000,
+        balance=1_000_000,
+        status=PoolStatus.OPEN,
+    )
+
+
+@pytest.mark.parametrize(
+    ("need", "want", "granted"),
+    [
+        (1, 800_000, 250_000),  # at most a quarter of what is left …
+        (600_000, 800_000, 600_000),  # … or exactly the smallest waiting reservation
+        (1_000_000, 1_000_000, 1_000_000),
+        (1_000_001, 1_000_001, 0),
+        (0, 0, 0),
+    ],
+)
+async def test_how_much_is_granted(holder: ModelHolder, need: int, want: int, granted: int) -> None:
+    assert (await holder.grant(1, need, want)).granted == granted
+
+
+async def test_several_pools_are_answered_in_order(holder: ModelHolder) -> None:
+    asks = [Ask(PoolId(3), 5, 5), Ask(PoolId(1), 7, 7)]
+    replies = await holder.store.grant_lease(holder.session, asks)
+    assert [(reply.pool_id, reply.granted) for reply in replies] == [(1, 7), (3, 5)]
+
+
+async def test_an_unknown_pool_is_refused(holder: ModelHolder) -> None:
+    with pytest.raises(StoreRefused, match="LE004"):
+        await holder.store.grant_lease(holder.session, [Ask(PoolId(99), 1, 1)])
+    with pytest.raises(StoreRefused, match="LE004"):
+        await holder.store.exchange(holder.session, [], [report(99)])
+
+
+async def test_a_suspended_pool_grants_nothing(database: str, holder: ModelHolder) -> None:
+    with Directory(database) as directory:
+        directory.suspend("a0")
+        reply = await holder.grant(1, 1, 1)
+        assert (reply.granted, reply.status) == (0, PoolStatus.SUSPENDED)
+        directory.resume("a0")
+    assert (await holder.grant(1, 1, 1)).granted == 1
+
+
+async def test_what_others_hold_idle_is_recalled(store: PostgresStore, holder: ModelHolder) -> None:
+    poor = ModelHolder(store)
+    await poor.open()
+    await holder.grant(1, 1_000_000, 1_000_000)
+    refused = await poor.grant(1, 500, 500)
+    assert (refused.granted, refused.recalled) == (0, 1)
+
+    (reply,) = await holder.exchange()  # a pool of which the exchange said nothing
+    assert (reply.pool_id, reply.recall) == (1, True)
+    holder.free[1] = 0
+    (reply,) = await holder.exchange((1, 0, 0))
+    assert (reply.recall, reply.outstanding, reply.available) == (False, 0, 1_000_000)
+    assert (await poor.grant(1, 500, 500)).granted == 500
+
+
+# -- exchanges ------------------------------------------------------------------------------------
+
+
+async def test_an_event_is_stored_as_it_was_sent(database: str, holder: ModelHolder) -> None:
+    await holder.grant(1, 1000, 1000)
+    sent = event(1, 1, units={"image": 2}, key_id=2**40, endpoint=7)
+    (reply,) = await holder.store.exchange(
+        holder.session, [sent], [report(1, covered=110, held=890)]
+    )
+    assert (reply.outstanding, reply.spent_total, reply.balance) == (890, 110, 999_890)
+    with psycopg.connect(database) as connection:
+        row = connection.execute(
+            "SELECT seq, (extract(epoch FROM occurred_at) * 1000000)::bigint, request_id,"
+            " account_id, key_id, model_id, provider_id, price_id, endpoint, status, reserved,"
+            " cost, charge, tok_in, tok_cached, tok_out, tok_reason, ttfb_ms, duration_ms, units"
+            " FROM ledger.usage_event"
+        ).fetchone()
+    assert row == (
+        *(1, sent.occurred_at, uuid.UUID(bytes=sent.request_id), 1, 2**40, 1, 1, 1, 7, 1, 200),
+        *(100, 110, 12, 3, 34, 5, 20, 300, {"image": 2}),
+    )
+
+
+@pytest.mark.parametrize("occurred_at", [-(2**63), 2**63 - 1])
+async def test_a_mad_clock_does_no_harm(
+    database: str, holder: ModelHolder, occurred_at: int
+) -> None:
+    sent = event(1, 1, occurred_at=occurred_at, charge=0, cost=0, covered=(0,))
+    await holder.store.exchange(holder.session, [sent], [])
+    assert isinstance(scalar(database, "SELECT occurred_at FROM ledger.usage_event"), datetime)
+
+
+async def test_postings_are_two_sided(database: str, holder: ModelHolder) -> None:
+    await holder.grant(1, 10_000, 10_000)
+    holder.settle(1, 110, 100)
+    holder.settle(1, 0, 30)  # the provider bills, the customer does not pay
+    await holder.exchange()
+    with psycopg.connect(database) as connection:
+        rows = connection.execute(
+            "SELECT t.code, d.kind, c.kind, t.amount FROM ledger.transfer t"
+            " JOIN ledger.gl_account d ON d.gl_account_id = t.debit_account_id"
+            " JOIN ledger.gl_account c ON c.gl_account_id = t.credit_account_id"
+            " WHERE t.code >= 30 ORDER BY 1"
+        ).fetchall()
+    assert rows == [(30, 1, 2, 100), (31, 1, 3, 10), (32, 10, 2, 30)]
+    assert await holder.store.check() == []
+
+
+async def test_a_gap_and_a_repeated_batch_are_refused(holder: ModelHolder) -> None:
+    await holder.grant(1, 1000, 1000)
+    pools = [report(1, covered=110, held=780)]
+    with pytest.raises(StoreRefused, match="LE002: expected seq 1, got 2"):
+        await holder.store.exchange(holder.session, [event(2, 1)], pools)
+    await holder.store.exchange(holder.session, [event(1, 1)], pools)
+    with pytest.raises(StoreRefused, match="LE002: expected seq 2, got 1"):
+        await holder.store.exchange(holder.session, [event(1, 1)], pools)
+    assert await holder.store.check() == []
+
+
+async def test_charges_that_no_pool_pays_are_refused(holder: ModelHolder) -> None:
+    await holder.grant(1, 1000, 1000)
+    with pytest.raises(StoreRefused, match="LE003"):
+        await holder.store.exchange(holder.session, [event(1, 1)], [report(1, covered=109)])
+    with pytest.raises(StoreRefused, match="LE003"):
+        await holder.store.exchange(holder.session, [event(1, 1)], [])
+    with pytest.raises(StoreRefused, match="LE003"):
+        await holder.store.exchange(holder.session, [], [report(1, covered=1, held=999)])
+
+
+async def test_a_holder_cannot_spend_what_it_does_not_hold(holder: ModelHolder) -> None:
+    with pytest.raises(StoreRefused) as refused:
+        await holder.store.exchange(holder.session, [event(1, 1)], [report(1, covered=110)])
+    assert refused.value.code == "23514"  # the row's own constraint
+    with pytest.raises(StoreRefused):
+        await holder.store.exchange(holder.session, [], [report(1, held=1)])
+
+
+async def test_surplus_goes_back_even_after_a_lost_reply(holder: ModelHolder) -> None:
+    session = holder.session
+    await holder.store.grant_lease(session, [Ask(PoolId(1), 1000, 1000)])  # reply lost
+    (reply,) = await holder.store.exchange(session, [], [report(1)])
+    assert (reply.outstanding, reply.available) == (0, 1_000_000)
+
+
+async def test_an_overrun_is_collected_and_the_rest_is_ours(
+    database: str, holder: ModelHolder
+) -> None:
+    await holder.grant(1, 999_900, 999_900)
+    holder.settle(1, 1_000_500, 900_000)
+    await holder.exchange()
+    assert await holder.store.check() == []
+    with Directory(database) as directory:
+        statement = directory.show_account("a0")
+    assert (statement.balance, statement.charged) == (0, 1_000_500)
+    assert scalar(database, "SELECT amount FROM ledger.transfer WHERE code = 40") == 500
+
+
+async def test_a_pool_outside_the_sync_section_keeps_its_lease(holder: ModelHolder) -> None:
+    await holder.grant(1, 1000, 1000)
+    (reply,) = await holder.store.exchange(
+        holder.session, [event(1, 1)], [report(1, covered=110, sync=False, want=500)]
+    )
+    assert (reply.outstanding, reply.granted) == (890, 0)
+
+
+async def test_a_batch_may_be_large(holder: ModelHolder, accounts: list[int]) -> None:
+    for account_id in accounts:
+        await holder.grant(account_id, 500_000, 500_000)
+    for n in range(5000):
+        holder.settle(accounts[n % 3], 110, 100)
+    await holder.exchange()
+    assert await holder.store.check() == []
+
+
+# -- poison ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        {"input_tokens": 2**31},
+        {"cost": -1},
+        {"status": 2**15},
+        {"charge": 2**70, "cost": 2**70},
+        {"provider_id": 99},
+        {"units": {"image\0": 1}},
+    ],
+)
+async def test_an_event_that_does_not_fit_is_refused_and_quarantined(
+    database: str, holder: ModelHolder, poison: dict[str, object]
+) -> None:
+    await holder.grant(1, 1000, 1000)
+    bad = event(1, 1, **poison)
+    with pytest.raises(StoreRefused):
+        await holder.store.exchange(holder.session, [bad], [report(1, covered=110, held=890)])
+
+    await holder.store.quarantine(holder.session, bad, "22003: out of range")
+    with pytest.raises(StoreRefused, match="LE002"):
+        await holder.store.quarantine(holder.session, bad, "again")
+    await holder.store.exchange(holder.session, [event(2, 1)], [report(1, covered=110, held=890)])
+    assert await holder.store.check() == []
+    assert scalar(database, "SELECT status FROM ledger.usage_event WHERE seq = 1") == (
+        EventStatus.QUARANTINED
+    )
+    assert scalar(database, "SELECT payload ->> 'account_id' FROM ledger.quarantine") == "1"
+
+
+# -- money in and out -----------------------------------------------------------------------------
+
+
+async def test_a_reference_is_posted_once(holder: ModelHolder) -> None:
+    store = holder.store
+    assert await store.credit_pool(PoolId(1), 500, 1, 4, "pi_1")
+    assert not await store.credit_pool(PoolId(1), 500, 1, 4, "pi_1")
+    assert await store.debit_pool(PoolId(1), 500, 3, 4, "pi_1")
+    assert not await store.debit_pool(PoolId(1), 500, 3, 4, "pi_1")
+    assert (await holder.grant(1, 0, 1)).balance == 1_000_000
+    assert await store.check() == []
+
+
+async def test_leased_credit_cannot_be_taken_away_unless_forced(holder: ModelHolder) -> None:
+    await holder.grant(1, 600_000, 600_000)
+    with pytest.raises(StoreRefused, match="LE007"):
+        await holder.store.debit_pool(PoolId(1), 400_001, 3, 4, "r")
+    assert await holder.store.debit_pool(PoolId(1), 400_001, 7, 4, "r", forced=True)
+    assert await holder.store.check() == []
+
+
+@pytest.mark.parametrize("table", ["transfer", "usage_event", "batch"])
+async def test_history_cannot_be_changed(database: str, holder: ModelHolder, table: str) -> None:
+    await holder.grant(1, 1000, 1000)
+    holder.settle(1, 110, 100)
+    await holder.exchange()
+    with psycopg.connect(database, autocommit=True) as connection:
+        for statement in (
+            f"DELETE FROM ledger.{table}",
+            f"UPDATE ledger.{table} SET holder_id = 1",
+        ):
+            with pytest.raises(psycopg.Error, match="append-only"):
+                connection.execute(statement.encode())
+
+
+# -- random histories -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_random_histories_keep_every_invariant(
+    database: str, store: PostgresStore, accounts: list[int], seed: int
+) -> None:
+    """Grants, charges, lost requests, lost replies, restarts and top-ups, in any order."""
+    chance = random.Random(seed)  # noqa: S311 - a test's, not a secret
+    holders = [ModelHolder(store, f"node{n}") for n in range(3)]
+    for holder in holders:
+        await holder.open()
+    for step in range(80):
+        holder, account = chance.choice(holders), chance.choice(accounts)
+        match chance.randrange(8):
+            case 0 | 1:
+                await holder.grant(account, chance.randrange(20_000), chance.randrange(60_000))
+            case 2 | 3:
+                free = holder.free.get(account, 0)
+                charge = chance.randrange(2 * free + 2)
+                holder.settle(account, charge, chance.choice([charge, charge * 10 // 11, 7]))
+            case 4:
+                await holder.exchange((account, chance.randrange(5000), chance.randrange(60_000)))
+            case 5:  # it happened, but nobody heard
+                await store.exchange(holder.session, holder.unposted, holder.batch())
+                await holder.open()
+            case 6:  # it did not happen, or only the process died
+                await holder.open()
+            case _:
+                await store.credit_pool(PoolId(account), chance.randrange(1, 9999), 1, 4, f"{step}")
+        if step % 20 == 19:
+            assert await store.check() == []
+    for holder in holders:
+        await holder.exchange()
+        holder.free = dict.fromkeys(holder.free, 0)
+        await holder.exchange(*((pool, 0, 0) for pool in holder.free))
+    assert await store.check() == []
+    assert scalar(database, "SELECT sum(leased)::bigint FROM ledger.pool") == 0
+    assert scalar(database, "SELECT sum(charge)::bigint FROM ledger.usage_event") == sum(
+        charged for holder in holders for charged in holder.charged.values()
+    )
+
+
+# -- connections ----------------------------------------------------------------------------------
+
+
+async def test_a_killed_connection_is_uncertain_and_the_next_call_connects_again(
+    database: str, holder: ModelHolder
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    with pytest.raises(StoreUncertain):
+        await holder.store.open_session(holder.session.holder_id, holder.journal_id)
+    await holder.open()
+
+
+async def test_no_server_is_uncertain() -> None:
+    store = PostgresStore("host=/nowhere dbname=x")
+    with pytest.raises(StoreUncertain):
+        await store.ping()
+    await store.aclose()
+
+
+async def test_a_lock_that_does_not_come_is_uncertain(database: str, holder: ModelHolder) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute("SELECT FROM ledger.pool WHERE pool_id = 1 FOR UPDATE")
+        with pytest.raises(StoreUncertain, match="55P03"):
+            await holder.grant(1, 1, 1)
+    assert (await holder.grant(1, 1, 1)).granted == 1
+
+
+async def test_the_lanes_do_not_wait_for_each_other(database: str, holder: ModelHolder) -> None:
+    async with trio.open_nursery() as nursery:
+        with psycopg.connect(database) as connection:
+            connection.execute("SELECT FROM ledger.pool WHERE pool_id = 1 FOR UPDATE")
+            nursery.start_soon(holder.store.exchange, holder.session, [], [report(1)])
+            assert (await holder.grant(2, 1, 1)).granted == 1
+
+
+async def test_an_abandoned_call_leaves_the_store_usable(
+    database: str, holder: ModelHolder
+) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute("SELECT FROM ledger.pool WHERE pool_id = 1 FOR UPDATE")
+        with trio.move_on_after(0.05) as scope:
+            await holder.grant(1, 1, 1)
+        assert scope.cancelled_caught
+        assert (await holder.grant(2, 1, 1)).granted == 1  # on a new connection
+    await holder.open()  # waits for the abandoned statement, and fences it
+    assert await holder.store.check() == []
+
+
+async def test_a_server_that_goes_away_comes_back(postgres_server: TestServer) -> None:
+    with postgres_server.database() as database:
+        store = PostgresStore(database)
+        await store.ping()
+        assert await store.register_holder(uuid.uuid4().bytes, "n") == HolderId(1)
+        await store.aclose()
+        await store.ping()
+        await store.aclose()
