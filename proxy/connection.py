@@ -204,12 +204,13 @@ class Connection:
     async def skip_body(self) -> None:
         """Read a small unread body away, so that the connection can carry another request.
 
-        Where the body is large, or the client waits for `100 Continue`, the connection is marked
-        to be closed instead. Never raises.
+        Where the body is large or late, or the client waits for `100 Continue`, the connection is
+        marked to be closed instead. Never raises.
         """
         if not self._body_pending:
             return
-        if self._h11.their_state is h11.ERROR or self._h11.they_are_waiting_for_100_continue:
+        hopeless = self.stage in (Stage.HEAD, Stage.BODY) or self._h11.their_state is h11.ERROR
+        if hopeless or self._h11.they_are_waiting_for_100_continue:
             self.reusable = False
             return
         try:

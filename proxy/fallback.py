@@ -111,9 +111,7 @@ def _book(
 ) -> None:
     """A provider that was contacted leaves an event; the last one ends the reservation."""
     duration_ms = round((trio.current_time() - started) * 1000)
-    schedule = candidate.upstream.prices
-    assert schedule is not None, "an unpriced upstream is never a candidate"
-    price_id = candidate.prices[schedule.variants[0, ""]].price_id
+    price_id = candidate.base_price.price_id
     if last:
         reservation.void(
             status=EventStatus.FAILED if failed.contacted else None,

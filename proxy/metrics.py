@@ -153,7 +153,7 @@ class _Remembered(Generic[_M]):
     """A metric's children by their label values."""
 
     def __init__(self, metric: _M) -> None:
-        self._metric = metric
+        self._metric: _M = metric
         self._children: dict[tuple[str, ...], _M] = {}
 
     def __call__(self, *labels: str) -> _M:

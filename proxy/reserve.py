@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from adapters import errors, pricing
-from adapters.codec import Headers
+from adapters import errors, estimate, pricing
+from adapters.catalogue import Model
+from adapters.codec import Headers, Request
 from adapters.estimate import Bound
 from ledger.client import Ledger, LimitRef, LimitState, Reservation, ReservationRequest, Settled
 from ledger.errors import (
@@ -35,11 +36,27 @@ _RETRY_AFTER_SECONDS_MAX = 60
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a request may consume at most, over all its choices."""
+    """What a request may consume at most.
+
+    `output_cap` is the limit of each answer, as reserved and as sent upstream (None where the
+    operation has no output tokens); `output_tokens` is over all its answers.
+    """
 
     bound: Bound
+    output_cap: int | None
     output_tokens: int
     service_tier: str
+
+    @classmethod
+    def of(cls, request: Request, model: Model) -> Need:
+        """The upper bounds for `request` at `model`."""
+        bound = estimate.bound(request, model.context_window)
+        if request.kind != "chat":
+            return cls(bound, None, 0, request.service_tier)
+        cap = request.output_cap or model.default_max_output_tokens
+        if model.max_output_tokens:
+            cap = min(cap, model.max_output_tokens)
+        return cls(bound, cap, cap * request.choices, request.service_tier)
 
     def amount(self, route: Route) -> int:
         """Nano-dollars at the dearest upstream of `route`, with margin."""
@@ -54,12 +71,10 @@ class Need:
         return (available - fixed) * self.output_tokens // (whole - fixed)
 
     def _amount(self, candidate: Candidate, output_tokens: int) -> int:
-        schedule = candidate.upstream.prices
-        assert schedule is not None, "an unpriced upstream is never a candidate"
         return max(
             cost_and_charge(candidate.prices[rates], quantities)[1]
             for rates, quantities in pricing.dearest(
-                schedule, self.bound, output_tokens, self.service_tier
+                candidate.schedule, self.bound, output_tokens, self.service_tier
             )
         )
 
@@ -98,7 +113,7 @@ class Hold:
             limits=_limits(principal, route),
             model_id=route.model_id,
             provider_id=first.provider_id,
-            price_id=next(iter(first.prices.values())).price_id,
+            price_id=first.base_price.price_id,
             endpoint=endpoint,
         )
         self.answer: Answer | None = None
@@ -124,11 +139,11 @@ class Hold:
         if self.answer is not None:
             self.settle(cut=True)
         elif self._record.attempts:
-            first = self._route.candidates[self._record.attempts - 1]
+            tried = self._route.candidates[self._record.attempts - 1]
             self.reservation.void(
                 status=EventStatus.CANCELLED,
-                provider_id=first.provider_id,
-                price_id=next(iter(first.prices.values())).price_id,
+                provider_id=tried.provider_id,
+                price_id=tried.base_price.price_id,
                 duration_ms=self._record.duration_ms,
             )
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from adapters.catalogue import Catalogue, Model, Rates, Upstream
+from adapters.catalogue import Catalogue, Model, PriceSchedule, Rates, Upstream
 from adapters.errors import InvalidRequest, ModelNotAvailable
 from ledger.money import Price
 from proxy.authenticate import Principal, may_use
@@ -20,8 +20,14 @@ class Candidate:
     """An upstream that may serve a request, with its price rows as the books know them."""
 
     upstream: Upstream
+    schedule: PriceSchedule
     provider_id: int
     prices: Mapping[Rates, Price]
+
+    @property
+    def base_price(self) -> Price:
+        """The row that applies without long context or a service tier."""
+        return self.prices[self.schedule.variants[0, ""]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class Snapshot:
             candidates = tuple(
                 Candidate(
                     upstream,
+                    upstream.prices,
                     ids.providers[upstream.provider.name],
                     {
                         rates: ids.prices[upstream.name, rates]

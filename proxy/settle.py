@@ -30,9 +30,7 @@ def post(
     """
     counted = relay.counted(input_text_bytes)
     usage = counted.usage
-    schedule = candidate.upstream.prices
-    assert schedule is not None, "an unpriced upstream is never a candidate"
-    rates = pricing.variant(schedule, usage.input_tokens, usage.service_tier)
+    rates = pricing.variant(candidate.schedule, usage.input_tokens, usage.service_tier)
     settled = reservation.settle(
         price=candidate.prices[rates],
         provider_id=candidate.provider_id,

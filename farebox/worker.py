@@ -1,0 +1,266 @@
+"""One data-plane worker: its parts put together, its services and its connections run.
+
+The nursery of services outlives that of connections, so that whatever an exchange still needs on
+its way out (the ledger above all) is there until the last one has ended. Draining is: accept no
+more, let exchanges finish for `drain_seconds`, cut the rest (each settles what it delivered), then
+post everything and give all credit back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import socket
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from adapters.catalogue import Catalogue, Rates
+from farebox.catalogue import catalogue
+from farebox.config import Config
+from ledger.accounts import Credential
+from ledger.client import Ledger
+from ledger.directory import Directory, DirectoryUnavailable, PriceRow
+from ledger.journal import Journal
+from ledger.limits import LimitKind, LimitRef
+from ledger.money import Price
+from ledger.postgres import PostgresStore
+from ledger.server import LedgerServer
+from proxy.admit import Load
+from proxy.authenticate import Keyring, Principal
+from proxy.exchange import serve_connection
+from proxy.gateway import Gateway
+from proxy.listener import Listener
+from proxy.metrics import Metrics
+from proxy.record import Log
+from proxy.route import BookIds, Snapshot
+from proxy.settings import TierSettings
+from proxy.transport import SocketDialer
+from proxy.upstream import Upstreams
+from proxy.watch import platform_watch
+
+_REFRESH_SECONDS = 0.25
+_LOG_FD = 1
+
+
+def principal(
+    credential: Credential, tiers: Mapping[str, TierSettings], default_tier: str
+) -> Principal:
+    """What the data plane needs of a key, with the limits of its account's tier."""
+    tier = credential.tier or default_tier
+    settings = tiers.get(tier, TierSettings())
+    scope = f"account:{credential.account_id}"
+    sizes: list[tuple[LimitKind, int]] = [
+        ("rpm", settings.rpm),
+        ("tpm", settings.tpm),
+        ("concurrent", settings.concurrent),
+    ]
+    return Principal(
+        key_id=credential.key_id,
+        key_name=credential.key_name,
+        account_id=credential.account_id,
+        account=credential.account,
+        project_id=credential.project_id,
+        project=credential.project,
+        tier=tier,
+        suspended=credential.suspended,
+        expires_at=credential.expires_at.timestamp() if credential.expires_at else 0,
+        models=credential.models,
+        pools=credential.pools,
+        limits=tuple(LimitRef(scope, kind, size) for kind, size in sizes if size),
+    )
+
+
+def snapshot(config: Config, catalogue: Catalogue, directory: Directory) -> Snapshot:
+    """Register what the catalogue names in the books, and join the two. Blocks."""
+    rows: dict[tuple[str, Rates], PriceRow] = {}
+    for model in catalogue.models.values():
+        for upstream in model.upstreams:
+            if upstream.prices is None:
+                continue
+            for (above, tier), rates in upstream.prices.variants.items():
+                rows.setdefault(
+                    (upstream.name, rates),
+                    PriceRow(
+                        model=model.id,
+                        upstream=upstream.name,
+                        variant=f"{above}/{tier}" if above or tier else "",
+                        components=rates.components,
+                        margin_bps=config.billing.margin_bps,
+                    ),
+                )
+    ids = directory.register_catalogue(
+        list(catalogue.models), list(catalogue.providers), list(rows.values())
+    )
+    prices = {
+        key: Price(ids.prices[row], dict(row.components), row.margin_bps)
+        for key, row in rows.items()
+    }
+    return Snapshot.build(
+        catalogue,
+        BookIds(ids.models, ids.providers, prices),
+        brand=config.server.brand,
+        reference=config.routing.default_reference,
+    )
+
+
+class Worker:
+    """A worker between start and end. Make one with `build`; `run` it; `drain` ends it."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Directory,
+        server: LedgerServer,
+        gateway: Gateway,
+        listener: Listener,
+    ) -> None:
+        self.stopped = trio.Event()
+        self._config = config
+        self._directory = directory
+        self._server = server
+        self._gateway = gateway
+        self._listener = listener
+        self._version = 0
+        self._draining = trio.Event()
+        self._connections = trio.CancelScope()
+        self.metrics = gateway.metrics
+
+    @classmethod
+    async def build(
+        cls,
+        config: Config,
+        conninfo: str,
+        secret: bytes,
+        base_url: str,
+        listening: socket.socket,
+    ) -> Worker:
+        """Put the parts together: nothing is served yet.
+
+        `base_url` is where the built-in upstream listens, if there is one. Raises
+        DirectoryUnavailable and the journal's refusals.
+        """
+        directory = Directory(conninfo)
+        served = catalogue(config, base_url)
+        known = await trio.to_thread.run_sync(snapshot, config, served, directory)
+        journal, recovered = Journal.recover(config.data_dir / "ledger", boot_id=boot_id())
+        server = LedgerServer(PostgresStore(conninfo), journal, recovered)
+        metrics = Metrics()
+        ledger = Ledger(server)
+        metrics.watch_ledger(ledger.statistics)
+        ledger.on_flush(lambda seconds, _events: metrics.flush.observe(seconds))
+        gateway = Gateway(
+            settings=config.server,
+            snapshot=known,
+            keyring=Keyring(secret),
+            ledger=ledger,
+            upstreams=Upstreams(SocketDialer()),
+            watch=platform_watch(),
+            metrics=metrics,
+            log=Log(partial(os.write, _LOG_FD)),
+            load=Load(exchanges_max=config.server.max_connections),
+        )
+        listener = Listener(
+            listening,
+            partial(serve_connection, gateway),
+            max_connections=config.server.max_connections,
+        )
+        return cls(config, directory, server, gateway, listener)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the public port is."""
+        return self._listener.address
+
+    @property
+    def example_model(self) -> str:
+        """A chat model that is served, for a first call; "" where there is none."""
+        routes = self._gateway.snapshot.routes.values()
+        return next((route.model.id for route in routes if route.model.kind == "chat"), "")
+
+    def problems(self) -> list[str]:
+        """Why traffic should not be sent here now; empty when it should."""
+        found = ["draining"] if self._gateway.draining else []
+        if not self._server.ready:
+            found.append("the ledger has no session with the database")
+        return found
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained."""
+        await self._refresh()
+        gateway = self._gateway
+        async with trio.open_nursery() as services:
+            await services.start(self._server.run)
+            services.start_soon(self._keep_fresh)
+            for service in (gateway.watch, gateway.upstreams, gateway.load, gateway.log):
+                services.start_soon(service.run)
+            # What lives for the whole process is not worth scanning at every collection.
+            gc.collect()
+            gc.freeze()
+            task_status.started()
+            services.start_soon(self._cut_when_late)
+            with self._connections:
+                await self._listener.run()
+            await self._server.drain()
+            gateway.upstreams.close()
+            services.cancel_scope.cancel()
+        self.stopped.set()
+
+    def drain(self) -> None:
+        """Finish what runs and stop; called again, cut what still runs."""
+        if self._draining.is_set():
+            self._connections.cancel()
+        self._draining.set()
+        self._gateway.drain()
+        self._listener.stop()
+
+    async def reload(self, config: Config, base_url: str) -> None:
+        """Take over models, prices, providers, tiers and limits for new requests.
+
+        What needs a restart (addresses, the database) keeps its old value.
+        """
+        served = catalogue(config, base_url)
+        self._gateway.snapshot = await trio.to_thread.run_sync(
+            snapshot, config, served, self._directory
+        )
+        self._gateway.settings = config.server
+        self._config = config
+        self._version = 0  # every key anew: tiers may mean other limits
+        await self._refresh()
+
+    async def _cut_when_late(self) -> None:
+        await self._draining.wait()
+        await trio.sleep(self._config.server.drain_seconds)
+        self._connections.cancel()
+
+    async def _keep_fresh(self) -> None:
+        """Follow the directory: a new or revoked key is effective within a second."""
+        while True:
+            await trio.sleep(_REFRESH_SECONDS)
+            with contextlib.suppress(DirectoryUnavailable):  # the keys we know go on working
+                await self._refresh()
+
+    async def _refresh(self) -> None:
+        self._version, changed = await trio.to_thread.run_sync(
+            self._directory.changes_since, self._version
+        )
+        tiers, default_tier = self._config.tiers, self._config.limits.default_tier
+        self._gateway.keyring.update(
+            [
+                (credential.key_hash, principal(credential, tiers, default_tier))
+                for credential in changed
+                if not credential.revoked
+            ],
+            removed=[credential.key_id for credential in changed if credential.revoked],
+        )
+
+
+def boot_id() -> str:
+    """What changes with every boot of the machine; "" where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,160 @@
+"""A real gateway for tests: `farebox serve` in a process of its own, driven by real clients.
+
+Its data directory is the test's; ports are chosen by the system and read from its greeting. What
+it prints is kept for the failure message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+FAREBOX = (sys.executable, "-m", "farebox.cli")
+START_SECONDS = 60
+STOP_SECONDS = 30
+
+LOOPBACK = """
+[server]
+listen = "127.0.0.1:0"
+admin_listen = "127.0.0.1:0"
+drain_seconds = 5
+"""
+
+
+class GatewayProcess:
+    """One `farebox serve`. `base_url` and `admin_url` are known once it has started."""
+
+    def __init__(self, directory: Path, config: str = LOOPBACK) -> None:
+        self.directory = directory
+        self.config = directory / "farebox.toml"
+        self.config.write_text(config)
+        self.base_url = ""
+        self.admin_url = ""
+        self.key = ""
+        self.output: list[str] = []
+        self._process: subprocess.Popen[str] | None = None
+        self._greeted = threading.Event()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait for its greeting."""
+        self._greeted.clear()
+        self._process = subprocess.Popen(
+            [*FAREBOX, "serve", "--config", str(self.config)],
+            cwd=self.directory,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        threading.Thread(target=self._listen, args=[self._process], daemon=True).start()
+        if not self._greeted.wait(START_SECONDS) or not self.base_url:
+            self.kill()
+            raise AssertionError(f"the gateway did not start:\n{self.tail()}")
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self.base_url = ""
+        with process.stdout as lines:
+            for line in lines:
+                self.output.append(line)
+                if found := re.match(r"Farebox serves at (\S+)", line):
+                    self.base_url = found[1]
+                elif found := re.match(r"\s+metrics\s+(\S+)/metrics", line):
+                    self.admin_url = found[1]
+                elif found := re.match(r"\s+(sk_farebox_\w+)", line):
+                    self.key = found[1]
+                elif line.startswith("Ready"):
+                    self._greeted.set()
+        self._greeted.set()  # it ended: waiting longer would not help
+
+    def tail(self) -> str:
+        """The last lines it printed."""
+        return "".join(self.output[-40:])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(STOP_SECONDS)
+
+    def kill(self) -> None:
+        """`kill -9`. Harmless where it has ended."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(STOP_SECONDS)
+
+    def run(self, *arguments: str) -> str:
+        """What a `farebox` command prints. Raises AssertionError where it fails."""
+        done = subprocess.run(
+            [*FAREBOX, *arguments, "--config", str(self.config)],
+            cwd=self.directory,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"farebox {' '.join(arguments)}: {done.stderr}{done.stdout}"
+        return done.stdout
+
+    def records(self, *arguments: str) -> list[dict[str, object]]:
+        """The records that a command prints with `--json`, or as JSON lines."""
+        return [json.loads(line) for line in self.run(*arguments).splitlines()]
+
+    def record(self, *arguments: str) -> dict[str, object]:
+        """The one record that a command prints with `--json`."""
+        (found,) = self.records(*arguments, "--json")
+        return found
+
+    def new_key(self, account: str, credit: str = "10.00", *options: str) -> str:
+        """A key of a new account."""
+        self.record("account", "create", account, "--credit", credit, *options)
+        return str(self.record("key", "create", f"{account}/default")["key"])
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics by its name with labels."""
+        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10) as answer:  # noqa: S310 - loopback
+            lines = answer.read().decode().splitlines()
+        pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in pairs}
+
+
+def _environment() -> Mapping[str, str]:
+    """Ours without anything that would switch a provider on."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith(("_API_KEY", "DATABASE_URL"))
+    } | {"PYTHONUNBUFFERED": "1"}
+
+
+@contextmanager
+def serving(directory: Path, config: str = LOOPBACK) -> Iterator[GatewayProcess]:
+    """A gateway for the time of the block; it has to end by itself when told to."""
+    gateway = GatewayProcess(directory, config)
+    try:
+        gateway.start()
+        yield gateway
+        assert gateway.stop() == 0, gateway.tail()
+    finally:
+        gateway.kill()
