@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,10 @@ FAST = {
     "full_page_writes": "off",
     "autovacuum": "off",
     "shared_buffers": "32MB",
+    "max_wal_size": "64MB",
 }
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a file system, not a file name
+_MEMORY_BYTES_MIN = 2 << 30
 
 
 class TestServer:
@@ -77,7 +81,11 @@ class TestServer:
 def serve() -> Iterator[TestServer]:
     """A server for the time of the block."""
     chosen = os.environ.get("FAREBOX_TEST_POSTGRES")
-    with tempfile.TemporaryDirectory(prefix="farebox-tests-") as folder:
+    # Copying a template is nearly all writing: 13 ms in memory, up to 400 ms on a busy disk.
+    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _MEMORY_BYTES_MIN
+    with tempfile.TemporaryDirectory(
+        prefix="farebox-tests-", dir=_MEMORY if roomy else None
+    ) as folder:
         server = EmbeddedPostgres(
             Path(folder), settings=FAST, binaries=Path(chosen) if chosen else None
         )

@@ -24,7 +24,7 @@ from ledger.store import (
     StoreRefused,
     StoreUncertain,
 )
-from tests.fakes.holder import ModelHolder, event, report
+from tests.fakes.model_holder import ModelHolder, event, report
 from tests.fakes.postgres import TestServer
 
 GOODWILL = 7
