@@ -83,6 +83,7 @@ async def _stream(
     if failure is None:
         hold.settle()
         await connection.end_stream(relay.terminal)
+        await answer.response.finish()
         return
     hold.settle(cut=True)
     error = _broken(failure)

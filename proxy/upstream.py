@@ -39,6 +39,7 @@ Reason = Literal[
 ]
 
 _IDLE_SECONDS_MAX = 60.0  # an idle connection older than this is not worth a try
+_FINISH_SECONDS = 0.5
 _KEY_RESTS_SECONDS = 60.0
 _KEY_REFUSED = frozenset({401, 403})
 _JOIN_BYTES_MAX = 65_536  # a longer body is sent by itself rather than copied behind its head
@@ -133,6 +134,18 @@ class UpstreamResponse:
         if scope.cancelled_caught:
             raise AttemptFailed("idle_timeout", f"no byte for {idle_seconds} s", contacted=True)
         return b"".join(parts)
+
+    async def finish(self) -> None:
+        """The content is complete: wait briefly for the end of the body, to keep the connection.
+
+        Events may end before the framing does, in another packet. Never raises.
+        """
+        with trio.move_on_after(_FINISH_SECONDS):
+            try:
+                if not self.ended:
+                    await self.receive()
+            except AttemptFailed:
+                return
 
     def close(self) -> None:
         """Give the upstream up: an unfinished answer ends with its connection."""
@@ -347,7 +360,8 @@ class _Pool:
 
     def rest(self, api_key: str) -> None:
         """The provider has refused this key: leave it out for a while."""
-        self._resting[api_key] = trio.current_time() + _KEY_RESTS_SECONDS
+        self._resting[api_key] = trio.current_time() + _FINISH_SECONDS = 0.5
+_KEY_RESTS_SECONDS
 
     async def take(self) -> _Connection:
         """An idle connection that still stands, or a new one; waits where the limit is reached."""

@@ -488,7 +488,8 @@ async def test_draining_finishes_streams_and_closes_connections(
 async def test_a_log_line_names_the_key_by_id_only(autojump_clock: MockClock) -> None:
     async with running({"p": ScriptedProvider(provider.completion())}) as world:
         await world.connect().call(CHAT, ASK)
-        await trio.sleep(1)
+        while not world.log:
+            await trio.sleep(1)
         (line,) = [json.loads(line) for lines in world.log for line in lines.splitlines()]
         assert line["key_id"] == 1
         assert line["charge_usd"] == "0.000022"
