@@ -1020,6 +1020,8 @@ class Engine:
         if reply.granted:
             pool.recalls_asked = 0
             pool.exhausted_until = 0.0
+        if pool.free and (reply.granted < want or reply.status != PoolStatus.OPEN):
+            self._active[pool] = None  # the next exchange gives back
 
     # posting
 

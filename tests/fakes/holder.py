@@ -1,144 +1,193 @@
-"""A lease holder reduced to arithmetic: the least that a store can be driven with.
+"""A lease holder without trio: the engine, a journal's state and MemoryStore, step by step.
 
-It keeps the three figures of a lease (free, pending within a settlement, unposted) and nothing
-else, so that a test can lose, repeat and delay what it sends.
+What the server does with tasks and time-outs is done here by hand, so that a test decides the
+order of everything and which messages are lost.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine
+from typing import Literal, TypeVar
 
-from ledger.store import (
-    Ask,
-    EventStatus,
-    LedgerStore,
-    PoolGrant,
-    PoolId,
-    PoolReport,
-    Session,
-    UsageEvent,
+from ledger.engine import (
+    Engine,
+    EngineSettings,
+    Exchange,
+    Hold,
+    ReservationRequest,
+    Settled,
+    Waiter,
 )
+from ledger.journal import RecoveredState
+from ledger.memory import MemoryStore
+from ledger.store import Ask, EventStatus, HolderId, PoolGrant, Session
+from tests.fakes.ledger import PRICE, PROVIDER, output
+
+T = TypeVar("T")
+Lost = Literal["nothing", "request", "reply"]
+JOURNAL_ID = b"j" * 16
 
 
-def event(seq: int, account_id: int, **changes: object) -> UsageEvent:
-    """A settled request that cost 100 and was charged 110, out of the account's lease."""
-    facts: dict[str, object] = {
-        "seq": seq,
-        "occurred_at": 1_800_000_000_000_000 + seq,
-        "request_id": uuid.UUID(int=seq).bytes,
-        "account_id": account_id,
-        "key_id": 0,
-        "model_id": 1,
-        "provider_id": 1,
-        "price_id": 1,
-        "endpoint": 1,
-        "status": EventStatus.SETTLED,
-        "reserved": 200,
-        "cost": 100,
-        "charge": 110,
-        "input_tokens": 12,
-        "cached_input_tokens": 3,
-        "output_tokens": 34,
-        "reasoning_tokens": 5,
-        "ttfb_ms": 20,
-        "duration_ms": 300,
-        "units": {},
-        "pools": (account_id,),
-        "covered": (110,),
-        "short": (0,),
-    }
-    return UsageEvent(**(facts | changes))  # type: ignore[arg-type]  # names are the struct's own
+def finish(call: Coroutine[object, object, T]) -> T:
+    """The result of a coroutine that never waits, as all of MemoryStore's."""
+    try:
+        call.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise AssertionError("it waits")
 
 
-def report(pool: int, **changes: object) -> PoolReport:
-    """A pool's section of an exchange that holds nothing and wants nothing."""
-    facts: dict[str, object] = {
-        "pool_id": PoolId(pool),
-        "covered": 0,
-        "short": 0,
-        "sync": True,
-        "held": 0,
-        "pending": 0,
-        "need": 0,
-        "want": 0,
-    }
-    return PoolReport(**(facts | changes))  # type: ignore[arg-type]  # names are the class's own
+class Holder:
+    """One holder on virtual time; `now` moves only when told."""
 
-
-class ModelHolder:
-    """A holder of one journal. Every method is one step; `free` is per pool."""
-
-    def __init__(self, store: LedgerStore, node: str = "model") -> None:
+    def __init__(
+        self, store: MemoryStore, *, settings: EngineSettings | None = None, open_: bool = True
+    ) -> None:
         self.store = store
-        self.node = node
-        self.journal_id = uuid.uuid4().bytes
-        self.session: Session
-        self.free: dict[int, int] = {}
-        self.unposted: list[UsageEvent] = []
-        self.charged: dict[int, int] = {}
+        self.settings = settings
+        self.now = 1000.0
+        self.journal = RecoveredState()
+        self.holder_id: HolderId = finish(store.register_holder(JOURNAL_ID, "test"))
+        self.session: Session | None = None
+        self.engine = self._engine()
+        if open_:
+            self.open()
 
-    async def open(self) -> None:
-        """Begin a session, and learn from it what was applied and what is held."""
-        holder_id = await self.store.register_holder(self.journal_id, self.node)
-        self.session = await self.store.open_session(holder_id, self.journal_id)
-        self.unposted = [e for e in self.unposted if e.seq > self.session.applied_seq]
-        self.free = dict(self.session.leases.items())
-        for e in self.unposted:
-            self.free[e.pools[0]] = self.free.get(e.pools[0], 0) - e.covered[0]
+    def _engine(self) -> Engine:
+        return Engine(self.journal.copy(), now=self.now, occurred_at=1, settings=self.settings)
 
-    @property
-    def next_seq(self) -> int:
-        """The sequence number of the next event."""
-        return (self.unposted[-1].seq if self.unposted else self.session.applied_seq) + 1
+    # -- callers
 
-    def settle(self, account_id: int, charge: int, cost: int) -> None:
-        """Charge a request: from the lease as far as it goes, the rest is short."""
-        covered = min(charge, self.free.get(account_id, 0))
-        self.free[account_id] = self.free.get(account_id, 0) - covered
-        self.charged[account_id] = self.charged.get(account_id, 0) + charge
-        self.unposted.append(
-            event(
-                self.next_seq,
-                account_id,
+    def reserve(self, request: ReservationRequest) -> Hold | Waiter:
+        outcome = self.engine.reserve(self.now, request)
+        self.write()
+        return outcome
+
+    def hold(self, request: ReservationRequest) -> Hold:
+        """Reserve, with a grant if one is needed."""
+        outcome = self.reserve(request)
+        if isinstance(outcome, Waiter):
+            self.grant()
+            decided = outcome.outcome
+            if isinstance(decided, Exception):
+                raise decided
+            assert decided is not None
+            return decided
+        return outcome
+
+    def settle(self, hold: Hold, charge: int, status: EventStatus = EventStatus.SETTLED) -> Settled:
+        try:
+            return self.engine.settle(
+                self.now,
+                hold,
+                provider_id=PROVIDER,
+                price_id=PRICE.price_id,
+                cost=charge,
                 charge=charge,
-                cost=cost,
-                covered=(covered,),
-                short=(charge - covered,),
+                tokens=output(charge),
+                status=status,
+                ttfb_ms=1,
+                duration_ms=2,
+                occurred_at=1,
             )
+        finally:
+            self.write()
+
+    def attempt(self, hold: Hold, cost: int) -> None:
+        self.engine.attempt(
+            self.now,
+            hold,
+            provider_id=PROVIDER,
+            price_id=PRICE.price_id,
+            cost=cost,
+            status=EventStatus.FAILED,
+            ttfb_ms=0,
+            duration_ms=1,
+            occurred_at=1,
         )
+        self.write()
 
-    def batch(self, wants: Sequence[tuple[int, int, int]] = ()) -> list[PoolReport]:
-        """The pools of an exchange that posts everything; `wants` is (pool, need, want)."""
-        asked = {pool: (need, want) for pool, need, want in wants}
-        pools = {e.pools[0] for e in self.unposted} | set(asked)
-        return [
-            report(
-                pool,
-                covered=sum(e.covered[0] for e in self.unposted if e.pools[0] == pool),
-                short=sum(e.short[0] for e in self.unposted if e.pools[0] == pool),
-                held=self.free.get(pool, 0),
-                need=asked.get(pool, (0, 0))[0],
-                want=asked.get(pool, (0, 0))[1],
-            )
-            for pool in sorted(pools)
-        ]
+    def void(self, hold: Hold, status: EventStatus | None = None, cost: int = 0) -> None:
+        self.engine.void(
+            self.now, hold, reason="test", status=status, provider_id=PROVIDER, cost=cost
+        )
+        self.write()
 
-    async def exchange(self, *wants: tuple[int, int, int]) -> list[PoolGrant]:
-        """Post everything, and take over what the reply grants."""
-        replies = await self.store.exchange(self.session, self.unposted, self.batch(wants))
-        if self.unposted:
-            self.session = Session(
-                self.session.holder_id, self.session.epoch, self.unposted[-1].seq, {}
-            )
-        self.unposted = []
-        for reply in replies:
-            self.free[reply.pool_id] = self.free.get(reply.pool_id, 0) + reply.granted
-            assert self.free[reply.pool_id] == reply.outstanding
-        return replies
+    def extend(self, hold: Hold, extra: int) -> bool | Waiter:
+        outcome = self.engine.extend(self.now, hold, extra)
+        self.write()
+        return outcome
 
-    async def grant(self, pool: int, need: int, want: int) -> PoolGrant:
-        """Ask for more of one pool."""
-        (reply,) = await self.store.grant_lease(self.session, [Ask(PoolId(pool), need, want)])
-        self.free[pool] = self.free.get(pool, 0) + reply.granted
-        return reply
+    # -- the lanes
+
+    def write(self) -> None:
+        for record in self.engine.take_records():
+            self.journal.apply(record)
+
+    def open(self) -> None:
+        self.session = finish(self.store.open_session(self.holder_id, JOURNAL_ID))
+        self.engine.session_opened(self.now, self.now, self.session)
+        self.journal.acknowledge(self.engine.applied_seq)
+        self.write()
+
+    def reopen(self) -> None:
+        self.engine.session_lost(self.now)
+        self.open()
+
+    def next_exchange(self) -> Exchange | None:
+        return self.engine.next_exchange(self.now, self.engine.next_seq - 1)
+
+    def send(self, exchange: Exchange) -> list[PoolGrant]:
+        assert self.session is not None
+        return finish(self.store.exchange(self.session, exchange.events, exchange.reports))
+
+    def acknowledge(self, replies: list[PoolGrant]) -> None:
+        self.engine.exchanged(self.now, self.now, replies)
+        self.journal.acknowledge(self.engine.applied_seq)
+
+    def exchange(self, lost: Lost = "nothing") -> Exchange | None:
+        exchange = self.next_exchange()
+        if exchange is None:
+            return None
+        replies = [] if lost == "request" else self.send(exchange)
+        if lost == "nothing":
+            self.acknowledge(replies)
+        else:
+            self.reopen()
+        return exchange
+
+    def ask(self, asks: list[Ask]) -> list[PoolGrant]:
+        assert self.session is not None
+        return finish(self.store.grant_lease(self.session, asks))
+
+    def grant(self, lost: Lost = "nothing") -> list[Waiter]:
+        decided = self.engine.serve_waiters(self.now)
+        asks, refused = self.engine.next_asks(self.now)
+        decided += refused
+        if asks:
+            replies = [] if lost == "request" else self.ask(asks)
+            if lost == "nothing":
+                decided += self.engine.granted(self.now, asks, replies)
+            else:
+                self.reopen()
+        self.write()
+        return decided
+
+    # -- accidents and the end
+
+    def restart(self) -> None:
+        """The process died and came back with its journal."""
+        self.session = None
+        self.engine = self._engine()
+        self.write()
+        self.open()
+
+    def drain(self) -> None:
+        """Post everything and give all credit back."""
+        self.engine.draining = True
+        for _ in range(20):
+            if self.engine.drained:
+                return
+            self.exchange()
+        raise AssertionError("not drained")

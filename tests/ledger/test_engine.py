@@ -1,0 +1,645 @@
+"""The engine: who gets credit, what a settlement does, what survives lost messages."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ledger.engine import EngineSettings, Hold, Waiter
+from ledger.errors import (
+    AccountSuspended,
+    InsufficientCredit,
+    LedgerDivergence,
+    LedgerError,
+    LedgerUnavailable,
+    RateLimited,
+    ReservationClosed,
+)
+from ledger.limits import LimitRef
+from ledger.memory import MemoryStore
+from ledger.pool import Sizing
+from ledger.store import Ask, EventStatus, PoolId, PoolStatus, UsageEvent
+from tests.fakes.holder import Holder, Lost, finish
+from tests.fakes.ledger import ACCOUNT, BUDGET, funded_store, request, top_up
+
+BALANCE = 1_000
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return finish(funded_store(BALANCE))
+
+
+@pytest.fixture
+def holder(store: MemoryStore) -> Holder:
+    return Holder(store)
+
+
+def events(store: MemoryStore) -> list[UsageEvent]:
+    return [event for _, event in store.events]
+
+
+def settled_up(holder: Holder) -> None:
+    """Everything posted, everything given back, and the books in order."""
+    holder.engine.check()
+    holder.drain()
+    assert not finish(holder.store.check())
+    assert all(pool.leased == 0 for pool in holder.store.pools.values())
+
+
+def refusal(holder: Holder, amount: int, pools: tuple[int, ...] = (ACCOUNT,)) -> LedgerError:
+    with pytest.raises(LedgerError) as caught:
+        holder.hold(request(amount, pools=pools))
+    return caught.value
+
+
+# -- reserving and settling -----------------------------------------------------------------------
+
+
+def test_the_first_reservation_waits_for_a_grant_and_the_rest_is_charged(holder: Holder) -> None:
+    waiter = holder.reserve(request(100))
+    assert isinstance(waiter, Waiter)
+    assert holder.grant() == [waiter]
+    hold = waiter.outcome
+    assert isinstance(hold, Hold)
+    settled = holder.settle(hold, 60)
+    assert (settled.cost, settled.charge, settled.balance) == (60, 60, BALANCE - 60)
+    assert isinstance(holder.reserve(request(40)), Hold)  # what was not used is free again
+
+
+@pytest.mark.parametrize(
+    ("reserved", "charge", "covered", "short"),
+    [(100, 0, 0, 0), (100, 100, 100, 0), (100, 150, 150, 0), (100, 950, 250, 700)],
+)
+def test_a_charge_takes_the_reservation_then_free_credit_and_the_rest_is_short(
+    store: MemoryStore, reserved: int, charge: int, covered: int, short: int
+) -> None:
+    holder = Holder(store, settings=EngineSettings(sizing=Sizing(lease_max=0)))
+    first = holder.hold(request(150))
+    hold = holder.hold(request(reserved))
+    holder.void(first)  # leaves 150 free
+    holder.settle(hold, charge)
+    holder.exchange()
+    assert (events(store)[0].covered, events(store)[0].short) == ((covered,), (short,))
+    settled_up(holder)
+    assert store.pools[ACCOUNT].available == BALANCE - charge
+
+
+def test_what_nobody_has_is_the_operators_loss(holder: Holder, store: MemoryStore) -> None:
+    hold = holder.hold(request(BALANCE))
+    holder.settle(hold, BALANCE + 300)
+    settled_up(holder)
+    assert store.pools[ACCOUNT].available == 0
+    assert [t.amount for t in store.transfers if t.code == 40] == [300]
+    assert holder.engine.statistics(holder.now).overrun_nusd == 300
+
+
+def test_a_second_settlement_changes_nothing(holder: Holder, store: MemoryStore) -> None:
+    hold = holder.hold(request(100))
+    first = holder.settle(hold, 60)
+    assert holder.settle(hold, 99) == first
+    holder.void(hold)
+    settled_up(holder)
+    assert [event.charge for event in events(store)] == [60]
+
+
+def test_a_settlement_after_void_is_refused_and_counted(holder: Holder) -> None:
+    hold = holder.hold(request(100))
+    holder.void(hold)
+    with pytest.raises(ReservationClosed):
+        holder.settle(hold, 60)
+    with pytest.raises(ReservationClosed):
+        holder.attempt(hold, 5)
+    assert holder.engine.statistics(holder.now).refused_settlements == 2
+    settled_up(holder)
+
+
+def test_every_contacted_provider_leaves_one_event(holder: Holder, store: MemoryStore) -> None:
+    hold = holder.hold(request(100))
+    holder.attempt(hold, 4)
+    holder.attempt(hold, 0)
+    holder.settle(hold, 60)
+    failed = holder.hold(request(100))
+    holder.void(failed, EventStatus.FAILED, cost=7)
+    never_sent = holder.hold(request(100))
+    holder.void(never_sent)
+    settled_up(holder)
+    assert [(e.status, e.charge, e.cost) for e in events(store)] == [
+        (EventStatus.FAILED, 0, 4),
+        (EventStatus.FAILED, 0, 0),
+        (EventStatus.SETTLED, 60, 60),
+        (EventStatus.FAILED, 0, 7),
+    ]
+    assert sum(t.amount for t in store.transfers if t.code == 32) == 11
+
+
+def test_a_free_request_needs_no_lease(store: MemoryStore) -> None:
+    holder = Holder(store)
+    hold = holder.reserve(request(0))
+    assert isinstance(hold, Hold)
+    holder.settle(hold, 0, EventStatus.FREE)
+    settled_up(holder)
+    assert events(store)[0].status == EventStatus.FREE
+
+
+def test_extending_binds_more_of_the_lease(holder: Holder) -> None:
+    hold = holder.hold(request(100))
+    waiter = holder.extend(hold, 50)
+    assert isinstance(waiter, Waiter)
+    holder.grant()
+    assert waiter.outcome is hold
+    assert hold.amount == 150
+    assert holder.settle(hold, 150).balance == BALANCE - 150
+    assert holder.extend(hold, 1) is False
+    settled_up(holder)
+
+
+def test_an_extension_decided_too_late_is_refused(holder: Holder) -> None:
+    hold = holder.hold(request(100))
+    waiter = holder.extend(hold, 50)
+    assert isinstance(waiter, Waiter)
+    holder.settle(hold, 10)
+    holder.grant()
+    assert isinstance(waiter.outcome, ReservationClosed)
+    settled_up(holder)
+
+
+# -- several pools --------------------------------------------------------------------------------
+
+
+def test_a_budget_is_reserved_together_with_the_account(holder: Holder, store: MemoryStore) -> None:
+    store.add_budget(BUDGET, ACCOUNT, 300)
+    hold = holder.hold(request(200, pools=(ACCOUNT, BUDGET)))
+    holder.settle(hold, 120)
+    settled_up(holder)
+    assert (store.pools[ACCOUNT].spent, store.pools[BUDGET].spent) == (120, 120)
+    assert store.pools[BUDGET].available == 180
+
+
+@pytest.mark.parametrize(
+    ("amount", "limit", "kind"), [(400, 300, "budget"), (1_100, 3_000, "account")]
+)
+def test_a_refusal_names_the_pool_and_nothing_stays_held(
+    holder: Holder, store: MemoryStore, amount: int, limit: int, kind: str
+) -> None:
+    store.add_budget(BUDGET, ACCOUNT, limit)
+    error = refusal(holder, amount, (ACCOUNT, BUDGET))
+    assert isinstance(error, InsufficientCredit)
+    assert error.kind == kind
+    assert error.required == amount
+    assert error.available == (limit if kind == "budget" else BALANCE)
+    assert holder.engine.statistics(holder.now).reserved_nusd == 0
+    settled_up(holder)
+
+
+def test_an_overrun_is_split_for_each_pool_by_itself(holder: Holder, store: MemoryStore) -> None:
+    store.add_budget(BUDGET, ACCOUNT, 110)
+    hold = holder.hold(request(100, pools=(ACCOUNT, BUDGET)))
+    other = holder.hold(request(200))
+    holder.void(other)
+    holder.settle(hold, 150)
+    settled_up(holder)
+    assert events(store)[0].short[0] == 0
+    assert events(store)[0].short[1] == 150 - events(store)[0].covered[1] > 0
+    assert store.pools[BUDGET].spent == 150
+
+
+# -- shortage -------------------------------------------------------------------------------------
+
+
+def test_a_customer_can_spend_to_the_last_nano_dollar(holder: Holder, store: MemoryStore) -> None:
+    for _ in range(BALANCE // 10):
+        hold = holder.hold(request(10))
+        holder.settle(hold, 10)
+        holder.now += 0.3
+        holder.exchange()
+    error = refusal(holder, 1)
+    assert isinstance(error, InsufficientCredit)
+    assert (error.balance, error.available, error.reserved) == (0, 0, 0)
+    settled_up(holder)
+    assert store.pools[ACCOUNT].spent == BALANCE
+
+
+def test_an_exhausted_pool_is_not_asked_again_for_a_second(holder: Holder) -> None:
+    assert isinstance(refusal(holder, 2_000), InsufficientCredit)
+    with pytest.raises(InsufficientCredit):
+        holder.reserve(request(2_000))  # at once, without asking
+    assert isinstance(holder.reserve(request(300)), Waiter)  # a smaller one may fit
+    holder.grant()
+    holder.now += 1
+    assert isinstance(holder.reserve(request(2_000)), Waiter)
+
+
+def test_a_top_up_clears_the_memory_of_exhaustion(holder: Holder, store: MemoryStore) -> None:
+    refusal(holder, 2_000)
+    finish(top_up(store, 5_000, "more"))
+    holder.engine.top_up_hint(ACCOUNT)
+    assert holder.hold(request(2_000)).amount == 2_000
+
+
+def test_those_who_fit_are_served_although_others_are_refused(holder: Holder) -> None:
+    large = holder.reserve(request(900))
+    small = holder.reserve(request(100))
+    middle = holder.reserve(request(300))
+    assert isinstance(large, Waiter)
+    assert isinstance(small, Waiter)
+    assert isinstance(middle, Waiter)
+    for _ in range(3):
+        holder.grant()
+    assert isinstance(small.outcome, Hold)
+    assert isinstance(middle.outcome, Hold)
+    assert isinstance(large.outcome, InsufficientCredit)
+    assert large.outcome.required == 900
+
+
+def test_an_unknown_account_has_no_credit(holder: Holder) -> None:
+    waiter = holder.reserve(request(10, account=99))
+    assert isinstance(waiter, Waiter)
+    asks, _ = holder.engine.next_asks(holder.now)
+    holder.engine.granted(holder.now, asks, [])
+    assert isinstance(waiter.outcome, InsufficientCredit)
+    assert waiter.outcome.balance == 0
+
+
+def test_a_suspended_account_gets_nothing_and_gives_its_credit_back(
+    holder: Holder, store: MemoryStore
+) -> None:
+    running = holder.hold(request(100))
+    holder.exchange()
+    store.pools[ACCOUNT].status = PoolStatus.SUSPENDED
+    holder.settle(running, 50)
+    holder.exchange()  # brings the news
+    holder.exchange()  # gives the credit back
+    assert isinstance(refusal(holder, 10), AccountSuspended)
+    assert store.pools[ACCOUNT].leased == 0
+    store.pools[ACCOUNT].status = PoolStatus.OPEN
+    holder.now += 1.1
+    holder.void(holder.hold(request(10)))
+    settled_up(holder)
+
+
+def test_a_node_leases_no_more_than_its_exposure() -> None:
+    store = finish(funded_store(10**6))
+    holder = Holder(store, settings=EngineSettings(exposure_max=1_000))
+    holder.hold(request(900))
+    assert isinstance(refusal(holder, 200), LedgerUnavailable)
+    assert store.pools[ACCOUNT].leased <= 1_000
+
+
+def test_credit_recalled_by_another_holder_goes_back(holder: Holder, store: MemoryStore) -> None:
+    holder.void(holder.hold(request(600)))
+    other = finish(store.register_holder(b"o" * 16, "other"))
+    session = finish(store.open_session(other, b"o" * 16))
+    (reply,) = finish(store.grant_lease(session, [Ask(PoolId(ACCOUNT), 900, 900)]))
+    assert (reply.granted, reply.recalled) == (0, 1)
+    for _ in range(2):
+        holder.now += 5
+        holder.exchange()
+    (reply,) = finish(store.grant_lease(session, [Ask(PoolId(ACCOUNT), 900, 900)]))
+    assert reply.granted == 900
+
+
+# -- how much is leased ---------------------------------------------------------------------------
+
+
+def test_an_active_pool_is_filled_ahead_of_need() -> None:
+    store = finish(funded_store(10**9))
+    holder = Holder(store)
+    for _ in range(100):
+        outcome = holder.hold(request(1_000))
+        holder.settle(outcome, 1_000)
+        holder.now += 0.25
+        holder.exchange()
+    # 4,000 a second: at least half of 15 s of it, at most twice of it plus a reservation.
+    leased = store.pools[ACCOUNT].leased
+    assert 15_000 <= leased <= 140_000
+    for _ in range(8):
+        holder.now += 5
+        holder.exchange()
+    assert store.pools[ACCOUNT].leased == 0
+
+
+def test_a_lease_never_aims_above_its_maximum() -> None:
+    store = finish(funded_store(10**12))
+    sizing = Sizing(lease_max=5_000)
+    holder = Holder(store, settings=EngineSettings(sizing=sizing))
+    for _ in range(20):
+        holder.settle(holder.hold(request(4_000)), 4_000)
+        holder.now += 0.25
+        holder.exchange()
+    assert store.pools[ACCOUNT].leased <= 10_000
+
+
+def test_unused_pools_are_forgotten(holder: Holder) -> None:
+    holder.settle(holder.hold(request(10)), 10)
+    for _ in range(3):
+        holder.now += 1_000
+        holder.exchange()
+    assert holder.engine.statistics(holder.now).pools == 0
+
+
+# -- admission ------------------------------------------------------------------------------------
+
+
+def test_limits_are_consumed_only_by_what_is_admitted(holder: Holder) -> None:
+    slot = LimitRef("key", "concurrent", 1)
+    with pytest.raises(InsufficientCredit):
+        holder.hold(request(2_000, limits=(slot,)))
+    with pytest.raises(InsufficientCredit):
+        holder.hold(request(2_000, limits=(slot,)))  # from the negative cache
+    hold = holder.hold(request(100, limits=(slot,)))
+    with pytest.raises(RateLimited) as caught:
+        holder.reserve(request(1, limits=(slot,)))
+    assert caught.value.limit == slot
+    holder.settle(hold, 1)
+    assert holder.hold(request(1, limits=(slot,))).amount == 1
+
+
+def test_a_lease_is_spent_without_the_store_until_it_is_too_old(holder: Holder) -> None:
+    holder.void(holder.hold(request(500)))
+    holder.engine.session_lost(holder.now)
+    holder.now += 299
+    running = holder.reserve(request(10))
+    assert isinstance(running, Hold)
+    with pytest.raises(LedgerUnavailable):
+        holder.reserve(request(900))  # the lease is not enough, and nobody can be asked
+    holder.now += 2
+    with pytest.raises(LedgerUnavailable):
+        holder.reserve(request(10))
+    holder.settle(running, 5)  # settling always works
+    holder.reopen()
+    holder.void(holder.hold(request(10)))
+    settled_up(holder)
+
+
+def test_before_the_first_session_callers_wait_a_moment(store: MemoryStore) -> None:
+    holder = Holder(store, open_=False)
+    waiter = holder.reserve(request(100))
+    assert isinstance(waiter, Waiter)
+    holder.now += 0.5
+    with pytest.raises(LedgerUnavailable):
+        holder.reserve(request(100))
+    holder.open()
+    assert holder.grant() == [waiter]
+
+
+def test_a_woken_machine_admits_nothing_on_its_old_lease(holder: Holder) -> None:
+    holder.void(holder.hold(request(500)))
+    holder.now += 3_600
+    with pytest.raises(LedgerUnavailable):
+        holder.reserve(request(10))
+    holder.engine.session_lost(holder.now)
+    with pytest.raises(LedgerUnavailable):
+        holder.reserve(request(10))
+
+
+@pytest.mark.parametrize("how", ["draining", "events", "waiters", "halted"])
+def test_admission_ends_when(how: str, store: MemoryStore) -> None:
+    settings = EngineSettings(events_max=1, waiters_max=1)
+    holder = Holder(store, settings=settings)
+    hold = holder.hold(request(100))
+    amount = 1
+    match how:
+        case "draining":
+            holder.engine.draining = True
+        case "events":
+            holder.settle(hold, 50)
+        case "waiters":
+            amount = 900
+            holder.reserve(request(amount))
+        case _:
+            holder.engine.halted = "for a test"
+    with pytest.raises(LedgerUnavailable):
+        holder.reserve(request(amount))
+
+
+def test_a_caller_who_leaves_holds_nothing(holder: Holder) -> None:
+    slot = LimitRef("key", "concurrent", 1)
+    for granted in (False, True):
+        waiter = holder.reserve(request(100, limits=(slot,)))
+        assert isinstance(waiter, Waiter)
+        if granted:
+            holder.grant()
+        holder.engine.cancel(holder.now, waiter)
+        holder.write()
+        statistics = holder.engine.statistics(holder.now)
+        assert (statistics.waiting, statistics.open_reservations) == (0, 0)
+    assert not holder.journal.open
+    assert holder.hold(request(100, limits=(slot,))).amount == 100
+
+
+def test_what_could_not_be_journalled_never_was(holder: Holder) -> None:
+    slot = LimitRef("key", "concurrent", 1)
+    holder.void(holder.hold(request(500)))
+    hold = holder.engine.reserve(holder.now, request(100, limits=(slot,)))
+    assert isinstance(hold, Hold)
+    holder.engine.undo(hold)
+    assert not holder.engine.take_records()
+    holder.engine.void(holder.now, hold, reason="again")
+    assert not holder.engine.take_records()
+    waiter = holder.engine.reserve(holder.now, request(700, limits=(slot,)))
+    assert isinstance(waiter, Waiter)
+    asks, _ = holder.engine.next_asks(holder.now)
+    decided = holder.engine.granted(holder.now, asks, holder.ask(asks))
+    holder.engine.revoke(decided, "the disk is full")
+    assert isinstance(waiter.outcome, LedgerUnavailable)
+    assert not holder.engine.take_records()
+    assert holder.hold(request(100, limits=(slot,))).amount == 100
+    assert holder.engine.statistics(holder.now).reserved_nusd == 100
+
+
+# -- lost messages and restarts -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["request", "reply"])
+def test_a_lost_exchange_charges_once(holder: Holder, store: MemoryStore, lost: Lost) -> None:
+    hold = holder.hold(request(100))
+    holder.settle(hold, 60)
+    holder.exchange(lost)
+    holder.engine.check()
+    assert holder.engine.balance(ACCOUNT) == BALANCE - 60
+    settled_up(holder)
+    assert [event.charge for event in events(store)] == [60]
+
+
+@pytest.mark.parametrize("lost", ["request", "reply"])
+def test_a_lost_grant_is_not_lost_credit(holder: Holder, store: MemoryStore, lost: Lost) -> None:
+    waiter = holder.reserve(request(100))
+    assert isinstance(waiter, Waiter)
+    assert holder.grant(lost) == []
+    assert holder.grant() == [waiter]
+    assert isinstance(waiter.outcome, Hold)
+    holder.void(waiter.outcome)
+    settled_up(holder)
+    assert store.pools[ACCOUNT].available == BALANCE
+
+
+def test_work_goes_on_while_an_exchange_is_under_way(holder: Holder, store: MemoryStore) -> None:
+    first, second = holder.hold(request(100)), holder.hold(request(100))
+    holder.settle(first, 60)
+    exchange = holder.next_exchange()
+    assert exchange is not None
+    replies = holder.send(exchange)
+    holder.settle(second, 120)
+    third = holder.reserve(request(10))
+    holder.acknowledge(replies)
+    holder.engine.check()
+    assert holder.engine.balance(ACCOUNT) == BALANCE - 180
+    if isinstance(third, Hold):
+        holder.void(third)
+    settled_up(holder)
+
+
+def test_a_posting_and_a_grant_of_one_pool_may_cross(holder: Holder, store: MemoryStore) -> None:
+    holder.settle(holder.hold(request(100)), 100)
+    waiter = holder.reserve(request(200))
+    assert isinstance(waiter, Waiter)
+    asks, _ = holder.engine.next_asks(holder.now)
+    exchange = holder.next_exchange()
+    assert exchange is not None
+    assert [report.sync for report in exchange.reports] == [False]
+    granted, posted = holder.ask(asks), holder.send(exchange)
+    holder.acknowledge(posted)
+    holder.engine.granted(holder.now, asks, granted)
+    holder.write()
+    assert isinstance(waiter.outcome, Hold)
+    assert holder.engine.balance(ACCOUNT) == BALANCE - 100
+    assert holder.settle(waiter.outcome, 200).balance == BALANCE - 300
+    settled_up(holder)
+
+
+def test_a_restart_voids_what_was_open_and_posts_what_was_settled(
+    holder: Holder, store: MemoryStore
+) -> None:
+    holder.settle(holder.hold(request(100)), 60)
+    lost = holder.hold(request(200))
+    assert holder.extend(lost, 0) is True
+    holder.restart()
+    holder.engine.check()
+    assert holder.engine.open_reservations == 0
+    settled_up(holder)
+    assert [(e.status, e.charge, e.reserved) for e in events(store)] == [
+        (EventStatus.SETTLED, 60, 100),
+        (EventStatus.ORPHANED, 0, 200),
+    ]
+    assert store.pools[ACCOUNT].available == BALANCE - 60
+    assert holder.journal.next_reservation_id == 3
+
+
+def test_a_store_ahead_of_the_journal_is_followed(holder: Holder, store: MemoryStore) -> None:
+    before = holder.journal.copy()
+    holder.settle(holder.hold(request(100)), 60)
+    holder.exchange()
+    holder.journal = before  # the disk forgot
+    holder.restart()
+    holder.settle(holder.hold(request(100)), 30)
+    settled_up(holder)
+    assert [event.charge for event in events(store)] == [60, 30]
+
+
+# -- disagreement and poison ----------------------------------------------------------------------
+
+
+def test_a_store_that_forgot_acknowledged_events_ends_admission(
+    holder: Holder, store: MemoryStore
+) -> None:
+    holder.settle(holder.hold(request(100)), 60)
+    holder.exchange()
+    store.holders[holder.holder_id].applied_seq = 0
+    with pytest.raises(LedgerDivergence):
+        holder.reopen()
+    with pytest.raises(LedgerUnavailable, match="the books disagree"):
+        holder.reserve(request(1))
+
+
+@pytest.mark.parametrize("wrong", ["outstanding", "spent_total", "missing"])
+def test_an_answer_that_does_not_add_up_ends_admission(holder: Holder, wrong: str) -> None:
+    for _ in range(2):
+        holder.settle(holder.hold(request(100)), 60)
+        exchange = holder.next_exchange()
+        assert exchange is not None
+        replies = holder.send(exchange)
+        if exchange.first_seq == 1:
+            holder.acknowledge(replies)
+    if wrong == "missing":
+        replies = []
+    else:
+        replies = [
+            dataclasses.replace(reply, **{wrong: getattr(reply, wrong) + 1}) for reply in replies
+        ]
+    with pytest.raises(LedgerDivergence):
+        holder.acknowledge(replies)
+    assert holder.engine.halted
+
+
+def test_a_lease_smaller_than_what_is_bound_ends_admission(
+    holder: Holder, store: MemoryStore
+) -> None:
+    holder.hold(request(100))
+    store.leases[ACCOUNT, holder.holder_id].outstanding = 50
+    with pytest.raises(LedgerDivergence):
+        holder.reopen()
+
+
+@pytest.mark.parametrize("bad", [1, 4, 9])
+def test_one_bad_event_is_found_and_put_aside(holder: Holder, store: MemoryStore, bad: int) -> None:
+    for _ in range(9):
+        holder.settle(holder.hold(request(20)), 10)
+    refusals = 0
+    while holder.engine.pending_events:
+        exchange = holder.next_exchange()
+        assert exchange is not None
+        if all(event.seq != bad for event in exchange.events):
+            holder.acknowledge(holder.send(exchange))
+            continue
+        refusals += 1
+        event = holder.engine.refused("22P02")
+        if event is not None:
+            assert event.seq == bad
+            assert holder.session is not None
+            finish(store.quarantine(holder.session, event, "bad"))
+            holder.engine.quarantined(event)
+        holder.reopen()
+    assert refusals <= 10
+    assert list(store.quarantine_rows) == [(holder.holder_id, bad)]
+    settled_up(holder)
+    assert [event.seq for event in events(store)] == list(range(1, 10))
+    assert store.pools[ACCOUNT].spent == 80
+    assert holder.engine.balance(ACCOUNT) == BALANCE - 80
+
+
+def test_a_single_refusal_blames_nobody(holder: Holder) -> None:
+    holder.settle(holder.hold(request(20)), 10)
+    assert holder.next_exchange()
+    assert holder.engine.refused("22P02") is None
+    holder.reopen()
+    assert holder.exchange()
+    settled_up(holder)
+
+
+def test_a_violated_constraint_is_a_disagreement(holder: Holder) -> None:
+    holder.settle(holder.hold(request(20)), 10)
+    assert holder.next_exchange()
+    with pytest.raises(LedgerDivergence):
+        holder.engine.refused("23514")
+
+
+def test_a_report_refused_without_events_is_a_disagreement(holder: Holder) -> None:
+    for attempt in range(2):
+        holder.now += 5
+        assert holder.next_exchange()
+        if attempt:
+            with pytest.raises(LedgerDivergence):
+                holder.engine.refused("LE004")
+        else:
+            assert holder.engine.refused("LE004") is None
+            holder.reopen()
+
+
+def test_a_silent_holder_still_sends_heartbeats(holder: Holder) -> None:
+    assert holder.exchange() is None
+    holder.now += 5
+    exchange = holder.exchange()
+    assert exchange is not None
+    assert not exchange.events

@@ -1,0 +1,307 @@
+"""Engine and store against a model of plain integers, in any order, with lost messages and deaths.
+
+The model knows only what a customer could check by hand: what was paid in, and what was charged.
+After every step the books balance and nobody was promised more than there is; in the end every
+request was charged once and all credit is back.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from ledger.engine import EngineSettings, Exchange, Hold, Waiter
+from ledger.errors import InsufficientCredit, LedgerError
+from ledger.memory import MemoryStore
+from ledger.pool import Sizing
+from ledger.store import Ask, EventStatus, PoolGrant, StoreRefused
+from tests.fakes.holder import Holder, finish
+from tests.fakes.ledger import ACCOUNT, BUDGET, PROVIDER, request, top_up
+
+SECOND = ACCOUNT + 1
+POOLS = [(ACCOUNT,), (SECOND,), (ACCOUNT, BUDGET)]
+amounts = st.one_of(st.integers(0, 20), st.integers(0, 600))
+lost = st.sampled_from(["nothing", "nothing", "request", "reply"])
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Rules are what callers, the network and the machine may do."""
+
+    holds = Bundle("holds")
+    waiters = Bundle("waiters")
+
+    @initialize(lease_max=st.sampled_from([0, 50, 10_000]), batch_max=st.integers(1, 5))
+    def begin(self, lease_max: int, batch_max: int) -> None:
+        self.store = MemoryStore()
+        self.store.add_provider(PROVIDER)
+        self.paid = {ACCOUNT: 1_000, SECOND: 100}
+        self.charged = {ACCOUNT: 0, SECOND: 0}
+        self.budget_charged = 0
+        self.charges: list[int] = []  # of every event, in order
+        for account, amount in self.paid.items():
+            finish(top_up(self.store, amount, f"start {account}", account=account, new=True))
+        self.store.add_budget(BUDGET, ACCOUNT, 700)
+        self.holder = Holder(
+            self.store,
+            settings=EngineSettings(
+                sizing=Sizing(lease_max=lease_max), batch_max=batch_max, waiters_max=4
+            ),
+        )
+        self.open: dict[int, tuple[Hold, int]] = {}  # id → reservation and its amount
+        self.waiting: list[Waiter] = []
+        self.exchange_in_flight: tuple[Exchange, list[PoolGrant]] | None = None
+        self.grant_in_flight: tuple[list[Ask], list[PoolGrant]] | None = None
+
+    # -- callers
+
+    @rule(target=holds, pools=st.sampled_from(POOLS), amount=amounts)
+    def reserve(self, pools: tuple[int, ...], amount: int) -> object:
+        try:
+            outcome = self.holder.reserve(request(amount, account=pools[0], pools=pools))
+        except LedgerError:
+            return multiple()
+        if isinstance(outcome, Waiter):
+            self.waiting.append(outcome)
+            return multiple()
+        return self._opened(outcome)
+
+    @rule(hold=holds, extra=amounts)
+    def extend(self, hold: Hold, extra: int) -> None:
+        if hold.id not in self.open:
+            return
+        outcome = self.holder.extend(hold, extra)
+        if isinstance(outcome, Waiter):
+            self.waiting.append(outcome)
+        elif outcome:
+            self.open[hold.id] = hold, self.open[hold.id][1] + extra
+
+    @rule(hold=consumes(holds), charge=amounts)
+    def settle(self, hold: Hold, charge: int) -> None:
+        if hold.id not in self.open:
+            return
+        del self.open[hold.id]
+        assert self.holder.settle(hold, charge).charge == charge
+        assert self.holder.settle(hold, charge + 1).charge == charge
+        self._charged(hold, charge)
+
+    @rule(hold=holds, cost=st.integers(0, 50))
+    def attempt(self, hold: Hold, cost: int) -> None:
+        if hold.id in self.open:
+            self.holder.attempt(hold, cost)
+            self.charges.append(0)
+
+    @rule(hold=consumes(holds), contacted=st.booleans())
+    def void(self, hold: Hold, contacted: bool) -> None:
+        if hold.id not in self.open:
+            return
+        del self.open[hold.id]
+        self.holder.void(hold, EventStatus.FAILED if contacted else None)
+        if contacted:
+            self.charges.append(0)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        waiter = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(waiter)
+        self.holder.engine.cancel(self.holder.now, waiter)
+        self.holder.write()
+
+    @rule(
+        account=st.sampled_from([ACCOUNT, SECOND]), amount=st.integers(1, 500), again=st.booleans()
+    )
+    def pay(self, account: int, amount: int, again: bool) -> None:
+        ref = f"payment {sum(self.paid.values())}"
+        finish(top_up(self.store, amount, ref, account=account))
+        if again:
+            finish(top_up(self.store, amount, ref, account=account))
+        self.paid[account] += amount
+        self.holder.engine.top_up_hint(account)
+
+    # -- the network
+
+    @rule(seconds=st.sampled_from([0.25, 1.0, 5.0, 31.0]))
+    def wait(self, seconds: float) -> None:
+        self.holder.now += seconds
+
+    @precondition(lambda self: self.exchange_in_flight is None)
+    @rule()
+    def send_exchange(self) -> None:
+        exchange = self.holder.next_exchange()
+        if exchange is not None:
+            self.exchange_in_flight = exchange, self.holder.send(exchange)
+
+    @precondition(lambda self: self.exchange_in_flight is not None)
+    @rule()
+    def exchange_answered(self) -> None:
+        assert self.exchange_in_flight is not None
+        _, replies = self.exchange_in_flight
+        self.exchange_in_flight = None
+        self.holder.acknowledge(replies)
+
+    @precondition(lambda self: self.grant_in_flight is None)
+    @rule(target=holds)
+    def send_grant(self) -> object:
+        engine = self.holder.engine
+        opened = self._decided(engine.serve_waiters(self.holder.now))
+        asks, refused = engine.next_asks(self.holder.now)
+        assert not refused
+        if asks:
+            self.grant_in_flight = asks, self.holder.ask(asks)
+        return multiple(*opened)
+
+    @precondition(lambda self: self.grant_in_flight is not None)
+    @rule(target=holds)
+    def grant_answered(self) -> object:
+        assert self.grant_in_flight is not None
+        asks, replies = self.grant_in_flight
+        self.grant_in_flight = None
+        opened = self._decided(self.holder.engine.granted(self.holder.now, asks, replies))
+        return multiple(*opened)
+
+    @precondition(lambda self: self.exchange_in_flight is None and self.grant_in_flight is None)
+    @rule(lost=lost)
+    def whole_exchange(self, lost: str) -> None:
+        self.holder.exchange(lost)  # type: ignore[arg-type]  # sampled from the literal's values
+
+    @precondition(lambda self: self.exchange_in_flight is None)
+    @rule()
+    def request_comes_too_late(self) -> None:
+        """A new session supersedes whatever the network still carries."""
+        exchange, session = self.holder.next_exchange(), self.holder.session
+        self.grant_in_flight = None
+        self.holder.reopen()
+        if exchange is not None and session is not None:
+            with pytest.raises(StoreRefused, match="LE001"):
+                finish(self.store.exchange(session, exchange.events, exchange.reports))
+
+    @rule()
+    def session_breaks(self) -> None:
+        """Whatever was under way has happened, but its answer never comes."""
+        self.exchange_in_flight = self.grant_in_flight = None
+        self.holder.reopen()
+
+    @rule()
+    def restart(self) -> None:
+        self.exchange_in_flight = self.grant_in_flight = None
+        self.waiting.clear()
+        self.charges += [0] * len(self.open)  # each leaves an orphaned event
+        self.open.clear()
+        self.holder.restart()
+
+    # -- what always holds
+
+    @invariant()
+    def holder_agrees_with_itself(self) -> None:
+        engine = self.holder.engine
+        engine.check()
+        assert engine.halted is None
+        assert engine.open_reservations == len(self.open)
+
+    @invariant()
+    def nobody_is_promised_more_than_there_is(self) -> None:
+        for account, paid in self.paid.items():
+            pool = self.store.pools[account]
+            assert pool.available >= 0
+            assert pool.leased + pool.available <= paid
+            promised = sum(
+                amount for hold, amount in self.open.values() if hold.request.account_id == account
+            )
+            assert promised <= pool.leased
+
+    @invariant()
+    def books_balance(self) -> None:
+        assert not finish(self.store.check())
+
+    @invariant()
+    def balance_is_what_was_paid_minus_what_was_charged(self) -> None:
+        """As far as the holder can know: a payment shows with the next answer of the store."""
+        for account, charged in self.charged.items():
+            balance = self.holder.engine.balance(account)
+            absorbed = sum(
+                t.amount for t in self.store.transfers if t.code == 40 and t.account_id == account
+            )
+            if balance is not None:
+                assert balance <= self.paid[account] - charged + absorbed + self._unabsorbed(
+                    account
+                )
+
+    def teardown(self) -> None:
+        """Everything ends: what was charged was charged once, and all credit is back."""
+        if not hasattr(self, "holder"):
+            return
+        self.exchange_in_flight = self.grant_in_flight = None
+        self.holder.reopen()
+        for waiter in self.waiting:
+            self.holder.engine.cancel(self.holder.now, waiter)
+        for hold, _ in list(self.open.values()):
+            self.holder.void(hold)
+        self.holder.drain()
+        events = [event for _, event in self.store.events]
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert [event.charge for event in events] == self.charges
+        assert not finish(self.store.check())
+        for account, charged in self.charged.items():
+            pool = self.store.pools[account]
+            absorbed = sum(
+                t.amount for t in self.store.transfers if t.code == 40 and t.account_id == account
+            )
+            assert pool.leased == 0
+            assert pool.spent == charged
+            assert pool.available == self.paid[account] - charged + absorbed
+        assert self.store.pools[BUDGET].spent == self.budget_charged
+
+    # -- helpers
+
+    def _opened(self, hold: Hold) -> Hold:
+        self.open[hold.id] = hold, hold.amount
+        return hold
+
+    def _charged(self, hold: Hold, charge: int) -> None:
+        self.charges.append(charge)
+        self.charged[hold.request.account_id] += charge
+        if BUDGET in hold.request.pools:
+            self.budget_charged += charge
+
+    def _unabsorbed(self, account: int) -> int:
+        """Charges the store may yet have to write off: they are not the customer's."""
+        return sum(
+            event.short[0]
+            for event in self.holder.journal.events
+            if event.account_id == account and event.short
+        )
+
+    def _decided(self, waiters: list[Waiter]) -> list[Hold]:
+        self.holder.write()
+        opened = []
+        for waiter in waiters:
+            self.waiting.remove(waiter)
+            outcome = waiter.outcome
+            if isinstance(outcome, InsufficientCredit):
+                assert outcome.available < outcome.required
+            elif waiter.hold is not None:
+                if isinstance(outcome, Hold):
+                    self.open[outcome.id] = outcome, outcome.amount
+            elif isinstance(outcome, Hold):
+                opened.append(self._opened(outcome))
+        return opened
+
+
+TestLedgerModel = LedgerMachine.TestCase
+TestLedgerModel.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
