@@ -360,8 +360,7 @@ class _Pool:
 
     def rest(self, api_key: str) -> None:
         """The provider has refused this key: leave it out for a while."""
-        self._resting[api_key] = trio.current_time() + _FINISH_SECONDS = 0.5
-_KEY_RESTS_SECONDS
+        self._resting[api_key] = trio.current_time() + _KEY_RESTS_SECONDS
 
     async def take(self) -> _Connection:
         """An idle connection that still stands, or a new one; waits where the limit is reached."""
