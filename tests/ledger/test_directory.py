@@ -1,0 +1,303 @@
+"""Accounts, projects, keys and prices in Postgres, and how workers hear of changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+
+from ledger import verify
+from ledger.accounts import AccountStatus, Budget, Credential
+from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable, PriceRow
+from ledger.keys import keyed_hash, looks_valid
+
+SECRET = b"s" * 32
+DOLLAR = 1_000_000_000
+
+
+@pytest.fixture
+def directory(database: str) -> Iterator[Directory]:
+    with Directory(database, secret=SECRET) as directory:
+        yield directory
+
+
+@pytest.fixture
+def acme(directory: Directory) -> Directory:
+    """The directory with the account acme ($25) and its project web."""
+    directory.create_account("acme", "pro", 25 * DOLLAR)
+    directory.create_project("acme", "web")
+    return directory
+
+
+def execute(database: str, statement: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def clean(database: str) -> bool:
+    return not any(result.violations for result in verify.run(database))
+
+
+# -- accounts -------------------------------------------------------------------------------------
+
+
+def test_an_account_begins_with_its_opening_credit(database: str, acme: Directory) -> None:
+    statement = acme.show_account("acme")
+    assert (statement.account.tier, statement.account.status) == ("pro", AccountStatus.OPEN)
+    assert (statement.balance, statement.credited) == (25 * DOLLAR, 25 * DOLLAR)
+    assert (statement.charged, statement.reserved) == (0, 0)
+    assert acme.list_accounts() == [statement]
+    assert clean(database)
+
+
+def test_a_tier_and_a_suspension_can_be_changed(acme: Directory) -> None:
+    assert acme.set_tier("acme", "free").tier == "free"
+    assert acme.suspend("acme").status == AccountStatus.SUSPENDED
+    assert acme.resume("acme").status == AccountStatus.OPEN
+
+
+def test_credit_goes_both_ways_with_a_reason(database: str, acme: Directory) -> None:
+    assert acme.credit("acme", 5 * DOLLAR, "sorry for the outage").balance == 30 * DOLLAR
+    assert acme.credit("acme", -30 * DOLLAR, "typing error").balance == 0
+    with psycopg.connect(database) as connection:
+        rows = connection.execute(
+            "SELECT code, amount, reason FROM ledger.transfer ORDER BY transfer_id"
+        ).fetchall()
+    assert rows == [
+        (5, 25 * DOLLAR, "opening credit"),
+        (5, 5 * DOLLAR, "sorry for the outage"),
+        (5, 30 * DOLLAR, "typing error"),
+    ]
+    assert clean(database)
+
+
+def test_a_reference_makes_a_credit_repeatable(acme: Directory) -> None:
+    for _ in range(2):
+        statement = acme.credit("acme", DOLLAR, "invoice 7", reference="invoice-7")
+        assert statement.balance == 26 * DOLLAR
+
+
+def test_leased_credit_is_reserved_and_cannot_be_taken(database: str, acme: Directory) -> None:
+    execute(database, "UPDATE ledger.pool SET available = available - 100, leased = 100")
+    statement = acme.show_account("acme")
+    assert (statement.balance, statement.reserved) == (25 * DOLLAR, 100)
+    assert statement.available == 25 * DOLLAR - 100
+    with pytest.raises(DirectoryRefused, match="25 USD cannot be taken from 'acme'"):
+        acme.credit("acme", -25 * DOLLAR, "all of it")
+
+
+REFUSALS: list[tuple[Callable[[Directory], object], str]] = [
+    (lambda d: d.create_account("acme"), "There is already an account 'acme'."),
+    (lambda d: d.create_account("a/b"), "'a/b' cannot name an account"),
+    (lambda d: d.create_account(""), "'' cannot name an account"),
+    (lambda d: d.create_account("x", credit=-1), "cannot be negative"),
+    (lambda d: d.show_account("acne"), "There is no account 'acne'; did you mean 'acme'?"),
+    (lambda d: d.show_account("zzz"), "There is no account 'zzz'."),
+    (lambda d: d.set_tier("x", "pro"), "There is no account 'x'."),
+    (lambda d: d.credit("acme", 0, "r"), "The amount is 0"),
+    (lambda d: d.credit("acme", 1, " "), "needs a reason"),
+    (lambda d: d.credit("acme", 2**62, "r"), "more than the books can hold"),
+    (lambda d: d.create_project("acme", "web"), "'acme' already has a project 'web'"),
+    (lambda d: d.create_project("acme", "-"), "'-' cannot name a project"),
+    (lambda d: d.create_project("acme", "y", Budget(0)), "must be above 0"),
+    (lambda d: d.delete_project("acme", "wep"), "no project 'wep'; did you mean 'web'?"),
+    (lambda d: d.create_key("acme", "x"), "The account 'acme' has no project 'x'."),
+    (lambda d: d.create_key("acme", "web", "a\nb"), "cannot name a key"),
+    (lambda d: d.create_key("acme", "web", budget=Budget(-5)), "must be above 0"),
+    (lambda d: d.list_keys("nobody"), "There is no account 'nobody'"),
+    (lambda d: d.revoke_key(7), "There is no key with the id 7"),
+]
+
+
+@pytest.mark.parametrize(("call", "sentence"), REFUSALS, ids=[text for _, text in REFUSALS])
+def test_a_refusal_is_a_sentence(
+    acme: Directory, call: Callable[[Directory], object], sentence: str
+) -> None:
+    before = acme.list_accounts()
+    with pytest.raises(DirectoryRefused) as refused:
+        call(acme)
+    assert sentence in str(refused.value)
+    assert str(refused.value).endswith((".", "?"))
+    assert acme.list_accounts() == before
+
+
+# -- keys -----------------------------------------------------------------------------------------
+
+
+def test_a_key_is_stored_as_its_hash_only(database: str, acme: Directory) -> None:
+    key, plain = acme.create_key("acme", "web", "laptop", models=["b", "a", "a"])
+    assert looks_valid(plain, "farebox")
+    assert (key.account, key.project, key.name, key.models) == ("acme", "web", "laptop", ("a", "b"))
+    (credential,) = acme.changes_since(0)[1]
+    assert credential.key_hash == keyed_hash(SECRET, plain)
+    with psycopg.connect(database) as connection:
+        (row,) = connection.execute("SELECT k::text FROM directory.api_key k").fetchall()
+    assert plain not in row[0]
+
+
+def test_keys_are_listed_and_revoked(acme: Directory) -> None:
+    acme.create_project("acme", "other")
+    first, _ = acme.create_key("acme", "web")
+    second, _ = acme.create_key("acme", "other", expires_at=datetime(2030, 1, 1, tzinfo=UTC))
+    assert acme.list_keys() == acme.list_keys("acme") == [first, second]
+    assert acme.list_keys("acme", "other") == [second]
+    revoked = acme.revoke_key(first.key_id)
+    assert revoked.revoked_at is not None
+    assert acme.revoke_key(first.key_id) == revoked
+
+
+def test_a_deleted_project_takes_its_keys_along_and_frees_its_name(acme: Directory) -> None:
+    acme.create_key("acme", "web")
+    version, _ = acme.changes_since(0)
+    acme.delete_project("acme", "web")
+    _, (credential,) = acme.changes_since(version)
+    assert credential.revoked
+    assert (acme.list_projects(), acme.list_keys()) == ([], [])
+    assert acme.create_project("acme", "web").path == "acme/web"
+
+
+# -- what workers hear ----------------------------------------------------------------------------
+
+
+def only(directory: Directory, since: int) -> tuple[int, Credential]:
+    version, (credential,) = directory.changes_since(since)
+    return version, credential
+
+
+def test_a_worker_hears_of_everything_that_concerns_a_key(acme: Directory) -> None:
+    key, _ = acme.create_key("acme", "web", "laptop", models=["m"])
+    version, first = only(acme, 0)
+    account_id = acme.show_account("acme").account.account_id
+    assert (first.key_id, first.key_name, first.project) == (key.key_id, "laptop", "web")
+    assert (first.account_id, first.account, first.tier) == (account_id, "acme", "pro")
+    assert (first.suspended, first.revoked, first.expires_at) == (False, False, None)
+    assert (first.models, first.pools) == (frozenset({"m"}), (account_id,))
+
+    assert acme.changes_since(version) == (version, [])
+    acme.set_tier("acme", "free")
+    version, changed = only(acme, version)
+    assert changed == replace(first, tier="free")
+    acme.suspend("acme")
+    version, changed = only(acme, version)
+    assert changed.suspended
+    acme.revoke_key(key.key_id)
+    version, changed = only(acme, version)
+    assert changed.revoked
+    assert acme.changes_since(version) == (version, [])
+    assert acme.changes_since(0) == (version, [])  # whoever starts now need not know it
+
+
+def test_no_change_is_missed_between_concurrent_writers(database: str, acme: Directory) -> None:
+    """Versions become visible in their order, however the transactions overlap."""
+    per_writer = 25
+
+    def write() -> None:
+        with Directory(database, secret=SECRET) as directory:
+            for _ in range(per_writer):
+                directory.create_key("acme", "web")
+
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    seen: list[int] = []
+    version = 0
+    while any(writer.is_alive() for writer in writers) or acme.changes_since(version)[1]:
+        version, credentials = acme.changes_since(version)
+        seen += [credential.key_id for credential in credentials]
+    assert len(seen) == len(set(seen)) == 4 * per_writer
+
+
+def test_a_lost_connection_is_said_and_replaced(database: str, acme: Directory) -> None:
+    execute(
+        database,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    with pytest.raises(DirectoryUnavailable, match="The database does not answer"):
+        acme.list_accounts()
+    assert len(acme.list_accounts()) == 1
+
+
+# -- budgets --------------------------------------------------------------------------------------
+
+
+def pools_of(database: str) -> dict[int, tuple[int, datetime | None]]:
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("SELECT pool_id, available, valid_until FROM ledger.pool")
+        return {pool_id: (available, until) for pool_id, available, until in rows}
+
+
+def test_budgets_are_pools_behind_the_account(database: str, acme: Directory) -> None:
+    acme.create_project("acme", "tight", Budget(50))
+    acme.create_key("acme", "tight", budget=Budget(20))
+    _, credential = only(acme, 0)
+    account, project, key = credential.pools
+    assert account == credential.account_id
+    assert min(project, key) >= 2**40
+    pools = pools_of(database)
+    assert (pools[project], pools[key]) == ((50, None), (20, None))
+    assert clean(database)
+
+
+def test_a_monthly_budget_gets_a_new_pool_each_month(database: str, acme: Directory) -> None:
+    acme.create_project("acme", "tight", Budget(50, "month"))
+    acme.create_key("acme", "tight", budget=Budget(20, "month"))
+    version, first = only(acme, 0)
+    assert acme.changes_since(version) == (version, [])
+
+    # The month ends: as if the budgets so far had been made for an earlier one.
+    execute(
+        database,
+        "UPDATE directory.change SET budget_month = budget_month - interval '1 month';"
+        "UPDATE directory.budget_pool SET starts_at = starts_at - interval '1 month'",
+    )
+    version, second = only(acme, version)
+    assert second.pools[0] == first.pools[0]
+    assert not set(second.pools[1:]) & set(first.pools[1:])
+    assert only(acme, 0)[1] == second
+    assert acme.changes_since(version) == (version, [])
+
+    available, until = pools_of(database)[second.pools[1]]
+    assert (available, until is not None and until > datetime.now(UTC)) == (50, True)
+
+
+# -- models, providers, prices --------------------------------------------------------------------
+
+PRICE = PriceRow("m", "p/m", "", (("input", 5), ("output", 10)), 1000)
+
+
+def test_names_and_prices_get_numbers_that_stay(database: str, directory: Directory) -> None:
+    first = directory.register_catalogue(["m", "m"], ["p"], [PRICE, PRICE])
+    again = directory.register_catalogue(["n", "m"], ["q", "p"], [PRICE])
+    assert (again.models["m"], again.providers["p"]) == (first.models["m"], first.providers["p"])
+    assert again.prices == first.prices
+    assert set(again.models) == {"m", "n"}
+    with psycopg.connect(database) as connection:
+        row = connection.execute("SELECT count(*) FROM ledger.gl_account WHERE kind = 2").fetchone()
+        assert row == (2,)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(PRICE, model="n"),
+        replace(PRICE, upstream="q/m"),
+        replace(PRICE, variant="flex"),
+        replace(PRICE, components=(("input", 6), ("output", 10))),
+        replace(PRICE, margin_bps=0),
+    ],
+)
+def test_another_content_is_another_price(directory: Directory, changed: PriceRow) -> None:
+    ids = directory.register_catalogue(["m"], ["p"], [PRICE, changed]).prices
+    assert ids[PRICE] != ids[changed]
+
+
+def test_a_price_never_changes(database: str, directory: Directory) -> None:
+    directory.register_catalogue(["m"], ["p"], [PRICE])
+    for statement in ("UPDATE directory.price SET margin_bps = 0", "DELETE FROM directory.price"):
+        with pytest.raises(psycopg.Error, match="append-only"):
+            execute(database, statement)
