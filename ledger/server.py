@@ -352,7 +352,6 @@ class LedgerServer:
                 await self._use(session)
         except LedgerDivergence as divergence:
             log.critical("the ledger stops: %s", divergence)
-            self._engine.halted = str(divergence)
             self._session = None
             await self._closing.wait()
 

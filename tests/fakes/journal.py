@@ -24,6 +24,7 @@ class MemoryJournal:
         self.synced = 0
         self.full = False
         self.failed = False
+        self.headroom_seen: bool | None = None  # to be wrong about
         self.closed = False
         self.sync_seconds = 0.0
         self._dirty = trio.Event()
@@ -60,6 +61,8 @@ class MemoryJournal:
             self.state.acknowledge(applied_seq)
 
     def headroom(self, open_reservations: int) -> bool:
+        if self.headroom_seen is not None:
+            return self.headroom_seen
         return not self.full and not self.failed
 
     async def run(self) -> None:

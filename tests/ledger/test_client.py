@@ -1,0 +1,526 @@
+"""Client, server, journal and store together, on virtual time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from ledger.client import (
+    InsufficientCredit,
+    Ledger,
+    LedgerUnavailable,
+    Reservation,
+    ReservationClosed,
+    Settled,
+    TokenCounts,
+    bill,
+)
+from ledger.engine import EngineSettings
+from ledger.journal import JournalFailed, RecoveredState
+from ledger.limits import LimitRef
+from ledger.memory import MemoryStore
+from ledger.money import AMOUNT_MAX, Price, UnpricedUnit
+from ledger.server import LedgerServer, LedgerSettings
+from ledger.store import Ask, EventStatus, PoolGrant, Session
+from tests.fakes.faulty_store import Fault, FaultyStore
+from tests.fakes.journal import MemoryJournal
+from tests.fakes.ledger import ACCOUNT, PRICE, PROVIDER, funded_store, output, request, top_up
+
+BALANCE = 1_000_000
+
+
+@dataclass
+class Node:
+    """One running lease holder and everything around it."""
+
+    books: MemoryStore
+    store: FaultyStore
+    journal: MemoryJournal
+    server: LedgerServer
+    ledger: Ledger
+    scope: trio.CancelScope
+
+
+@contextlib.asynccontextmanager
+async def running(
+    books: MemoryStore,
+    *,
+    journal: MemoryJournal | None = None,
+    recovered: RecoveredState | None = None,
+    settings: LedgerSettings | None = None,
+    away: bool = False,
+) -> AsyncIterator[Node]:
+    """A node until the block ends; it is then cancelled, as a worker that stops would be."""
+    store = FaultyStore(books)
+    store.away = away
+    journal = journal or MemoryJournal()
+    server = LedgerServer(
+        store,
+        journal,
+        recovered or RecoveredState(),
+        settings=settings,
+        clock=trio.current_time,
+        wall_clock=lambda: 1_000_000,
+        jitter=lambda: 1.0,
+    )
+    async with trio.open_nursery() as services:
+        await services.start(server.run)
+        yield Node(books, store, journal, server, Ledger(server), services.cancel_scope)
+        services.cancel_scope.cancel()
+
+
+def settle(reservation: Reservation, charge: int) -> Settled:
+    return reservation.settle(
+        price=PRICE,
+        provider_id=PROVIDER,
+        quantities={"output": charge},
+        tokens=output(charge),
+        status=EventStatus.SETTLED,
+        ttfb_ms=1,
+        duration_ms=2,
+    )
+
+
+async def in_order(books: MemoryStore, charges: list[int]) -> None:
+    """What was charged is on the books once, in order, and all credit is back."""
+    assert [event.charge for _, event in books.events] == charges
+    assert not await books.check()
+    assert books.pools[ACCOUNT].leased == 0
+
+
+# -- reserving and waiting ------------------------------------------------------------------------
+
+
+async def test_the_first_request_waits_for_a_grant_the_next_does_not(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        started = trio.current_time()
+        first = await node.ledger.reserve(request(100))
+        assert 0.002 <= trio.current_time() - started <= 0.01
+        settle(first, 40)
+        with trio.CancelScope() as scope:
+            scope.cancel()  # a checkpoint would notice
+            second = await node.ledger.reserve(request(50))
+        assert not scope.cancelled_caught
+        assert node.ledger.balance(ACCOUNT) == BALANCE - 40
+        second.void()
+    await in_order(books, [40])
+
+
+async def test_those_who_wait_share_one_grant(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        async with trio.open_nursery() as callers:
+            for _ in range(20):
+                callers.start_soon(_use, node.ledger, 100)
+        assert node.store.calls.count("grant_lease") == 1
+    await in_order(books, [100] * 20)
+
+
+async def _use(ledger: Ledger, amount: int) -> None:
+    settle(await ledger.reserve(request(amount)), amount)
+
+
+async def test_a_grant_that_does_not_come_is_unavailable(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        await trio.sleep(1)
+        node.store.faults.append("hang")
+        started = trio.current_time()
+        with pytest.raises(LedgerUnavailable) as refusal:
+            await node.ledger.reserve(request(100))
+        assert trio.current_time() - started == pytest.approx(0.5)
+        assert refusal.value.retry_after > 0
+        statistics = node.ledger.statistics()
+        assert (statistics.waiting, statistics.open_reservations) == (0, 0)
+    await in_order(books, [])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.002, 0.003, 0.004])
+async def test_a_caller_cancelled_at_any_time_holds_nothing(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    books = await funded_store(BALANCE)
+    slot = LimitRef("key", "concurrent", 1)
+    async with running(books) as node:
+        await trio.sleep(1)
+        with trio.move_on_after(seconds) as scope:
+            reservation = await node.ledger.reserve(request(100, limits=(slot,)))
+            reservation.void()
+        assert seconds == 0.003 or scope.cancelled_caught == (seconds < 0.003)
+        statistics = node.ledger.statistics()
+        assert (statistics.waiting, statistics.open_reservations) == (0, 0)
+        assert statistics.reserved_nusd == 0
+        (await node.ledger.reserve(request(100, limits=(slot,)))).void()
+    assert not node.journal.state.open
+    await in_order(books, [])
+
+
+async def test_a_caller_cancelled_just_as_it_is_granted_holds_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        await trio.sleep(1)
+        with trio.CancelScope() as scope:
+            node.store.store = _CancellingStore(books, scope)
+            await node.ledger.reserve(request(100))
+        assert scope.cancelled_caught
+        assert node.ledger.statistics().open_reservations == 0
+        assert not node.journal.state.open
+    await in_order(books, [])
+
+
+class _CancellingStore(FaultyStore):
+    """Cancels a scope right after it has granted."""
+
+    def __init__(self, store: MemoryStore, scope: trio.CancelScope) -> None:
+        super().__init__(store)
+        self.delay = 0
+        self.scope = scope
+
+    async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
+        replies = await super().grant_lease(session, asks)
+        self.scope.cancel()
+        return replies
+
+
+async def test_402_says_what_would_have_fitted(autojump_clock: MockClock) -> None:
+    books = await funded_store(100)
+    async with running(books) as node:
+        held = await node.ledger.reserve(request(30))
+        with pytest.raises(InsufficientCredit) as refusal:
+            await node.ledger.reserve(request(80))
+        error = refusal.value
+        assert (error.kind, error.balance, error.reserved) == ("account", 100, 30)
+        assert (error.required, error.available) == (80, 70)
+        fitting = await node.ledger.reserve(request(70))
+        settle(fitting, 70)
+        settle(held, 30)
+        await top_up(books, 500, "more")
+        node.ledger.top_up_hint(ACCOUNT)
+        settle(await node.ledger.reserve(request(80)), 80)
+    await in_order(books, [70, 30, 80])
+
+
+async def test_an_unknown_account_does_not_spoil_the_grant_of_others(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+
+    async def refused(ledger: Ledger) -> None:
+        with pytest.raises(InsufficientCredit):
+            await ledger.reserve(request(10, account=99))
+
+    async with running(books) as node:
+        async with trio.open_nursery() as callers:
+            callers.start_soon(refused, node.ledger)
+            callers.start_soon(_use, node.ledger, 10)
+        assert node.ledger.statistics().sessions == 1
+    await in_order(books, [10])
+
+
+async def test_an_extension_waits_for_its_grant(autojump_clock: MockClock) -> None:
+    books = await funded_store(1_000)
+    async with running(books) as node:
+        reservation = await node.ledger.reserve(request(100))
+        assert await reservation.extend(200)
+        assert reservation.amount == 300
+        assert not await reservation.extend(5_000)
+        node.store.faults.append("hang")
+        assert not await reservation.extend(600)
+        settle(reservation, 250)
+        assert not await reservation.extend(1)
+    await in_order(books, [250])
+
+
+# -- ending ---------------------------------------------------------------------------------------
+
+
+async def test_failed_attempts_and_voids_leave_their_events(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        reservation = await node.ledger.reserve(request(100))
+        reservation.attempt(provider_id=PROVIDER, price_id=1, status=EventStatus.FAILED, cost=3)
+        still_open = reservation.open
+        settle(reservation, 50)
+        assert (still_open, reservation.open) == (True, False)
+        reservation.void()
+        cut = await node.ledger.reserve(request(100))
+        cut.void(status=EventStatus.CANCELLED, provider_id=PROVIDER, duration_ms=9)
+        with pytest.raises(ReservationClosed):
+            settle(cut, 1)
+    await in_order(books, [0, 50, 0])
+    assert [event.status for _, event in books.events] == [5, 1, 3]
+
+
+async def test_a_unit_without_a_price_leaves_the_reservation_open(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        reservation = await node.ledger.reserve(request(100))
+        with pytest.raises(UnpricedUnit):
+            reservation.settle(
+                price=PRICE,
+                provider_id=PROVIDER,
+                quantities={"image": 1},
+                tokens=TokenCounts(),
+                status=EventStatus.SETTLED,
+                ttfb_ms=0,
+                duration_ms=0,
+            )
+        assert reservation.open
+        reservation.void()
+    await in_order(books, [])
+
+
+@pytest.mark.parametrize(
+    ("quantities", "status", "expected"),
+    [
+        ({"output": 100}, EventStatus.SETTLED, (100, 100, EventStatus.SETTLED)),
+        ({"output": 300}, EventStatus.SETTLED, (300, 300, EventStatus.SETTLED)),
+        ({"output": 301}, EventStatus.SETTLED, (301, 100, EventStatus.REVIEW)),
+        ({"output": -1}, EventStatus.SETTLED, (0, 0, EventStatus.REVIEW)),
+        ({"output": 50, "input": -9}, EventStatus.ESTIMATED, (50, 50, EventStatus.REVIEW)),
+        ({"output": 70}, EventStatus.FREE, (70, 0, EventStatus.FREE)),
+        ({"output": 10**19}, EventStatus.SETTLED, (AMOUNT_MAX, 100, EventStatus.REVIEW)),
+    ],
+)
+def test_implausible_usage_costs_at_most_the_reservation(
+    quantities: dict[str, int], status: EventStatus, expected: tuple[int, int, EventStatus]
+) -> None:
+    price = Price(1, {"output": 1_000_000, "input": 1_000_000}, 0)
+    assert bill(price, quantities, 100, status) == expected
+
+
+# -- the store away -------------------------------------------------------------------------------
+
+
+async def test_thirty_seconds_without_the_store_lose_nothing(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    charges = []
+    async with running(books) as node:
+        for _ in range(40):  # enough to be given credit ahead of need
+            settle(await node.ledger.reserve(request(1_000)), 1_000)
+            charges.append(1_000)
+            await trio.sleep(0.1)
+        node.store.away = True
+        for _ in range(300):
+            with contextlib.suppress(LedgerUnavailable):
+                settle(await node.ledger.reserve(request(100)), 100)
+                charges.append(100)
+            await trio.sleep(0.1)
+        ready_while_away = node.server.ready
+        assert node.ledger.statistics().pending_events > 20
+        node.store.away = False
+        await trio.sleep(3)
+        assert (ready_while_away, node.server.ready) == (False, True)
+        assert node.ledger.statistics().pending_events == 0
+    await in_order(books, charges)
+    assert books.pools[ACCOUNT].available == BALANCE - sum(charges)
+
+
+async def test_without_the_store_from_the_start_callers_are_told_to_come_back(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books, away=True) as node:
+        assert node.ledger.balance(ACCOUNT) is None
+        for _ in range(3):
+            with pytest.raises(LedgerUnavailable):
+                await node.ledger.reserve(request(100))
+        await trio.sleep(60)
+        node.store.away = False
+        await trio.sleep(3)
+        settle(await node.ledger.reserve(request(100)), 100)
+    await in_order(books, [100])
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "hang"])
+@pytest.mark.parametrize("call", [0, 1, 2, 3, 4])
+async def test_any_single_fault_charges_everything_once(
+    fault: Fault, call: int, autojump_clock: MockClock
+) -> None:
+    books = await funded_store(BALANCE)
+    settings = LedgerSettings(store_seconds=1.0)
+    charges = []
+    async with running(books, settings=settings) as node:
+        node.store.faults.extend(["none" for _ in range(call)])
+        node.store.faults.append(fault)
+        for charge in range(1, 40):
+            with contextlib.suppress(LedgerUnavailable):
+                settle(await node.ledger.reserve(request(100)), charge)
+                charges.append(charge)
+            await trio.sleep(0.1)
+    assert len(charges) > 20
+    await in_order(books, charges)
+
+
+async def test_a_poisoned_event_is_put_aside_and_the_others_are_posted(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        node.store.poison = {4}
+        for _ in range(9):
+            settle(await node.ledger.reserve(request(10)), 10)
+        await trio.sleep(20)
+        assert node.ledger.statistics().quarantined == 1
+        assert node.ledger.statistics().pending_events == 0
+        assert node.ledger.balance(ACCOUNT) == BALANCE - 80
+    await in_order(books, [10, 10, 10, 0, 10, 10, 10, 10, 10])
+
+
+async def test_books_that_disagree_stop_admission_but_not_settlements(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        reservation = await node.ledger.reserve(request(100))
+        await trio.sleep(6)
+        for lease in books.leases.values():
+            lease.outstanding = 50  # somebody edited the table
+        node.store.faults.append("before")  # makes it look again
+        await trio.sleep(6)
+        assert node.ledger.statistics().halted
+        assert not node.server.ready
+        with pytest.raises(LedgerUnavailable, match="the books disagree"):
+            await node.ledger.reserve(request(1))
+        settle(reservation, 70)
+        assert node.journal.state.events[-1].charge == 70
+        assert not await node.server.drain(1)
+
+
+# -- the journal ----------------------------------------------------------------------------------
+
+
+async def test_nothing_is_posted_before_it_is_durable(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        node.journal.sync_seconds = 2
+        settle(await node.ledger.reserve(request(100)), 60)
+        await trio.sleep(1.5)
+        assert not books.events
+        settle(await node.ledger.reserve(request(100)), 70)
+        await trio.sleep(1)
+        assert [event.charge for _, event in books.events] == [60]
+    await in_order(books, [60, 70])
+
+
+async def test_a_full_journal_refuses_and_leaves_nothing_held(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        (await node.ledger.reserve(request(1_000))).void()
+        node.journal.full = True
+        with pytest.raises(LedgerUnavailable, match="the journal is full"):
+            await node.ledger.reserve(request(10))
+        node.journal.headroom_seen = True  # it was wrong
+        with pytest.raises(LedgerUnavailable, match="the disk is full"):
+            await node.ledger.reserve(request(10))
+        with pytest.raises(LedgerUnavailable, match="the disk is full"):
+            await node.ledger.reserve(request(5_000))  # by a grant
+        assert node.ledger.statistics().open_reservations == 0
+        node.journal.full = False
+        settle(await node.ledger.reserve(request(10)), 10)
+    await in_order(books, [10])
+
+
+async def test_a_lost_journal_is_posted_directly_and_ends_the_service(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    with pytest.RaisesGroup(JournalFailed):
+        async with running(books) as node:
+            reservation = await node.ledger.reserve(request(100))
+            node.journal.failed = True
+            settle(reservation, 60)
+            with pytest.raises(LedgerUnavailable):
+                await node.ledger.reserve(request(10))
+            await trio.sleep(5)
+            raise AssertionError("the service has ended by now")
+    await in_order(books, [60])
+
+
+@pytest.mark.parametrize("power_cut", [False, True])
+async def test_after_a_crash_settled_is_posted_and_open_is_voided(
+    power_cut: bool, autojump_clock: MockClock
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        settle(await node.ledger.reserve(request(100)), 60)
+        await trio.sleep(1)
+        settle(await node.ledger.reserve(request(100)), 70)
+        await node.ledger.reserve(request(100))
+        survived = (node.journal.durable if power_cut else node.journal.state).copy()
+        # The machine stops here: what the dying process still does reaches nobody.
+        node.store.away = True
+        node.journal.failed = True
+        node.server._drain_tried = True  # no farewell
+        node.scope.cancel()
+    journal = MemoryJournal(survived)
+    async with running(books, journal=journal, recovered=survived) as node:
+        await trio.sleep(2)
+        settle(await node.ledger.reserve(request(100)), 80)
+    await in_order(books, [60, 80] if power_cut else [60, 70, 0, 80])
+
+
+# -- draining -------------------------------------------------------------------------------------
+
+
+async def test_draining_posts_everything_and_gives_all_credit_back(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        settle(await node.ledger.reserve(request(100)), 60)
+        assert await node.server.drain()
+        assert node.journal.closed
+        with pytest.raises(LedgerUnavailable, match="draining"):
+            await node.ledger.reserve(request(10))
+        await in_order(books, [60])
+
+
+async def test_draining_gives_up_after_its_time_and_the_journal_keeps_the_rest(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        settle(await node.ledger.reserve(request(100)), 60)
+        node.store.away = True
+        started = trio.current_time()
+        assert not await node.server.drain(3)
+        assert trio.current_time() - started == pytest.approx(3)
+    assert trio.current_time() - started < 4
+    assert [event.charge for event in node.journal.state.events] == [60]
+
+
+async def test_flushes_are_observed(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    seen: list[tuple[float, int]] = []
+    async with running(books) as node:
+        node.ledger.on_flush(lambda seconds, events: seen.append((seconds, events)))
+        settle(await node.ledger.reserve(request(100)), 60)
+        await trio.sleep(1)
+        seconds, events = seen[0]
+        assert seconds == pytest.approx(0.001)
+        assert events == 1
+        assert node.ledger.statistics().flushes == len(seen)
+
+
+async def test_many_events_are_flushed_at_once(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    settings = LedgerSettings(flush_seconds=60, flush_events=10, engine=EngineSettings(batch_max=4))
+    async with running(books, settings=settings) as node:
+        for _ in range(10):
+            settle(await node.ledger.reserve(request(10)), 10)
+        await trio.sleep(1)
+        assert node.ledger.statistics().applied_seq >= 4
+    await in_order(books, [10] * 10)
