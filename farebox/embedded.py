@@ -18,7 +18,8 @@ Rules:
   by then belong to somebody else.
 - Postgres refuses to run as root. Root gets a user namespace with one unprivileged user in it:
   files stay root's, no account is created, no permission is opened. Where namespaces are refused,
-  the data directory is handed to `nobody` and the server runs as that user.
+  the data directory is handed to `nobody` and the server runs as that user. A user without a name
+  (some containers have only a number) is refused by `initdb`, and gets a namespace too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -104,13 +106,30 @@ def _major_version(binaries: Path) -> int:
 def _identity(cluster: Path) -> list[str]:
     """The command prefix under which Postgres accepts to run on `cluster` (or on a new one)."""
     if os.geteuid() != 0:
-        return []
-    owner = cluster.stat() if cluster.exists() else cluster.parent.stat()
-    if cluster.exists() and owner.st_uid != 0:
+        return [] if _has_name(os.geteuid()) else _as_nobody_in_a_namespace()
+    owner = cluster.stat() if cluster.exists() else None
+    if owner is not None and owner.st_uid != 0:
         return _as_user(owner.st_uid, owner.st_gid)
     if _user_namespaces_allowed():
-        return ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--"]
+        return _as_nobody_in_a_namespace()
     return _as_user(NOBODY, NOBODY)
+
+
+def _has_name(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def _as_nobody_in_a_namespace() -> list[str]:
+    if not _user_namespaces_allowed():
+        raise EmbeddedPostgresError(
+            f"the user {os.geteuid()} has no name, which Postgres needs: "
+            "add one to /etc/passwd, run farebox as another user, or set DATABASE_URL"
+        )
+    return ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--"]
 
 
 def _as_user(uid: int, gid: int) -> list[str]:
@@ -322,11 +341,10 @@ class EmbeddedPostgres:
         if self._membership is None:
             return
         ends_with_us = self._tied and self._keeper is not None
-        for patience in range(_GRACE_ROUNDS if ends_with_us else 0, -1, -1):
-            if self._stop_if_last(force=ends_with_us and patience == 0):
-                break
+        for rounds_left in range(_GRACE_ROUNDS if ends_with_us else 0, -1, -1):
+            if self._part(patient=rounds_left > 0, ends_with_us=ends_with_us):
+                return
             _pause()
-        self._leave()
 
     def _leave(self) -> None:
         if self._membership is not None:
@@ -335,19 +353,28 @@ class EmbeddedPostgres:
         self._keeper = None
         self._pid = None
 
-    def _stop_if_last(self, *, force: bool) -> bool:
-        """Stop the server if no one else is a user (or by force); say whether that was done."""
-        assert self._membership is not None
+    def _part(self, *, patient: bool, ends_with_us: bool) -> bool:
+        """Leave, stopping the server where that is called for; False: patient, and others use it.
+
+        All under the lock: of several that leave at once, exactly one finds itself the last.
+        """
         with _locked(self._lock_path):
-            # Turning a shared lock into an exclusive one succeeds for the only holder.
-            try:
-                fcntl.flock(self._membership, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # The attempt gave our own share up.
-                fcntl.flock(self._membership, fcntl.LOCK_SH)
-                if not force:
-                    return False
-            self._shut_down()
+            alone = self._is_alone()
+            if patient and not alone:
+                return False
+            if alone or ends_with_us:
+                self._shut_down()
+            self._leave()
+        return True
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else uses the server; only under the lock."""
+        assert self._membership is not None
+        try:
+            fcntl.flock(self._membership, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self._membership, fcntl.LOCK_SH)  # the attempt gave our own share up
+            return False
         return True
 
     def _shut_down(self) -> None:
