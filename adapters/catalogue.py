@@ -37,9 +37,9 @@ class Provider:
 class Rates:
     """One exact price row: integer nano-dollars per 1,000,000 units, per priced unit.
 
-    Every token unit is present (an absent kind was filled in from `input` or `output` when the
-    schedule was built); piece units only where they cost something. Hashable, so that equal rows
-    are one row in the books.
+    Every unit is present: an absent token kind was filled in from `input` or `output` when the
+    schedule was built, an absent piece kind costs 0. Hashable, so that equal rows are one row in
+    the books.
     """
 
     components: tuple[tuple[str, int], ...]  # sorted by unit name

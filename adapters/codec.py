@@ -88,7 +88,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `fields` is the body, member by member and in order, so that whatever we do not know reaches
     the provider as it was sent. `output_cap` is the client's own limit of output tokens for each
-    of `choices` answers, None where it set none.
+    of `choices` answers, None where it set none. `pieces` are priced units that the request buys
+    whatever the answer, such as one web search.
     """
 
     fields: dict[str, msgspec.Raw]
@@ -100,6 +101,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     output_cap: int | None = None
     choices: int = 1
     service_tier: str = ""
+    pieces: Mapping[str, int] = {}
     user_id: str = ""
     conversation_id: str = ""
 

@@ -388,7 +388,6 @@ def _not_yet(
         "routing": "routing" in tables,
         "console": "console" in tables,
         "stripe": "stripe" in tables,
-        'server.brand (it stays "farebox")': file.server.brand != "farebox",
     }
     for model in file.models:
         path = f'models["{model.id}"]'

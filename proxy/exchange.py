@@ -17,9 +17,9 @@ The steps, in order, and what may be relied on after each:
 10  settled           settle, record  SETTLED     posted or voided, exactly once, on every path
                                                   including cancellation
 
-An exchange runs in one cancel scope. Its deadline follows the stage of the connection, and the
-watch cancels it when the client leaves; what was acquired is a context manager, so both unwind
-through step 10. Every step may raise APIError; `run` renders it in the caller's own envelope.
+A connection's exchanges run in one cancel scope. Its deadline follows the stage, and the watch
+cancels it when the client leaves; what was acquired is a context manager, so both unwind through
+step 10. Every step may raise APIError; it is rendered in the caller's own envelope.
 """
 
 from __future__ import annotations
@@ -51,43 +51,45 @@ _ERROR_SECONDS = 10.0
 
 
 async def serve_connection(gateway: Gateway, transport: Transport) -> None:
-    """Exchange after exchange, until the connection cannot carry another."""
+    """Exchange after exchange, until the connection cannot carry another.
+
+    They share one cancel scope: a scope of its own for each costs more than parsing its head, and
+    whatever cancels an exchange (a deadline, the client leaving) ends its connection as well.
+    """
     connection = Connection(transport, gateway.settings)
-    while not gateway.draining and await run(gateway, connection):
-        pass
-
-
-async def run(gateway: Gateway, connection: Connection) -> bool:
-    """One exchange. False where the connection has to be closed after it."""
     record = Record()
-    error: APIError | None = None
     with trio.CancelScope() as scope:
-        try:
-            head = await _next_head(gateway, connection, scope)
-            if head is None:
-                return False
-            record.start()
-            await serve_exchange(gateway, connection, head, record, scope)
-        except APIError as refused:
-            error = refused
-        except ClientGone:
-            record.status = CLIENT_CLOSED
-        except Exception:  # the one place that turns a bug into a 500
-            sys.stderr.write(f"{record.id}: {traceback.format_exc()}")
-            error = InternalError("The gateway failed to handle this request.")
-    if scope.cancelled_caught:
-        if connection.stage is Stage.WAITING:
-            return False  # idle for too long, or draining
+        while await run(gateway, connection, record, scope):
+            record = Record()
+    if scope.cancelled_caught and connection.stage is not Stage.WAITING:
         if trio.current_time() < scope.deadline:
             record.status = CLIENT_CLOSED  # the watch saw the client leave
+            _finish(gateway, record, None)
         else:
-            error = _too_late(connection)
-    if error is not None:
-        await _answer_error(connection, error, record)
-    if record.status == CLIENT_CLOSED:
+            await _conclude(gateway, connection, record, _too_late(connection))
+
+
+async def run(
+    gateway: Gateway, connection: Connection, record: Record, scope: trio.CancelScope
+) -> bool:
+    """One exchange. False where the connection has to be closed after it."""
+    error: APIError | None = None
+    try:
+        head = await _next_head(gateway, connection, scope)
+        if head is None:
+            return False
+        record.start()
+        await serve_exchange(gateway, connection, head, record, scope)
+    except APIError as refused:
+        error = refused
+    except ClientGone:
+        record.status = CLIENT_CLOSED
         connection.reusable = False
-    _finish(gateway, record, error)
-    return connection.reusable
+    except Exception:  # the one place that turns a bug into a 500
+        sys.stderr.write(f"{record.id}: {traceback.format_exc()}")
+        error = InternalError("The gateway failed to handle this request.")
+    await _conclude(gateway, connection, record, error)
+    return connection.reusable and not gateway.draining
 
 
 async def serve_exchange(
@@ -191,6 +193,15 @@ async def _answer_error(connection: Connection, error: APIError, record: Record)
             record.status = CLIENT_CLOSED
     if scope.cancelled_caught:
         connection.reusable = False
+
+
+async def _conclude(
+    gateway: Gateway, connection: Connection, record: Record, error: APIError | None
+) -> None:
+    """Answer an error where there is one, and write down what happened."""
+    if error is not None:
+        await _answer_error(connection, error, record)
+    _finish(gateway, record, error)
 
 
 def _finish(gateway: Gateway, record: Record, error: APIError | None) -> None:

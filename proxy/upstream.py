@@ -122,8 +122,13 @@ class UpstreamResponse:
 
     async def read(self, max_bytes: int, idle_seconds: float) -> bytes:
         """The whole body. Raises AttemptFailed, also where it is too large or stalls."""
-        parts: list[bytes] = []
-        size = 0
+        data, ended = self._connection.buffered_body()
+        if ended:  # it came with the head, as small answers do: nothing to wait for
+            self.ended = True
+            self._pool.give_back(self._connection)
+            return data
+        parts = [data]
+        size = len(data)
         with trio.CancelScope() as scope:
             while not self.ended:
                 scope.deadline = trio.current_time() + idle_seconds
@@ -308,19 +313,25 @@ class _Connection:
             self._h11.receive_data(data)
 
     async def receive_body(self) -> tuple[bytes, bool]:
-        """(payload of what has arrived, whether the body has ended)."""
+        """(payload of what has arrived, whether the body has ended). Waits for some."""
+        while True:
+            data, ended = self.buffered_body()
+            if data or ended:
+                return data, ended
+            try:
+                self._h11.receive_data(await self.transport.receive())
+            except OSError as error:
+                raise AttemptFailed("truncated", "connection reset", contacted=True) from error
+
+    def buffered_body(self) -> tuple[bytes, bool]:
+        """The same of what has been received already, without waiting."""
         parts: list[bytes] = []
         while True:
             event = self._next_event()
             if isinstance(event, h11.Data):
                 parts.append(event.data)
             elif event is h11.NEED_DATA:
-                if parts:
-                    return b"".join(parts), False
-                try:
-                    self._h11.receive_data(await self.transport.receive())
-                except OSError as error:
-                    raise AttemptFailed("truncated", "connection reset", contacted=True) from error
+                return b"".join(parts), False
             else:
                 return b"".join(parts), True
 

@@ -7,6 +7,8 @@ ambiguous (a key twice, two different caps) or what every provider refuses anywa
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import msgspec
 
 from adapters.codec import Request
@@ -24,6 +26,7 @@ from adapters.openai.refusal import OpenAIRefusals
 CHOICES_MAX = 128
 TOKENS_MAX = 2**31 - 1
 
+_WEB_SEARCH = MappingProxyType({"web_search": 1})  # a search model searches once an answer
 _CAPS = ("max_completion_tokens", "max_tokens")
 
 
@@ -62,6 +65,7 @@ class ChatDownstream(OpenAIRefusals):
             output_cap=_output_cap(fields),
             choices=count_of(fields, "n", CHOICES_MAX) or 1,
             service_tier=text_of(fields, "service_tier") or "",
+            pieces=_WEB_SEARCH if "web_search_options" in fields else {},
             user_id=_text(metadata.user_id) or text_of(fields, "user") or "",
             conversation_id=_text(metadata.conversation_id),
         )

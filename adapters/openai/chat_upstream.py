@@ -49,10 +49,10 @@ class ChatUpstream:
         return read_failure(status, headers, body)
 
     def stream(self, request: Request) -> ChatStreamRelay:
-        return ChatStreamRelay(request.model, request.include_usage)
+        return ChatStreamRelay(request.model, request.include_usage, request.pieces)
 
     def plain(self, request: Request, body: bytes) -> ChatPlainRelay:
-        return ChatPlainRelay(request.model, body)
+        return ChatPlainRelay(request.model, body, request.pieces)
 
 
 def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:

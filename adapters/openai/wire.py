@@ -125,7 +125,7 @@ def read_embeddings(data: bytes) -> Embeddings:
         raise UpstreamProtocolViolation("The answer is not a list of embeddings.") from None
 
 
-def read_usage(raw: msgspec.Raw, service_tier: object = None) -> Usage | None:
+def read_usage(raw: msgspec.Raw) -> Usage | None:
     """The usage object of an answer; None where there is none that can be believed.
 
     Some servers leave reasoning out of `completion_tokens`; their total gives them away and is
@@ -162,5 +162,4 @@ def read_usage(raw: msgspec.Raw, service_tier: object = None) -> Usage | None:
         output_tokens=counts[4],
         reasoning_tokens=counts[5],
         audio_output_tokens=counts[6],
-        service_tier=service_tier if isinstance(service_tier, str) else "",
     )
