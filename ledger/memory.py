@@ -385,6 +385,8 @@ class MemoryStore:
         lease = self._change_lease(change, report.pool_id, session.holder_id)
         is_account = pool.gl_account_id is not None
         left_over = lease.outstanding - report.covered
+        if report.sync and not 0 <= report.held <= left_over:
+            raise StoreRefused("23514", "more is held than was leased")
         returned = left_over - report.held if report.sync else 0
         collected = report.short  # a budget is a limit, not money: an overrun is just recorded
         if is_account:

@@ -166,11 +166,12 @@ class PostgresStore:
             "request_id": event.request_id.hex(),
             "units": ascii(event.units),  # the only text in it; jsonb does not take all of Unicode
         }
-        statement = "SELECT ledger.quarantine_event(%s, %s, %s, %s, %s, %s, %s, %s)"
+        statement = "SELECT ledger.quarantine_event(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
         parameters = [
             session.holder_id,
             session.epoch,
             event.seq,
+            _bigint_or_zero(event.occurred_at),
             _bigint_or_zero(event.account_id),
             _bigint_or_zero(event.key_id),
             uuid.UUID(bytes=event.request_id[:16].ljust(16, b"\0")),

@@ -313,6 +313,12 @@ LANGUAGE sql IMMUTABLE AS $$
               ELSE least(p_cap, greatest(p_need, least(p_want, p_cap / 4))) END
 $$;
 
+-- Microseconds since the epoch. A node's clock may say anything, but no reader shall have to cope
+-- with the year 200,000: it is bounded to 1970 … 9998.
+CREATE FUNCTION ledger.moment(p_us bigint) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
+  SELECT timestamptz 'epoch' + least(greatest(p_us, 0), 253370764800000000) * interval '1 microsecond'
+$$;
+
 -- Posts the next contiguous run of events and, for each pool of the sync section, sets the lease to
 -- what the holder still holds plus what it is granted now. Arrays e_* have one entry per event,
 -- x_* one per touched pool. `covered` comes out of the lease; `short` does not: it is collected
@@ -365,9 +371,7 @@ BEGIN
            recorded_at, occurred_at, seq, account_id, key_id, price_id, reserved, cost, charge,
            holder_id, model_id, provider_id, tok_in, tok_cached, tok_out, tok_reason,
            ttfb_ms, duration_ms, status, endpoint, request_id, units)
-    -- A clock may say anything; no reader shall have to cope with the year 200,000.
-    SELECT v_now, timestamptz 'epoch' + least(greatest(t.us, 0), 253370764800000000) * interval '1 microsecond',
-           p_first_seq + t.n - 1,
+    SELECT v_now, ledger.moment(t.us), p_first_seq + t.n - 1,
            t.acc, t.k, t.pr, t.res, t.cost, t.charge,
            p_holder, t.m, t.prov, t.ti, t.tc, t.tou, t.tr,
            t.ttfb, t.dur, t.st, t.ep, t.rq, t.un
@@ -558,7 +562,7 @@ END $$;
 -- An event that the books refuse: its place in the sequence is taken by a row without amounts, and
 -- what it said waits for an operator.
 CREATE FUNCTION ledger.quarantine_event(p_holder integer, p_epoch bigint, p_seq bigint,
-  p_account bigint, p_key bigint, p_request uuid, p_payload jsonb, p_error text) RETURNS void
+  p_occurred_us bigint, p_account bigint, p_key bigint, p_request uuid, p_payload jsonb, p_error text) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
   v_epoch   bigint;
@@ -583,7 +587,7 @@ BEGIN
          recorded_at, occurred_at, seq, account_id, key_id, price_id, reserved, cost, charge,
          holder_id, model_id, provider_id, tok_in, tok_cached, tok_out, tok_reason,
          ttfb_ms, duration_ms, status, endpoint, request_id)
-  VALUES (v_now, v_now, p_seq, p_account, p_key, 0, 0, 0, 0,
+  VALUES (v_now, ledger.moment(p_occurred_us), p_seq, p_account, p_key, 0, 0, 0, 0,
           p_holder, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, p_request);
   INSERT INTO ledger.batch (holder_id, last_seq, first_seq, recorded_at, events, cost, charge)
     VALUES (p_holder, p_seq, p_seq, v_now, 1, 0, 0);

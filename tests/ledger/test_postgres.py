@@ -357,7 +357,7 @@ async def test_random_histories_keep_every_invariant(
     database: str, store: PostgresStore, accounts: list[int], seed: int
 ) -> None:
     """Grants, charges, lost requests, lost replies, restarts and top-ups, in any order."""
-    chance = random.Random(seed)  # noqa: S311 - a test's, not a secret
+    chance = random.Random(seed)
     holders = [ModelHolder(store, f"node{n}") for n in range(3)]
     for holder in holders:
         await holder.open()
