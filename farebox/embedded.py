@@ -9,7 +9,8 @@ Rules:
 - One lock file serialises starting and stopping; a second one, held shared, counts the users. A
   lock dies with its process, so `kill -9` leaves no wrong count behind.
 - Whoever comes second adopts the running server. The last one to leave stops it. Only a gateway
-  (`tied=True`) takes its server with it: a few seconds' grace for commands, then it stops.
+  (`tied=True`) takes its server with it: a few seconds' grace for commands, then it stops. What a
+  killed command leaves running is adopted, and stopped, by the next one.
 - On Linux the kernel itself ends a tied server when the gateway dies. That signal belongs to the
   *thread* that forked, so the fork happens in a keeper thread that lives as long as the server;
   `start` may therefore be called from any thread.

@@ -113,6 +113,10 @@ class PostgresStore:
         """Raise StoreUncertain where the database does not answer."""
         await self._call("control", lambda connection: connection.execute("SELECT 1"))
 
+    async def maintain(self) -> None:
+        """Make the partitions of the coming week; call it at start and once a day."""
+        await self._row("control", "SELECT ledger.create_partitions()", [])
+
     # -- sessions -------------------------------------------------------------------------------
 
     async def register_holder(self, journal_id: bytes, node: str) -> HolderId:

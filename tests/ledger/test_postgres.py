@@ -349,6 +349,65 @@ async def test_history_cannot_be_changed(database: str, holder: ModelHolder, tab
                 connection.execute(statement.encode())
 
 
+# -- dead holders and lossy failovers -------------------------------------------------------------
+
+
+async def test_a_silent_holder_is_fenced_then_reclaimed(database: str, holder: ModelHolder) -> None:
+    await holder.grant(1, 1000, 1000)
+    beat = scalar(database, "SELECT heartbeat FROM ledger.holder_progress")
+    assert scalar(database, f"SELECT ledger.fence_holder(1, {beat} - 1)") is False
+    assert scalar(database, f"SELECT ledger.fence_holder(1, {beat})") is True
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.exchange()
+    assert scalar(database, "SELECT ledger.reclaim_holder(1, 1)") is None  # not the epoch seen
+    assert scalar(database, "SELECT ledger.reclaim_holder(1, 2)") == 1000
+    assert await holder.store.check() == []
+
+
+async def test_a_fenced_holder_that_returns_in_time_goes_on(
+    database: str, holder: ModelHolder
+) -> None:
+    await holder.grant(1, 1000, 1000)
+    beat = scalar(database, "SELECT heartbeat FROM ledger.holder_progress")
+    assert scalar(database, f"SELECT ledger.fence_holder(1, {beat})") is True
+    await holder.open()
+    assert holder.free == {1: 1000}
+    assert scalar(database, "SELECT ledger.reclaim_holder(1, 2)") is None
+
+
+async def test_a_reclaimed_holder_may_only_post_what_it_still_has(
+    database: str, holder: ModelHolder
+) -> None:
+    await holder.grant(1, 1000, 1000)
+    beat = scalar(database, "SELECT heartbeat FROM ledger.holder_progress")
+    scalar(database, f"SELECT ledger.fence_holder(1, {beat})")
+    scalar(database, "SELECT ledger.reclaim_holder(1, 2)")
+    await holder.open()
+    holder.settle(1, 110, 100)  # nothing is held any more: all of it is short
+    (reply,) = await holder.exchange((1, 10, 10))
+    assert (reply.granted, reply.balance) == (0, 999_890)
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.grant(1, 1, 1)
+    assert await holder.store.check() == []
+
+
+async def test_grants_wait_for_attestation_after_a_lossy_failover(
+    database: str, holder: ModelHolder
+) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "UPDATE ledger.cluster SET timeline = '0', synchronous_replication = false"
+        )
+    await holder.open()
+    assert (await holder.grant(1, 1, 1)).granted == 0
+    assert scalar(database, "SELECT ledger.end_learning()") is None
+    assert scalar(database, "SELECT ledger.reattest(1, 2, '{1}', '{700}')") == 700
+    assert scalar(database, "SELECT ledger.end_learning()") is True
+    holder.free = {1: 700}
+    assert (await holder.grant(1, 1, 1)).outstanding == 701
+    assert await holder.store.check() == []
+
+
 # -- random histories -----------------------------------------------------------------------------
 
 
@@ -442,6 +501,11 @@ async def test_an_abandoned_call_leaves_the_store_usable(
         assert (await holder.grant(2, 1, 1)).granted == 1  # on a new connection
     await holder.open()  # waits for the abandoned statement, and fences it
     assert await holder.store.check() == []
+
+
+async def test_maintenance_makes_partitions_once(store: PostgresStore) -> None:
+    await store.maintain()
+    await store.maintain()
 
 
 async def test_a_server_that_goes_away_comes_back(postgres_server: TestServer) -> None:
