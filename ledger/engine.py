@@ -507,8 +507,7 @@ class Engine:
             want = max(want, need)
             if pool.kind == "account":
                 if need > room:
-                    error = self._unavailable("this node may not lease more credit")
-                    refused += [self._decide(waiter, error) for waiter in waiting]
+                    refused += self._refuse_lacking(pool, "this node may not lease more credit")
                     continue
                 want = min(want, room)
                 room -= want
@@ -1001,6 +1000,9 @@ class Engine:
             pool.recalls_asked += 1
             return []
         pool.recalls_asked = 0
+        solvent = reply.status == PoolStatus.OPEN and reply.available >= ask.need
+        if pool.kind == "account" and solvent:  # nobody is granted anything: not their fault
+            return self._refuse_lacking(pool, "no credit is granted at the moment")
         pool.exhausted(now, max(ask.need, 1))
         # Who came, or whose credit came back, since the question was put is asked for anew.
         return [
@@ -1008,6 +1010,9 @@ class Engine:
             for waiter in self._lacking(pool)
             if waiter.amount - pool.free >= ask.need or pool.status != PoolStatus.OPEN
         ]
+
+    def _refuse_lacking(self, pool: HolderPool, reason: str) -> list[Waiter]:
+        return [self._decide(waiter, self._unavailable(reason)) for waiter in self._lacking(pool)]
 
     def _credit(self, now: float, pool: HolderPool, reply: PoolGrant, want: int) -> None:
         """Take the store's word about a pool, and the credit it granted."""

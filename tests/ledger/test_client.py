@@ -319,6 +319,10 @@ async def test_thirty_seconds_without_the_store_lose_nothing(autojump_clock: Moc
                 charges.append(100)
             await trio.sleep(0.1)
         ready_while_away = node.server.ready
+        started = trio.current_time()
+        with pytest.raises(LedgerUnavailable):
+            await node.ledger.reserve(request(BALANCE))
+        assert trio.current_time() == started  # nobody waits for a store that is long gone
         assert node.ledger.statistics().pending_events > 20
         node.store.away = False
         await trio.sleep(3)

@@ -643,3 +643,62 @@ def test_a_silent_holder_still_sends_heartbeats(holder: Holder) -> None:
     exchange = holder.exchange()
     assert exchange is not None
     assert not exchange.events
+
+
+# -- details that only show when they are wrong ----------------------------------------------------
+
+
+def test_a_pool_is_asked_for_once_at_a_time(holder: Holder) -> None:
+    holder.reserve(request(100))
+    first, _ = holder.engine.next_asks(holder.now)
+    again, _ = holder.engine.next_asks(holder.now)
+    assert (len(first), again) == (1, [])
+
+
+def test_who_comes_after_the_question_is_not_refused_by_its_answer(holder: Holder) -> None:
+    large = holder.reserve(request(2_000))
+    asks, _ = holder.engine.next_asks(holder.now)
+    small = holder.reserve(request(10))
+    decided = holder.engine.granted(holder.now, asks, holder.ask(asks))
+    assert decided == [large]
+    assert holder.grant() == [small]
+
+
+def test_what_is_wanted_ahead_stays_within_the_exposure() -> None:
+    store = finish(funded_store(10**6))
+    holder = Holder(store, settings=EngineSettings(exposure_max=500))
+    holder.hold(request(300))
+    holder.hold(request(150))
+    assert store.pools[ACCOUNT].leased <= 500
+
+
+def test_batches_are_whole_again_after_a_false_alarm(holder: Holder) -> None:
+    for _ in range(4):
+        holder.settle(holder.hold(request(10)), 10)
+    for _ in range(2):
+        assert holder.next_exchange()
+        assert holder.engine.refused("22P02") is None
+        holder.reopen()
+    sizes = []
+    for _ in range(4):
+        holder.settle(holder.hold(request(10)), 10)
+        exchange = holder.exchange()
+        assert exchange is not None
+        sizes.append(len(exchange.events))
+    assert sizes == [2, 1, 1, 4]
+
+
+def test_a_scarce_pool_keeps_nothing_for_later(holder: Holder, store: MemoryStore) -> None:
+    holder.void(holder.hold(request(600)))
+    holder.void(holder.hold(request(700)))  # the store has less than a comfortable answer
+    holder.exchange()
+    assert store.pools[ACCOUNT].leased == 0
+
+
+def test_a_store_that_grants_to_nobody_is_not_the_customers_fault(
+    holder: Holder, store: MemoryStore
+) -> None:
+    store.grants_enabled = False  # after a failover, until every holder has reported
+    assert isinstance(refusal(holder, 10), LedgerUnavailable)
+    store.grants_enabled = True
+    assert holder.hold(request(10)).amount == 10
