@@ -1,0 +1,136 @@
+"""Processes on chosen cores: started, watched, accounted for, and ended by their own id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Where things run: the system under test apart from its clients and its provider."""
+
+    under_test: frozenset[int]
+    rest: frozenset[int]
+
+    @classmethod
+    def of_this_machine(cls) -> Cores:
+        """One core each, or one for all where there is no second."""
+        first, *others = sorted(os.sched_getaffinity(0))
+        return cls(frozenset({first}), frozenset(others[:1] or [first]))
+
+
+def allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one; children inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def pause(seconds: float) -> None:
+    """Wait in a program without an event loop."""
+    threading.Event().wait(seconds)
+
+
+def start(
+    command: Sequence[str],
+    cores: frozenset[int],
+    *,
+    log: Path | None = None,
+    directory: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """Start a program on `cores`: into `log`, or with its standard output as a pipe."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_pinned(cores))
+        output = stack.enter_context(log.open("ab")) if log else subprocess.PIPE
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output if log else subprocess.PIPE,
+            cwd=directory,
+            env=environ,
+            text=True,
+        )
+
+
+@contextlib.contextmanager
+def _pinned(cores: frozenset[int]) -> Iterator[None]:
+    """A child inherits its parent's cores, from its first instruction and in every thread."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ask it to end, and insist after a while."""
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def tree(root: int) -> list[int]:
+    """A process and all its descendants."""
+    found = [root]
+    for pid in found:  # grows while it is walked
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def name(pid: int) -> str:
+    """What the kernel calls it; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Processor time of all threads of these processes, ended children included."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15]))  # utime stime cutime cstime
+    return total * _TICK
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """Physical memory, shared pages counted in each process."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    return total
+
+
+def proportional_bytes(pids: Sequence[int]) -> int:
+    """Physical memory, shared pages divided among those who share them (PSS)."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
