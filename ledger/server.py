@@ -319,8 +319,8 @@ class LedgerServer:
                     await self._post_the_rest()
                     self._journal_scope.cancel()
         finally:
-            self._journal.close()
             self._closed.set()
+            self._journal.close()
         if self._journal_failed is not None:
             raise self._journal_failed
 
@@ -381,7 +381,7 @@ class LedgerServer:
                 log.warning("no session with the database: %s", error)
             else:
                 self._engine.session_opened(self._clock(), sent_at, session)
-                self._journal.acknowledge(self._engine.applied_seq)
+                self._acknowledge()
                 self._session = session
                 self._sessions += 1
                 return session
@@ -445,7 +445,7 @@ class LedgerServer:
             raise
         now = self._clock()
         self._engine.exchanged(now, sent_at, replies)
-        self._journal.acknowledge(self._engine.applied_seq)
+        self._acknowledge()
         self._flushes += 1
         self._last_flush_seconds = now - sent_at
         for observe in self.observers:
@@ -520,6 +520,17 @@ class LedgerServer:
             self._position = self._journal.append(records)
         if self._engine.pending_events >= self.settings.flush_events:
             self._flush_due.set()
+
+    def _acknowledge(self) -> None:
+        """Let the journal forget what is posted; a later call makes up for a failed one."""
+        if self._journal_failed is not None:
+            return
+        try:
+            self._journal.acknowledge(self._engine.applied_seq)
+        except JournalFull:
+            pass  # the room that is left belongs to settlements
+        except JournalFailed as error:
+            self._journal_lost(error)
 
     def _journalise_settlement(self) -> None:
         """Settlements proceed even without a journal: they are then posted directly."""

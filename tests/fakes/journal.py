@@ -56,9 +56,8 @@ class MemoryJournal:
         self.synced = max(self.synced, upto)
 
     def acknowledge(self, applied_seq: int) -> None:
-        if applied_seq > self.state.acked_seq and not self.failed:
-            self.records.append(Ack(applied_seq))
-            self.state.acknowledge(applied_seq)
+        if applied_seq > self.state.acked_seq:
+            self.append([Ack(applied_seq)])
 
     def headroom(self, open_reservations: int) -> bool:
         if self.headroom_seen is not None:

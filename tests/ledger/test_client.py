@@ -453,6 +453,21 @@ async def test_a_lost_journal_is_posted_directly_and_ends_the_service(
     await in_order(books, [60])
 
 
+async def test_a_journal_lost_during_a_flush_ends_the_service_after_posting(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    with pytest.RaisesGroup(JournalFailed):
+        async with running(books) as node:
+            settle(await node.ledger.reserve(request(100)), 60)
+            node.store.delay = 1
+            await trio.sleep(0.5)  # the exchange is under way
+            node.journal.failed = True
+            await trio.sleep(20)
+            raise AssertionError("the service has ended by now")
+    await in_order(books, [60])
+
+
 @pytest.mark.parametrize("power_cut", [False, True])
 async def test_after_a_crash_settled_is_posted_and_open_is_voided(
     power_cut: bool, autojump_clock: MockClock
