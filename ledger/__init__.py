@@ -6,8 +6,8 @@ and in an append-only journal, and usage is posted in batches, so the hot path m
 round trip and a crash loses nothing.
 
 Reading order: `money` (the only place that multiplies and rounds), `accounts` and `keys` (who),
-`store` (what the books can do, and the words used), `engine` (the sans-IO core), `limits`,
-`journal`, `server` (engine + journal + lanes), `client` (what a worker holds), `postgres` and
-`memory` (two stores), `directory` (accounts, keys and the price list in Postgres), `usage`,
-`verify`, `migrate`.
+`store` (what the books can do, and the words used), `errors` (why the ledger refuses), `limits`,
+`pool` (the credit of one lease), `reservation`, `engine` (the sans-IO core), `journal`, `server`
+(engine + journal + lanes), `client` (what a worker holds), `postgres` and `memory` (two stores),
+`directory` (accounts, keys and the price list in Postgres), `usage`, `verify`, `migrate`.
 """

@@ -11,14 +11,6 @@ from collections.abc import Mapping
 
 import trio
 
-from ledger.engine import (
-    Hold,
-    HoldState,
-    ReservationRequest,
-    Settled,
-    TokenCounts,
-    Waiter,
-)
 from ledger.errors import (
     AccountSuspended,
     InsufficientCredit,
@@ -29,6 +21,7 @@ from ledger.errors import (
 )
 from ledger.limits import LimitRef, LimitState
 from ledger.money import AMOUNT_MAX, Price, cost_and_charge
+from ledger.reservation import Hold, HoldState, ReservationRequest, Settled, TokenCounts, Waiter
 from ledger.server import FlushObserver, LedgerServer, LedgerStatistics
 from ledger.store import EventStatus
 

@@ -26,20 +26,11 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from ledger.engine import (
-    Engine,
-    EngineSettings,
-    EngineStatistics,
-    Exchange,
-    Hold,
-    ReservationRequest,
-    Settled,
-    TokenCounts,
-    Waiter,
-)
+from ledger.engine import Engine, EngineSettings, EngineStatistics, Exchange
 from ledger.errors import LedgerDivergence, LedgerUnavailable
 from ledger.journal import JournalFailed, JournalFull, RecoveredState
 from ledger.records import Record
+from ledger.reservation import Hold, ReservationRequest, Settled, TokenCounts, Waiter
 from ledger.store import (
     Ask,
     EventStatus,

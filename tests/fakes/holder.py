@@ -9,17 +9,10 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Literal, TypeVar
 
-from ledger.engine import (
-    Engine,
-    EngineSettings,
-    Exchange,
-    Hold,
-    ReservationRequest,
-    Settled,
-    Waiter,
-)
+from ledger.engine import Engine, EngineSettings, Exchange
 from ledger.journal import RecoveredState
 from ledger.memory import MemoryStore
+from ledger.reservation import Hold, ReservationRequest, Settled, Waiter
 from ledger.store import Ask, EventStatus, HolderId, PoolGrant, Session
 from tests.fakes.ledger import PRICE, PROVIDER, output
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ledger.engine import ReservationRequest, TokenCounts
 from ledger.limits import LimitRef
 from ledger.memory import PROMOTIONS, MemoryStore
 from ledger.money import Price
 from ledger.pool import BUDGET_POOL_MIN
+from ledger.reservation import ReservationRequest, TokenCounts
 from ledger.store import PoolId
 
 ACCOUNT = 7

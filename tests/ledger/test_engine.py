@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from ledger.engine import EngineSettings, Hold, Waiter
+from ledger.engine import EngineSettings
 from ledger.errors import (
     AccountSuspended,
     InsufficientCredit,
@@ -19,6 +19,7 @@ from ledger.errors import (
 from ledger.limits import LimitRef
 from ledger.memory import MemoryStore
 from ledger.pool import Sizing
+from ledger.reservation import Hold, Waiter
 from ledger.store import Ask, EventStatus, PoolId, PoolStatus, UsageEvent
 from tests.fakes.holder import Holder, Lost, finish
 from tests.fakes.ledger import ACCOUNT, BUDGET, funded_store, request, top_up

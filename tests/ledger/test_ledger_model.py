@@ -21,10 +21,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-from ledger.engine import EngineSettings, Exchange, Hold, Waiter
+from ledger.engine import EngineSettings, Exchange
 from ledger.errors import InsufficientCredit, LedgerError
 from ledger.memory import MemoryStore
 from ledger.pool import Sizing
+from ledger.reservation import Hold, Waiter
 from ledger.store import Ask, EventStatus, PoolGrant, StoreRefused
 from tests.fakes.holder import Holder, finish
 from tests.fakes.ledger import ACCOUNT, BUDGET, PROVIDER, request, top_up
