@@ -24,6 +24,14 @@ _UPSTREAMS: Mapping[tuple[Protocol, Kind], UpstreamCodec] = MappingProxyType(
 # What words an error where no operation is known: a path that nobody serves.
 DEFAULT_REFUSALS = openai.REFUSALS
 
+# What the numbers in the books mean: (surface, endpoint).
+ENDPOINTS: Mapping[int, tuple[str, str]] = MappingProxyType(
+    {
+        operation.number: (operation.surface, operation.name)
+        for operation in openai.ROUTES.values()
+    }
+)
+
 _ID = "{id}"
 _EXACT = {route: operation for route, operation in openai.ROUTES.items() if _ID not in route[1]}
 _BY_PREFIX = {

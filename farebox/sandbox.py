@@ -7,14 +7,21 @@ ends when its standard input does: the process that started it holds the other e
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 import trio
 
 from adapters import sandbox
 from adapters.errors import APIError
-from proxy.connection import ClientGone, Connection, Head
+from proxy.connection import ClientGone, Connection
+from proxy.listener import Listener, bind
 from proxy.settings import ServerSettings
 from proxy.transport import Transport
 
@@ -51,24 +58,86 @@ class _Named(msgspec.Struct):
 async def serve_transport(calls: Calls, transport: Transport) -> None:
     """Serve one connection until its client leaves or the script cuts it."""
     connection = Connection(transport, _SETTINGS)
-    try:
-        while connection.reusable:
-            with trio.CancelScope() as scope:
-                head = await connection.read_head(scope)
-                if head is None:
-                    return
-                body = await connection.read_body(_BODY_BYTES_MAX)
-            if scope.cancelled_caught:
-                return
-            await _answer(calls, connection, head, body)
-    except (ClientGone, APIError):
-        return
+    with trio.CancelScope() as scope:
+        try:
+            while connection.reusable and await _serve_request(calls, connection, scope):
+                pass
+        except (ClientGone, APIError):
+            return  # a client that left, or whose bytes are not HTTP
 
 
-async def _answer(calls: Calls, connection: Connection, head: Head, body: bytes) -> None:
+async def _serve_request(calls: Calls, connection: Connection, scope: trio.CancelScope) -> bool:
+    head = await connection.read_head(scope)
+    if head is None:
+        return False
+    body = await connection.read_body(_BODY_BYTES_MAX)
     if head.path == _CALLS_PATH:
         await connection.respond(200, [("content-type", "application/json")], calls.as_json())
-        return
+        return True
     if head.method == "POST":
         calls.count(body)
-    await _perform(connection, sandbox.respond(head.method, head.path, head.headers, body))
+    return await _perform(connection, sandbox.respond(head.method, head.path, head.headers, body))
+
+
+async def _perform(connection: Connection, script: Iterable[sandbox.Action]) -> bool:
+    """Play a script to its end. False where it cuts the connection."""
+    head: sandbox.Head | None = None
+    started = False
+    for action in script:
+        match action:
+            case sandbox.Head():
+                head = action
+            case sandbox.Data(data) if not started:
+                assert head is not None, "a script begins with a head"
+                await connection.start_stream(head.status, head.headers, data)
+                started = True
+            case sandbox.Data(data):
+                await connection.send_chunk(data)
+            case sandbox.Pause(seconds):
+                await trio.sleep(seconds)
+            case sandbox.Cut():
+                return False
+            case sandbox.Hang():
+                await trio.sleep_forever()
+    await connection.end_stream(b"")
+    return True
+
+
+@asynccontextmanager
+async def upstream() -> AsyncIterator[str]:
+    """Run the sandbox provider in a child process; yields its OpenAI base URL."""
+    listening = bind("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    with listening:
+        child = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "farebox.sandbox", str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,  # a Ctrl-C at the terminal is the gateway's to handle
+        )
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        child.kill()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await child.wait()
+        assert child.stdin is not None
+        await trio.aclose_forcefully(child.stdin)
+
+
+async def serve(listening: socket.socket) -> None:
+    """Serve until cancelled."""
+    handler = partial(serve_transport, Calls())
+    await Listener(listening, handler, max_connections=20_000).run()
+
+
+async def _until_parent_ends(listening: socket.socket) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, listening)
+        # Our parent holds the other end of standard input: its end, however it came, ends us.
+        await trio.lowlevel.wait_readable(sys.stdin.fileno())
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(_until_parent_ends, socket.socket(fileno=int(sys.argv[1])))

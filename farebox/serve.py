@@ -19,10 +19,9 @@ from pathlib import Path
 
 import trio
 
-from farebox import admin, sandbox
+from farebox import admin, demo, sandbox
+from farebox.catalogue import BuiltIn, demo_provider, sandbox_provider
 from farebox.config import Config, ConfigError, load
-from farebox.demo import DemoUnavailable
-from farebox.demo import upstream as demo_upstream
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.secret import ensure_secret
 from farebox.worker import Worker
@@ -53,13 +52,13 @@ class _Start:
     conninfo: str
     secret: bytes
     postgres: EmbeddedPostgres | None
-    demo: bool
+    demo_model: bool
 
 
-def main(config_path: Path | None, *, demo: bool = False) -> int:
+def main(config_path: Path | None, *, demo_model: bool = False) -> int:
     """Serve until told to stop; the process's exit code.
 
-    `demo` serves a real small model where no provider is configured.
+    `demo_model` serves a real small model where no provider is configured.
     """
     environ = dict(os.environ)
     postgres: EmbeddedPostgres | None = None
@@ -71,7 +70,7 @@ def main(config_path: Path | None, *, demo: bool = False) -> int:
             conninfo = postgres.start()
         migrate(conninfo)
         secret = ensure_secret(config, environ)
-        start = _Start(config_path, environ, config, conninfo, secret, postgres, demo)
+        start = _Start(config_path, environ, config, conninfo, secret, postgres, demo_model)
         trio.run(_serve, start)
     except ConfigError as error:
         return _refuse(error.problems)
@@ -81,7 +80,7 @@ def main(config_path: Path | None, *, demo: bool = False) -> int:
         MigrationError,
         JournalError,
         DirectoryUnavailable,
-        DemoUnavailable,
+        demo.DemoUnavailable,
     ) as error:
         return _refuse([str(error)])
     finally:
@@ -98,7 +97,7 @@ def _refuse(problems: Sequence[str]) -> int:
 
 async def _serve(start: _Start) -> None:
     config = start.config
-    async with _built_in_upstream(start) as base_url:
+    async with _built_in(start) as built_in:
         directory = Directory(start.conninfo, secret=start.secret, brand=config.server.brand)
         with (
             directory,
@@ -106,10 +105,10 @@ async def _serve(start: _Start) -> None:
             _open(config.server.admin_listen) as private,
         ):
             admin_address = private.getsockname()[:2]
-            worker = await Worker.build(config, start.conninfo, start.secret, base_url, public)
+            worker = await Worker.build(config, start.conninfo, start.secret, built_in, public)
             observed = admin.Admin([worker.metrics.registry], worker.problems)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_follow_signals, start, worker, base_url)
+                nursery.start_soon(_follow_signals, start, worker, built_in)
                 if start.postgres is not None:
                     nursery.start_soon(_revive, start.postgres)
                 nursery.start_soon(admin.serve, observed, private, trio.sleep_forever)
@@ -120,16 +119,16 @@ async def _serve(start: _Start) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _built_in_upstream(start: _Start) -> AsyncIterator[str]:
-    """The base URL of the provider that we run ourselves; "" where real ones are configured."""
+async def _built_in(start: _Start) -> AsyncIterator[BuiltIn | None]:
+    """The provider that we run ourselves, where no real one is configured."""
     if not start.config.sandbox:
-        yield ""
-    elif start.demo:
-        async with demo_upstream() as base_url:
-            yield base_url
+        yield None
+    elif start.demo_model:
+        async with demo.upstream() as base_url:
+            yield demo_provider(base_url)
     else:
         async with sandbox.upstream() as base_url:
-            yield base_url
+            yield sandbox_provider(base_url)
 
 
 def _open(address: str) -> socket.socket:
@@ -143,7 +142,7 @@ def _open(address: str) -> socket.socket:
         ) from error
 
 
-async def _follow_signals(start: _Start, worker: Worker, base_url: str) -> None:
+async def _follow_signals(start: _Start, worker: Worker, built_in: BuiltIn | None) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         async for number in received:
             if number != signal.SIGHUP:
@@ -151,7 +150,7 @@ async def _follow_signals(start: _Start, worker: Worker, base_url: str) -> None:
                 continue
             try:
                 config = load(start.config_path, start.environ)
-                await worker.reload(config, base_url)
+                await worker.reload(config, built_in)
             except (ConfigError, DirectoryUnavailable) as error:
                 sys.stderr.write(f"Not reloaded, the old configuration stays: {error}\n")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from adapters.catalogue import Catalogue, Rates
-from farebox.catalogue import catalogue
+from farebox.catalogue import BuiltIn, catalogue
 from farebox.config import Config
 from ledger.accounts import Credential
 from ledger.client import Ledger
@@ -29,6 +29,7 @@ from ledger.limits import LimitKind, LimitRef
 from ledger.money import Price
 from ledger.postgres import PostgresStore
 from ledger.server import LedgerServer
+from ledger.store import StoreError
 from proxy.admit import Load
 from proxy.authenticate import Keyring, Principal
 from proxy.exchange import serve_connection
@@ -43,6 +44,7 @@ from proxy.upstream import Upstreams
 from proxy.watch import platform_watch
 
 _REFRESH_SECONDS = 0.25
+_MAINTENANCE_SECONDS = 6 * 3600.0
 _LOG_FD = 1
 
 
@@ -74,10 +76,10 @@ def principal(
     )
 
 
-def snapshot(config: Config, catalogue: Catalogue, directory: Directory) -> Snapshot:
+def snapshot(config: Config, served: Catalogue, directory: Directory) -> Snapshot:
     """Register what the catalogue names in the books, and join the two. Blocks."""
     rows: dict[tuple[str, Rates], PriceRow] = {}
-    for model in catalogue.models.values():
+    for model in served.models.values():
         for upstream in model.upstreams:
             if upstream.prices is None:
                 continue
@@ -93,14 +95,14 @@ def snapshot(config: Config, catalogue: Catalogue, directory: Directory) -> Snap
                     ),
                 )
     ids = directory.register_catalogue(
-        list(catalogue.models), list(catalogue.providers), list(rows.values())
+        list(served.models), list(served.providers), list(rows.values())
     )
     prices = {
         key: Price(ids.prices[row], dict(row.components), row.margin_bps)
         for key, row in rows.items()
     }
     return Snapshot.build(
-        catalogue,
+        served,
         BookIds(ids.models, ids.providers, prices),
         brand=config.server.brand,
         reference=config.routing.default_reference,
@@ -114,6 +116,7 @@ class Worker:
         self,
         config: Config,
         directory: Directory,
+        store: PostgresStore,
         server: LedgerServer,
         gateway: Gateway,
         listener: Listener,
@@ -121,6 +124,7 @@ class Worker:
         self.stopped = trio.Event()
         self._config = config
         self._directory = directory
+        self._store = store
         self._server = server
         self._gateway = gateway
         self._listener = listener
@@ -135,19 +139,21 @@ class Worker:
         config: Config,
         conninfo: str,
         secret: bytes,
-        base_url: str,
+        built_in: BuiltIn | None,
         listening: socket.socket,
     ) -> Worker:
         """Put the parts together: nothing is served yet.
 
-        `base_url` is where the built-in upstream listens, if there is one. Raises
+        `built_in` serves where no provider is configured. Raises ConfigError,
         DirectoryUnavailable and the journal's refusals.
         """
         directory = Directory(conninfo)
-        served = catalogue(config, base_url)
+        served = catalogue(config, built_in)
         known = await trio.to_thread.run_sync(snapshot, config, served, directory)
         journal, recovered = Journal.recover(config.data_dir / "ledger", boot_id=boot_id())
-        server = LedgerServer(PostgresStore(conninfo), journal, recovered)
+        store = PostgresStore(conninfo)
+        await store.maintain()
+        server = LedgerServer(store, journal, recovered)
         metrics = Metrics()
         ledger = Ledger(server)
         metrics.watch_ledger(ledger.statistics)
@@ -168,7 +174,7 @@ class Worker:
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
         )
-        return cls(config, directory, server, gateway, listener)
+        return cls(config, directory, store, server, gateway, listener)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -195,6 +201,7 @@ class Worker:
         async with trio.open_nursery() as services:
             await services.start(self._server.run)
             services.start_soon(self._keep_fresh)
+            services.start_soon(self._keep_partitions)
             for service in (gateway.watch, gateway.upstreams, gateway.load, gateway.log):
                 services.start_soon(service.run)
             # What lives for the whole process is not worth scanning at every collection.
@@ -217,12 +224,12 @@ class Worker:
         self._gateway.drain()
         self._listener.stop()
 
-    async def reload(self, config: Config, base_url: str) -> None:
+    async def reload(self, config: Config, built_in: BuiltIn | None) -> None:
         """Take over models, prices, providers, tiers and limits for new requests.
 
         What needs a restart (addresses, the database) keeps its old value.
         """
-        served = catalogue(config, base_url)
+        served = catalogue(config, built_in)
         self._gateway.snapshot = await trio.to_thread.run_sync(
             snapshot, config, served, self._directory
         )
@@ -242,6 +249,13 @@ class Worker:
             await trio.sleep(_REFRESH_SECONDS)
             with contextlib.suppress(DirectoryUnavailable):  # the keys we know go on working
                 await self._refresh()
+
+    async def _keep_partitions(self) -> None:
+        """Rows of the days ahead have a place before they come."""
+        while True:
+            await trio.sleep(_MAINTENANCE_SECONDS)
+            with contextlib.suppress(StoreError):  # a week's worth is there already
+                await self._store.maintain()
 
     async def _refresh(self) -> None:
         self._version, changed = await trio.to_thread.run_sync(

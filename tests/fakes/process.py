@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-FAREBOX = (sys.executable, "-m", "farebox.cli")
+FAREBOX = (sys.executable, "-m", "farebox")
 START_SECONDS = 60
 STOP_SECONDS = 30
 

@@ -1,0 +1,232 @@
+"""From settings to the catalogue that is served: models, their upstreams, their prices.
+
+A model's price is its own `[models.price]`; at an upstream, `upstream_price` where there is one,
+else the model's, else the packaged list's entry for that provider's preset. Without any of them it
+is unpriced: left out, unless `billing.allow_unpriced` sells it for nothing. Where no model is
+configured, all known models of the configured presets are served under their own ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import msgspec
+
+from adapters import sandbox
+from adapters.catalogue import Catalogue, Kind, Model, PriceSchedule, Provider, Upstream
+from adapters.pricing import build_schedule
+from adapters.settings import ModelSettings, PriceSettings, ProviderSettings, UpstreamRef
+from farebox import demo
+from farebox.config import SERVED_PROTOCOLS, Config, ConfigError, groups
+from farebox.prices import KnownModel, known_models
+
+_REASONING_OUTPUT_TOKENS = 32_768
+_BUILT_IN_PRICE: Mapping[str, object] = {
+    "input": "0.15",
+    "cached_input": "0.075",
+    "output": "0.60",
+}
+_FREE: Mapping[str, object] = {"input": "0", "output": "0"}
+_CAPPED_BY_COMPLETION_TOKENS = ("openai", "azure")
+_OPENAI_HOST = "api.openai.com"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """A provider that the gateway runs itself, and the kinds of its models by id."""
+
+    name: str
+    base_url: str
+    models: Mapping[str, Kind]
+
+
+def sandbox_provider(base_url: str) -> BuiltIn:
+    """The scripted provider that serves where none is configured."""
+    kinds = {name: model.kind for name, model in sandbox.MODELS.items()}
+    return BuiltIn("sandbox", base_url, kinds)
+
+
+def demo_provider(base_url: str) -> BuiltIn:
+    """The small real model of `make demo`."""
+    return BuiltIn("demo", base_url, {demo.MODEL: "chat"})
+
+
+def catalogue(config: Config, built_in: BuiltIn | None = None) -> Catalogue:
+    """What `config` serves. `built_in` is used where no provider is configured.
+
+    Raises ConfigError for a price that is not exact.
+    """
+    if config.sandbox:
+        built_in = built_in or sandbox_provider("http://127.0.0.1")
+        provider = Provider(built_in.name, "openai", built_in.base_url)
+        models = [_built_in_model(provider, *entry) for entry in built_in.models.items()]
+        return Catalogue.build(models, [provider])
+    providers = {settings.name or "": settings for settings in config.providers}
+    served = {
+        name: provider_of(settings)
+        for name, settings in providers.items()
+        if settings.protocol in SERVED_PROTOCOLS
+    }
+    composer = _Composer(config, providers, served)
+    models = [
+        model
+        for settings in config.models or composer.known()
+        if (model := composer.model(settings)) is not None
+    ]
+    if composer.problems:
+        raise ConfigError(composer.problems)
+    return Catalogue.build(models, list(served.values()))
+
+
+def remarks(config: Config) -> list[str]:
+    """What an operator should know of the models, one sentence each."""
+    if config.sandbox:
+        return []
+    priced = catalogue(config).models.values()
+    return [
+        f'models["{model.id}"] has no price and is left out; add [models.price]'
+        for model in priced
+        if all(upstream.prices is None for upstream in model.upstreams)
+    ]
+
+
+def provider_of(settings: ProviderSettings) -> Provider:
+    """A completed provider, as the data plane uses it."""
+    assert settings.name is not None, "completed by farebox.config"
+    assert settings.base_url is not None, "completed by farebox.config"
+    assert settings.protocol is not None, "completed by farebox.config"
+    assert settings.auth is not None, "completed by farebox.config"
+    keys = settings.api_key or ()
+    host = urlsplit(settings.base_url).hostname
+    named = settings.preset in _CAPPED_BY_COMPLETION_TOKENS or host == _OPENAI_HOST
+    return Provider(
+        name=settings.name,
+        protocol=settings.protocol,
+        base_url=settings.base_url,
+        api_keys=(keys,) if isinstance(keys, str) else keys,
+        auth=settings.auth,
+        headers=tuple((name.lower(), value) for name, value in settings.headers.items()),
+        query=tuple(settings.query.items()),
+        connect_seconds=settings.connect_seconds,
+        first_byte_seconds=settings.first_byte_seconds,
+        idle_seconds=settings.idle_seconds,
+        max_connections=settings.max_connections,
+        output_cap_field="max_completion_tokens" if named else "max_tokens",
+    )
+
+
+class _Composer:
+    """Joins models with providers and prices; problems gather as sentences."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: Mapping[str, ProviderSettings],
+        served: Mapping[str, Provider],
+    ) -> None:
+        self.problems: list[str] = []
+        self._billing = config.billing
+        self._settings = settings
+        self._served = served
+
+    def known(self) -> Iterator[ModelSettings]:
+        """The known models of every served preset; of one id, the first provider's."""
+        seen: set[str] = set()
+        for name in self._served:
+            for known in dict.fromkeys(known_models(self._settings[name].preset or "").values()):
+                if known.id not in seen and not known.deprecated:
+                    seen.add(known.id)
+                    yield _as_settings(known, name)
+
+    def model(self, settings: ModelSettings) -> Model | None:
+        """One model with the upstreams that can be served, or None where there are none."""
+        found = tuple(
+            tuple(self._upstream(settings, ref) for ref in group if ref.provider in self._served)
+            for group in groups(settings)
+        )
+        upstreams = tuple(group for group in found if group)
+        if not upstreams:
+            return None
+        known = self._known(next(ref for group in groups(settings) for ref in group))
+        facts = settings if known is None else _completed(settings, known)
+        return Model(
+            id=facts.id,
+            groups=upstreams,
+            owned_by=facts.owned_by or upstreams[0][0].provider.name,
+            kind=facts.kind,
+            context_window=facts.context_window,
+            max_output_tokens=facts.max_output_tokens,
+            default_max_output_tokens=self._default_cap(facts),
+            hedge_after_percentile=facts.hedge_after_percentile,
+            rpm=facts.rpm,
+            tpm=facts.tpm,
+            capabilities=facts.capabilities,
+            prices=upstreams[0][0].prices,
+        )
+
+    def _default_cap(self, model: ModelSettings) -> int:
+        """What is held and sent where the client sets no cap (contract §2)."""
+        default = self._billing.default_max_output_tokens
+        if "reasoning" in model.capabilities:
+            default = max(default, _REASONING_OUTPUT_TOKENS)
+        cap = model.default_max_output_tokens or default
+        return min(cap, model.max_output_tokens) if model.max_output_tokens else cap
+
+    def _upstream(self, model: ModelSettings, ref: UpstreamRef) -> Upstream:
+        return Upstream(self._served[ref.provider], ref.model, self._prices(model, ref), ref.weight)
+
+    def _prices(self, model: ModelSettings, ref: UpstreamRef) -> PriceSchedule | None:
+        price = model.upstream_price.get(ref.name) or model.price
+        known = self._known(ref)
+        if price is None and known is not None:
+            price = known.price
+        schedule = None
+        if price is not None:
+            try:
+                schedule = build_schedule(_as_table(price), model.kind)
+            except ValueError as error:
+                self.problems.append(f'models["{model.id}"].price: {error}')
+        if schedule is None and self._billing.allow_unpriced:
+            return build_schedule(_FREE)
+        return schedule
+
+    def _known(self, ref: UpstreamRef) -> KnownModel | None:
+        preset = self._settings[ref.provider].preset if ref.provider in self._settings else None
+        return known_models(preset or "").get(ref.model)
+
+
+def _built_in_model(provider: Provider, model_id: str, kind: Kind) -> Model:
+    prices = build_schedule(_BUILT_IN_PRICE, kind)
+    return Model(
+        id=model_id,
+        groups=((Upstream(provider, model_id, prices),),),
+        owned_by=provider.name,
+        kind=kind,
+        context_window=demo.CONTEXT_TOKENS if provider.name == "demo" else 128_000,
+        max_output_tokens=2048,
+        default_max_output_tokens=1024,
+        prices=prices,
+    )
+
+
+def _as_settings(known: KnownModel, provider: str) -> ModelSettings:
+    return ModelSettings(id=known.id, kind=known.kind, upstreams=(f"{provider}/{known.id}",))
+
+
+def _completed(settings: ModelSettings, known: KnownModel) -> ModelSettings:
+    """`settings` with what the price list knows filled in where they say nothing."""
+    return msgspec.structs.replace(
+        settings,
+        context_window=settings.context_window or known.context_window,
+        max_output_tokens=settings.max_output_tokens or known.max_output_tokens,
+        capabilities=settings.capabilities or known.capabilities,
+    )
+
+
+def _as_table(price: PriceSettings) -> Mapping[str, object]:
+    """A price as the table it was read from: what is absent stays absent."""
+    table = msgspec.to_builtins(price)  # the structs leave defaults out
+    assert isinstance(table, dict)
+    return table

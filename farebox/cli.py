@@ -1,0 +1,49 @@
+"""The command: `farebox`. Its subcommands are in `farebox.commands`.
+
+Results go to standard output. Every error is one plain sentence on standard error that says what
+to do, with exit code 1 where something was refused and 2 where the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from farebox.commands.accounts import account, credit
+from farebox.commands.books import ledger, usage
+from farebox.commands.gateway import check, serve
+from farebox.commands.keys import key, project
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="farebox", prog_name="farebox")
+def cli() -> None:
+    """A prepaid gateway for language models: authenticate, reserve, relay, settle."""
+
+
+for command in (serve, check, account, credit, project, key, ledger, usage):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point of the `farebox` program."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "farebox"
+        _complain(f"{error.format_message()} (See {where} --help.)")
+        code = error.exit_code
+    except click.ClickException as error:
+        _complain(error.format_message())
+        code = error.exit_code
+    except click.Abort:
+        code = 130
+    except BrokenPipeError:  # the reader has seen enough
+        sys.stdout = None
+        code = 0
+    sys.exit(code)
+
+
+def _complain(sentence: str) -> None:
+    click.echo(f"farebox: {sentence}", err=True)

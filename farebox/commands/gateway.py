@@ -1,0 +1,46 @@
+"""`farebox serve` and `farebox check`: the gateway, and whether its configuration is fit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from farebox.commands.common import config_option
+
+
+@click.command()
+@config_option
+@click.option("--demo", is_flag=True, help="Serve a small local model; `make demo` installs it.")
+def serve(config_path: Path | None, demo: bool) -> None:
+    """Run the gateway. SIGTERM drains it, SIGHUP reloads its configuration."""
+    from farebox.serve import main
+
+    sys.exit(main(config_path, demo_model=demo))
+
+
+@click.command()
+@config_option
+def check(config_path: Path | None) -> None:
+    """Validate the configuration: one line for each problem, exit code 1 if there is any."""
+    from farebox.catalogue import catalogue, remarks
+    from farebox.config import ConfigError, load
+
+    try:
+        config = load(config_path, os.environ)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        raise click.exceptions.Exit(1) from None
+    for remark in (*config.warnings, *remarks(config)):
+        click.echo(remark, err=True)
+    served = catalogue(config)
+    if config.sandbox:
+        click.echo("The configuration is fine. No provider is configured: the sandbox serves.")
+        return
+    click.echo(
+        f"The configuration is fine: {len(served.models)} models "
+        f"from {', '.join(served.providers)}."
+    )
