@@ -39,7 +39,7 @@ check: .venv/.dev ## formatting, lint, types, import rules: seconds
 	@$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_contract.py
 
 bench: .venv/.dev ## what the gateway costs, next to calling the provider directly
-	@$(BIN)/python -m benchmarks.overhead $(ARGS)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 lock: .venv/.uv ## resolve the requirements again; ARGS=--upgrade takes newer versions
 	@$(COMPILE) $(ARGS) requirements/uv.in --output-file requirements/uv.lock
