@@ -394,7 +394,7 @@ class History:
 def test_every_crash_leaves_a_prefix_with_all_that_was_promised(
     seed: int, steps: list[str]
 ) -> None:
-    draw, disk, history = random.Random(seed), MemoryDisk(), History()  # noqa: S311  # a test
+    draw, disk, history = random.Random(seed), MemoryDisk(), History()
     boot = 0
     journal, _ = recover(files=disk, boot_id=str(boot))
     for step in [*steps, "power"]:
