@@ -26,10 +26,7 @@ DEFAULT_REFUSALS = openai.REFUSALS
 
 # What the numbers in the books mean: (surface, endpoint).
 ENDPOINTS: Mapping[int, tuple[str, str]] = MappingProxyType(
-    {
-        operation.number: (operation.surface, operation.name)
-        for operation in openai.ROUTES.values()
-    }
+    {operation.number: (operation.surface, operation.name) for operation in openai.ROUTES.values()}
 )
 
 _ID = "{id}"

@@ -60,7 +60,7 @@ def catalogue(config: Config, built_in: BuiltIn | None = None) -> Catalogue:
     """
     if config.sandbox:
         built_in = built_in or sandbox_provider("http://127.0.0.1")
-        provider = Provider(built_in.name, "openai", built_in.base_url)
+        provider = Provider(built_in.name, "openai", built_in.base_url, api_keys=(built_in.name,))
         models = [_built_in_model(provider, *entry) for entry in built_in.models.items()]
         return Catalogue.build(models, [provider])
     providers = {settings.name or "": settings for settings in config.providers}
