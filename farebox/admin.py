@@ -37,6 +37,8 @@ class Admin:
         send: hypercorn.typing.ASGISendCallable,
     ) -> None:
         """The ASGI entry point."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
         if scope["type"] != "http":
             return
         status, content_type, body = await self._answer(scope["path"])
@@ -58,6 +60,16 @@ class Admin:
 
     def _render(self) -> bytes:
         return b"".join(generate_latest(registry) for registry in self._registries)
+
+
+async def _live(
+    receive: hypercorn.typing.ASGIReceiveCallable, send: hypercorn.typing.ASGISendCallable
+) -> None:
+    """There is nothing to start or stop, but hypercorn wants to be told so."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def serve(

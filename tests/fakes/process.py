@@ -33,7 +33,8 @@ drain_seconds = 5
 class GatewayProcess:
     """One `farebox serve`. `base_url` and `admin_url` are known once it has started."""
 
-    def __init__(self, directory: Path, config: str = LOOPBACK) -> None:
+    def __init__(self, directory: Path, config: str = LOOPBACK, *arguments: str) -> None:
+        self._arguments = arguments
         self.directory = directory
         self.config = directory / "farebox.toml"
         self.config.write_text(config)
@@ -53,7 +54,7 @@ class GatewayProcess:
         """Start it and wait for its greeting."""
         self._greeted.clear()
         self._process = subprocess.Popen(
-            [*FAREBOX, "serve", "--config", str(self.config)],
+            [*FAREBOX, "serve", "--config", str(self.config), *self._arguments],
             cwd=self.directory,
             env=_environment(),
             stdin=subprocess.DEVNULL,
@@ -149,9 +150,9 @@ def _environment() -> Mapping[str, str]:
 
 
 @contextmanager
-def serving(directory: Path, config: str = LOOPBACK) -> Iterator[GatewayProcess]:
+def serving(directory: Path, config: str = LOOPBACK, *arguments: str) -> Iterator[GatewayProcess]:
     """A gateway for the time of the block; it has to end by itself when told to."""
-    gateway = GatewayProcess(directory, config)
+    gateway = GatewayProcess(directory, config, *arguments)
     try:
         gateway.start()
         yield gateway
