@@ -181,6 +181,7 @@ async def _greet(
     key = await trio.to_thread.run_sync(_first_key, directory)
     model = worker.example_model
     if key:
+        await worker.refresh()  # it works from the moment it is shown
         lines += [
             f"A demo account with ${_DEMO_CREDIT} of credit was made. Its API key, shown only now:",
             f"  {key}",

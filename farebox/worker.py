@@ -196,7 +196,7 @@ class Worker:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained."""
-        await self._refresh()
+        await self.refresh()
         gateway = self._gateway
         async with trio.open_nursery() as services:
             await services.start(self._server.run)
@@ -236,7 +236,7 @@ class Worker:
         self._gateway.settings = config.server
         self._config = config
         self._version = 0  # every key anew: tiers may mean other limits
-        await self._refresh()
+        await self.refresh()
 
     async def _cut_when_late(self) -> None:
         await self._draining.wait()
@@ -248,7 +248,7 @@ class Worker:
         while True:
             await trio.sleep(_REFRESH_SECONDS)
             with contextlib.suppress(DirectoryUnavailable):  # the keys we know go on working
-                await self._refresh()
+                await self.refresh()
 
     async def _keep_partitions(self) -> None:
         """Rows of the days ahead have a place before they come."""
@@ -257,7 +257,8 @@ class Worker:
             with contextlib.suppress(StoreError):  # a week's worth is there already
                 await self._store.maintain()
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
+        """Take over what has changed in the directory since the last time."""
         self._version, changed = await trio.to_thread.run_sync(
             self._directory.changes_since, self._version
         )

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from pathlib import Path
 FAREBOX = (sys.executable, "-m", "farebox")
 START_SECONDS = 60
 STOP_SECONDS = 30
+EFFECTIVE_TRIES = 100
 
 LOOPBACK = """
 [server]
@@ -128,9 +130,26 @@ class GatewayProcess:
         return found
 
     def new_key(self, account: str, credit: str = "10.00", *options: str) -> str:
-        """A key of a new account."""
+        """A key of a new account, once the gateway knows it."""
         self.record("account", "create", account, "--credit", credit, *options)
-        return str(self.record("key", "create", f"{account}/default")["key"])
+        key = str(self.record("key", "create", f"{account}/default")["key"])
+        for _ in range(EFFECTIVE_TRIES):
+            if self.knows(key):
+                return key
+        raise AssertionError("the new key does not work")
+
+    def knows(self, key: str) -> bool:
+        """Whether the gateway serves `key`; a refusal takes a moment to be answered."""
+        request = urllib.request.Request(  # noqa: S310 - loopback
+            f"{self.base_url}/v1/models", headers={"authorization": f"Bearer {key}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - loopback
+                return True
+        except urllib.error.HTTPError as error:
+            error.close()
+            threading.Event().wait(0.02)
+            return False
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name with labels."""

@@ -488,7 +488,7 @@ async def test_draining_finishes_streams_and_closes_connections(
 async def test_a_log_line_names_the_key_by_id_only(autojump_clock: MockClock) -> None:
     async with running({"p": ScriptedProvider(provider.completion())}) as world:
         await world.connect().call(CHAT, ASK)
-        while not world.log:
+        while not world.log:  # noqa: ASYNC110 - a thread writes it
             await trio.sleep(1)
         (line,) = [json.loads(line) for lines in world.log for line in lines.splitlines()]
         assert line["key_id"] == 1

@@ -17,30 +17,36 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def converse(client: OpenAI) -> None:
+    (model,) = [model.id for model in client.models.list()]
+    talk: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": "What is the capital of France? Answer in one word."}
+    ]
+    first = client.chat.completions.create(model=model, messages=talk, max_tokens=32)
+    said = first.choices[0].message.content
+    assert said
+    assert first.usage is not None
+    assert first.usage.completion_tokens > 0
+    talk += [
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": "And of Italy?"},
+    ]
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(
+            model=model, messages=talk, max_tokens=32, stream=True
+        )
+    ]
+    assert len(pieces) > 1
+    assert "".join(pieces)
+
+
 def test_a_real_model_is_streamed_and_billed(tmp_path: Path) -> None:
     with serving(tmp_path, LOOPBACK, "--demo") as gateway:
-        client = OpenAI(base_url=f"{gateway.base_url}/v1", api_key=gateway.key, max_retries=0)
-        (model,) = [model.id for model in client.models.list()]
-        talk: list[ChatCompletionMessageParam] = [
-            {"role": "user", "content": "What is the capital of France? Answer in one word."}
-        ]
-        first = client.chat.completions.create(model=model, messages=talk, max_tokens=32)
-        said = first.choices[0].message.content
-        assert said
-        assert first.usage is not None
-        assert first.usage.completion_tokens > 0
-        talk += [
-            {"role": "assistant", "content": said},
-            {"role": "user", "content": "And of Italy?"},
-        ]
-        pieces = [
-            chunk.choices[0].delta.content or ""
-            for chunk in client.chat.completions.create(
-                model=model, messages=talk, max_tokens=32, stream=True
-            )
-        ]
-        assert len(pieces) > 1
-        assert "".join(pieces)
+        with OpenAI(
+            base_url=f"{gateway.base_url}/v1", api_key=gateway.key, max_retries=0
+        ) as client:
+            converse(client)
         assert gateway.stop() == 0
         records = gateway.records("usage", "export", "demo", "--format", "jsonl")
         assert [record["billing_status"] for record in records] == ["charged", "charged"]

