@@ -45,7 +45,6 @@ class GatewayProcess:
         self.key = ""
         self.output: list[str] = []
         self._process: subprocess.Popen[str] | None = None
-        self._greeted = threading.Event()
 
     @property
     def pid(self) -> int:
@@ -54,7 +53,8 @@ class GatewayProcess:
 
     def start(self) -> None:
         """Start it and wait for its greeting."""
-        self._greeted.clear()
+        greeted = threading.Event()
+        self.base_url = ""
         self._process = subprocess.Popen(
             [*FAREBOX, "serve", "--config", str(self.config), *self._arguments],
             cwd=self.directory,
@@ -64,14 +64,13 @@ class GatewayProcess:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        threading.Thread(target=self._listen, args=[self._process], daemon=True).start()
-        if not self._greeted.wait(START_SECONDS) or not self.base_url:
+        threading.Thread(target=self._listen, args=[self._process, greeted], daemon=True).start()
+        if not greeted.wait(START_SECONDS) or not self.base_url:
             self.kill()
             raise AssertionError(f"the gateway did not start:\n{self.tail()}")
 
-    def _listen(self, process: subprocess.Popen[str]) -> None:
+    def _listen(self, process: subprocess.Popen[str], greeted: threading.Event) -> None:
         assert process.stdout is not None
-        self.base_url = ""
         with process.stdout as lines:
             for line in lines:
                 self.output.append(line)
@@ -82,12 +81,12 @@ class GatewayProcess:
                 elif found := re.match(r"\s+(sk_farebox_\w+)", line):
                     self.key = found[1]
                 elif line.startswith("Ready"):
-                    self._greeted.set()
-        self._greeted.set()  # it ended: waiting longer would not help
+                    greeted.set()
+        greeted.set()  # it ended: waiting longer would not help
 
     def tail(self) -> str:
-        """The last lines it printed."""
-        return "".join(self.output[-40:])
+        """The last lines it printed, requests apart."""
+        return "".join([line for line in self.output if not line.startswith("{")][-40:])
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
