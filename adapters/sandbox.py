@@ -164,9 +164,9 @@ def _call(request: ChatRequest) -> Answer:
         functions = [each for each in functions if each["name"] == chosen.get("name")]
     if not functions:
         return _summary(request)
-    parameters = functions[0].get("parameters")
-    arguments = example(parameters) if isinstance(parameters, dict) and parameters else {}
-    return Answer(_fragments(arguments), "tool_calls", str(functions[0]["name"]))
+    name, parameters = str(functions[0]["name"]), functions[0].get("parameters")
+    arguments = _shaped(parameters, f"function '{name}'") if parameters else {}
+    return Answer(_fragments(arguments), "tool_calls", name)
 
 
 def _functions(tools: object) -> Iterator[Json]:
@@ -180,9 +180,19 @@ def _json(request: ChatRequest) -> Answer:
     wanted = request.fields.get("response_format")
     described = wanted.get("json_schema") if isinstance(wanted, dict) else None
     schema = described.get("schema") if isinstance(described, dict) else None
-    if isinstance(schema, dict):
-        return Answer(_fragments(example(schema)))
+    if schema is not None:
+        return Answer(_fragments(_shaped(schema, "response_format")))
     return Answer(_fragments({"sandbox": True, "messages": len(request.messages)}))
+
+
+def _shaped(schema: object, where: str) -> object:
+    assert isinstance(schema, dict), "it was checked"
+    try:
+        return example(schema)
+    except ValueError as error:
+        raise Refused(
+            400, f"Invalid schema for {where}: {error}.", code="invalid_json_schema"
+        ) from None
 
 
 def _fragments(value: object) -> list[str]:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 Schema = Mapping[str, object]
 
-_WORD = "sandbox"
+_TEXT = "sandbox"
 _FORMATS: Mapping[object, str] = MappingProxyType(
     {
         "date": "2026-01-01",
@@ -30,117 +30,127 @@ _FORMATS: Mapping[object, str] = MappingProxyType(
         "uuid": "00000000-0000-4000-8000-000000000000",
     }
 )
+_GROWTH = MappingProxyType({"null": 0, "object": 2})  # of what is chosen further down; others 1
+_LIMITS: tuple[tuple[str, Callable[[float, float], bool]], ...] = (
+    ("minimum", operator.ge),
+    ("exclusiveMinimum", operator.gt),
+    ("maximum", operator.le),
+    ("exclusiveMaximum", operator.lt),
+)
+
 _SHALLOW = 4  # levels in which optional things are given, too
-_DEEPEST = 32  # only a schema that no finite value fits gets here
+_VALUES_MAX = 10_000
+_CHARACTERS_MAX = 10_000
 
 
 def example(schema: Schema) -> object:
-    """A value for `schema`, as `json` would have decoded it."""
-    return _Examples(schema).of(schema, 0)
+    """A value for `schema`, as a JSON decoder would give it.
+
+    Raises ValueError where it is no schema, or none that a value of sensible size fits.
+    """
+    try:
+        return _Examples(schema).of(schema, 0)
+    except (TypeError, ArithmeticError, RecursionError) as error:
+        raise ValueError("it is not a schema that a value can be made for") from error
 
 
 class _Examples:
-    def __init__(self, root: Schema) -> None:
-        self._root = root
+    """Makes the values of one document; references point into it."""
+
+    def __init__(self, document: Schema) -> None:
+        self._document = document
+        self._made = 0
 
     def of(self, given: object, depth: int) -> object:
         """The value for one schema of the document, `depth` levels down."""
+        self._made += 1
+        if self._made > _VALUES_MAX:
+            raise ValueError("its values are too large")
         schema = self._resolved(given)
-        if depth > _DEEPEST:
-            return None
         if "const" in schema:
             return schema["const"]
         if isinstance(values := schema.get("enum"), list) and values:
             return values[0]
         for name in ("anyOf", "oneOf"):
             if isinstance(choices := schema.get(name), list) and choices:
-                return self.of(self._choice(choices, depth), depth + 1)
-        kind = _type_of(schema, depth)
-        if kind == "object":
-            return self._object(schema, depth)
-        if kind == "array":
-            return self._array(schema, depth)
-        if kind == "string":
-            return _string(schema)
-        if kind in ("number", "integer"):
-            return _number(schema, whole=kind == "integer")
-        return True if kind == "boolean" else None
+                return self.of(self._chosen(choices, depth), depth + 1)
+        match _type_of(schema, depth):
+            case "object":
+                return self._object(schema, depth)
+            case "array":
+                return self._array(schema, depth)
+            case "string":
+                return _string(schema)
+            case "number" | "integer" as kind:
+                return _number(schema, whole=kind == "integer")
+            case "boolean":
+                return True
+        return None
 
     def _resolved(self, given: object) -> Schema:
         """The schema with its reference followed and its `allOf` merged."""
         schema: Schema = given if isinstance(given, dict) else {}
-        for _ in range(_DEEPEST):
-            if isinstance(reference := schema.get("$ref"), str):
-                rest = {name: value for name, value in schema.items() if name != "$ref"}
-                schema = {**self._at(reference), **rest}
-            elif isinstance(parts := schema.get("allOf"), list):
-                rest = {name: value for name, value in schema.items() if name != "allOf"}
-                schema = _merged([rest, *map(self._resolved, parts)])
-            else:
-                break
-        return schema
+        rest = {name: value for name, value in schema.items() if name not in ("$ref", "allOf")}
+        if isinstance(reference := schema.get("$ref"), str):
+            rest = {**self._resolved(self._at(reference)), **rest}
+        if isinstance(parts := schema.get("allOf"), list):
+            for part in parts:
+                rest = _both(rest, self._resolved(part))
+        return rest
 
-    def _at(self, reference: str) -> Schema:
-        """What a reference such as `#/$defs/Name` points to; anything goes where it is nothing."""
-        found: object = self._root
+    def _at(self, reference: str) -> object:
+        """What a reference such as `#/$defs/Name` points to."""
+        found: object = self._document
         for step in reference.removeprefix("#").split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
             found = found.get(name) if isinstance(found, dict) else None
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{reference} points to no schema")
+        return found
 
-    def _choice(self, choices: list[object], depth: int) -> object:
-        """The first alternative; further down one that ends, if there is one."""
+    def _chosen(self, choices: list[object], depth: int) -> object:
+        """The first alternative; further down one that comes to an end, if there is one."""
         if depth < _SHALLOW:
             return choices[0]
-        return min(choices, key=lambda choice: self._growth(self._resolved(choice)))
-
-    def _growth(self, schema: Schema) -> int:
-        kind = _type_of(schema, _SHALLOW)
-        return ("null", "object").index(kind) * 2 if kind in ("null", "object") else 1
+        return min(choices, key=lambda each: _GROWTH.get(_type_of(self._resolved(each), depth), 1))
 
     def _object(self, schema: Schema, depth: int) -> dict[str, object]:
-        properties = schema.get("properties")
-        if not isinstance(properties, dict):
-            return {}
-        required = schema.get("required")
-        wanted = required if depth >= _SHALLOW and isinstance(required, list) else properties
-        if depth >= _SHALLOW and required is None:
-            wanted = []
-        return {name: self.of(properties.get(name), depth + 1) for name in wanted}
+        given, required = schema.get("properties"), schema.get("required")
+        properties: Schema = given if isinstance(given, dict) else {}
+        wanted = list(properties) if depth < _SHALLOW else []
+        wanted += required if isinstance(required, list) else []
+        return {name: self.of(properties.get(name), depth + 1) for name in dict.fromkeys(wanted)}
 
     def _array(self, schema: Schema, depth: int) -> list[object]:
+        """As short as allowed, but not empty near the top."""
         prefix = schema.get("prefixItems")
         first: list[object] = prefix if isinstance(prefix, list) else []
-        count = max(_whole(schema.get("minItems"), 0), 0 if depth >= _SHALLOW or first else 1)
-        count = min(max(count, len(first)), _whole(schema.get("maxItems"), count + len(first)))
-        items = schema.get("items")
-        each = [*first, *([items] * (count - len(first)))]
+        count = max(_whole(schema, "minItems", 0), len(first), depth < _SHALLOW)
+        count = min(count, _whole(schema, "maxItems", count))
+        each = [*first, *([schema.get("items")] * min(count, _VALUES_MAX))]
         return [self.of(item, depth + 1) for item in each[:count]]
 
 
-def _merged(schemas: list[Schema]) -> Schema:
-    """One schema that asks for what all ask for; of two equal members the later counts."""
-    merged: dict[str, object] = {}
-    for schema in schemas:
-        for name, value in schema.items():
-            there = merged.get(name)
-            if isinstance(there, dict) and isinstance(value, dict):
-                merged[name] = {**there, **value}
-            elif isinstance(there, list) and isinstance(value, list):
-                merged[name] = [*there, *value]
-            else:
-                merged[name] = value
+def _both(one: Schema, other: Schema) -> dict[str, object]:
+    """What asks for all that both ask for; of other members that both have, the latter's."""
+    merged = {**one, **other}
+    for name in one.keys() & other.keys():
+        mine, yours = one[name], other[name]
+        if isinstance(mine, dict) and isinstance(yours, dict):
+            merged[name] = {**mine, **yours}
+        elif name == "required" and isinstance(mine, list) and isinstance(yours, list):
+            merged[name] = [*mine, *yours]
     return merged
 
 
 def _type_of(schema: Schema, depth: int) -> str:
     kind = schema.get("type")
     if isinstance(kind, list):
-        ends = "null" if depth >= _SHALLOW and "null" in kind else None
-        kind = ends or next((each for each in kind if each != "null"), "null")
+        something = next((each for each in kind if each != "null"), "null")
+        kind = "null" if depth >= _SHALLOW and "null" in kind else something
     if isinstance(kind, str):
         return kind
-    if "properties" in schema:
+    if "properties" in schema or "required" in schema:
         return "object"
     return "array" if "items" in schema or "prefixItems" in schema else "string"
 
@@ -148,12 +158,15 @@ def _type_of(schema: Schema, depth: int) -> str:
 def _string(schema: Schema) -> str:
     if (text := _FORMATS.get(schema.get("format"))) is not None:
         return text
-    least = _whole(schema.get("minLength"), 0)
-    most = _whole(schema.get("maxLength"), max(least, len(_WORD)))
-    return (_WORD * (least // len(_WORD) + 1))[: max(least, min(len(_WORD), most))]
+    least = _whole(schema, "minLength", 0)
+    if least > _CHARACTERS_MAX:
+        raise ValueError("its strings are too long")
+    length = min(max(least, len(_TEXT)), _whole(schema, "maxLength", _CHARACTERS_MAX))
+    return (_TEXT * (length // len(_TEXT) + 1))[:length]
 
 
-def _whole(value: object, default: int) -> int:
+def _whole(schema: Schema, name: str, default: int) -> int:
+    value = schema.get(name)
     return value if isinstance(value, int) else default
 
 
@@ -162,38 +175,24 @@ def _number(schema: Schema, *, whole: bool) -> float:
     step = schema.get("multipleOf")
     if not isinstance(step, int | float) or step <= 0:
         step = 1 if whole else None
-    low, high = (
-        next((bound for name in names if isinstance(bound := schema.get(name), int | float)), None)
-        for names in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
-    )
+    bounds = [bound for name, _ in _LIMITS if isinstance(bound := schema.get(name), int | float)]
     candidates: list[float] = [1, 0]
-    if low is not None:
-        candidates += [low, low + 1, *([] if step is None else _multiples(low, step))]
-    if high is not None:
-        candidates += [high, high - 1, *([] if step is None else _multiples(high, step))]
-    if low is not None and high is not None:
-        candidates.append((low + high) / 2)
+    for bound in bounds:
+        candidates += [bound, bound + 1, bound - 1]
+        if step is not None:
+            below = math.floor(bound / step)
+            candidates += [below * step, (below + 1) * step, (below - 1) * step]
+    if bounds:
+        candidates.append((min(bounds) + max(bounds)) / 2)
     found = next((value for value in candidates if _fits(value, schema, step)), 1)
     return int(found) if found == int(found) else found
-
-
-def _multiples(near: float, step: float) -> list[float]:
-    """The multiples of `step` around `near`."""
-    below = math.floor(near / step)
-    return [count * step for count in (below, below + 1, below - 1)]
 
 
 def _fits(value: float, schema: Schema, step: float | None) -> bool:
     if step is not None and not math.isclose(round(value / step) * step, value):
         return False
-    rules: tuple[tuple[str, Callable[[float, float], bool]], ...] = (
-        ("minimum", operator.ge),
-        ("exclusiveMinimum", operator.gt),
-        ("maximum", operator.le),
-        ("exclusiveMaximum", operator.lt),
-    )
     return all(
         holds(value, bound)
-        for name, holds in rules
+        for name, holds in _LIMITS
         if isinstance(bound := schema.get(name), int | float)
     )

@@ -17,6 +17,7 @@ from adapters.codec import FailureKind, UpstreamFailure
 
 MESSAGE_CHARACTERS_MAX = 1000
 
+# Not `server_error`: OpenAI says it of every 5xx, where the status knows better.
 _KIND_BY_CODE: Mapping[str, FailureKind] = {
     "context_length_exceeded": "context_length",
     "exceed_context_size_error": "context_length",  # llama.cpp
@@ -30,7 +31,6 @@ _KIND_BY_CODE: Mapping[str, FailureKind] = {
     "rate_limit_exceeded": "rate_limited",
     "server_is_overloaded": "overloaded",
     "overloaded_error": "overloaded",
-    "server_error": "server_error",
 }
 _KIND_BY_STATUS: Mapping[int, FailureKind] = {
     400: "bad_request",

@@ -6,10 +6,10 @@ import base64
 import json
 import math
 import struct
-from typing import cast
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters import sandbox
@@ -19,7 +19,17 @@ from adapters.codec import FailureKind, PlainRelay, StreamRelay
 from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.chat_upstream import ChatUpstream
 from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsUpstream
-from tests.fakes.sandbox import AUTHORIZED, HELLO, Json, Played, chat, play, post
+from tests.fakes.sandbox import (
+    AUTHORIZED,
+    HELLO,
+    Json,
+    Played,
+    an_object,
+    chat,
+    objects,
+    play,
+    post,
+)
 
 PROVIDER = Provider("sandbox", "openai", "http://127.0.0.1")
 TEXT_MODELS = ["sandbox", "sandbox-long", "sandbox-slow", "sandbox-no-usage", "sandbox-cached"]
@@ -45,18 +55,16 @@ def first_choice(answer: Json) -> Json:
 def text_of(played: Played) -> str:
     """The text of the first choice, streamed or plain."""
     if not played.headers["content-type"].startswith("text/event-stream"):
-        return str(cast(Json, first_choice(played.json)["message"])["content"])
+        return str(an_object(first_choice(played.json)["message"])["content"])
     chunks = [chunk for chunk in played.chunks if chunk["choices"]]
     choices = [first_choice(chunk) for chunk in chunks]
-    deltas = [cast(Json, choice["delta"]) for choice in choices if choice["index"] == 0]
+    deltas = [an_object(choice["delta"]) for choice in choices if choice["index"] == 0]
     return "".join(str(delta.get("content", "")) for delta in deltas)
 
 
 def deltas(played: Played) -> list[Json]:
     """The deltas with content."""
-    found = [
-        cast(Json, first_choice(chunk)["delta"]) for chunk in played.chunks if chunk["choices"]
-    ]
+    found = [an_object(first_choice(chunk)["delta"]) for chunk in played.chunks if chunk["choices"]]
     return [delta for delta in found if delta.get("content")]
 
 
@@ -167,7 +175,7 @@ REFUSED: list[tuple[Json, str | None, str | None]] = [
 def test_refuses_what_openai_refuses(change: Json, param: str | None, code: str | None) -> None:
     played = chat(**{"model": "sandbox", **change})  # type: ignore[arg-type]  # also no model
     assert played.status == 400
-    error = cast(Json, played.json["error"])
+    error = an_object(played.json["error"])
     assert list(error) == ["message", "type", "param", "code"]
     assert error["message"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
@@ -196,7 +204,7 @@ def test_takes_what_openai_takes(fields: Json) -> None:
 def test_a_body_that_is_no_object_is_refused(path: str, body: bytes) -> None:
     played = post(path, body)
     assert played.status == 400
-    assert "could not parse" in str(cast(Json, played.json["error"])["message"])
+    assert "could not parse" in str(an_object(played.json["error"])["message"])
 
 
 @pytest.mark.parametrize("headers", [{}, {b"authorization": b"Bearer "}, {b"authorization": b"x"}])
@@ -223,7 +231,7 @@ def test_paths(method: str, path: str, status: int) -> None:
 def test_unknown_models_and_models_of_another_kind() -> None:
     missing = chat("gpt-nope")
     assert missing.status == 404
-    assert cast(Json, missing.json["error"])["code"] == "model_not_found"
+    assert an_object(missing.json["error"])["code"] == "model_not_found"
     assert chat("sandbox-embedding").status == 404
     assert post("/v1/embeddings", b'{"model": "sandbox", "input": "x"}').status == 403
 
@@ -244,6 +252,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     model=st.sampled_from(list(sandbox.MODELS)),
     fields=st.dictionaries(
@@ -260,6 +269,7 @@ def test_whatever_is_asked_gets_a_script(model: str, fields: Json) -> None:
         assert 200 <= post(path, body).status < 600
 
 
+@settings(deadline=None)
 @given(schema=json_values)
 def test_whatever_schema_is_given_gets_a_script(schema: object) -> None:
     described = {"name": "shape", "schema": schema}
@@ -272,7 +282,7 @@ def test_whatever_schema_is_given_gets_a_script(schema: object) -> None:
 
 def test_the_list_has_every_model_with_a_sentence() -> None:
     listed = play(sandbox.respond("GET", "/v1/models", AUTHORIZED, b"")).json
-    entries = {entry["id"]: entry for entry in cast(list[Json], listed["data"])}
+    entries = {entry["id"]: entry for entry in objects(listed["data"])}
     assert list(entries) == list(sandbox.MODELS)
     for name, model in sandbox.MODELS.items():
         assert model.description.endswith(".")
@@ -291,11 +301,11 @@ def test_a_plain_answer() -> None:
     assert str(answer["id"]).startswith("chatcmpl-")
     choice = first_choice(answer)
     assert choice["finish_reason"] == "stop"
-    text = str(cast(Json, choice["message"])["content"])
+    text = str(an_object(choice["message"])["content"])
     assert "not a model" in text
     assert "Hello, gateway!" in text
     assert (
-        cast(Json, answer["usage"])
+        an_object(answer["usage"])
         | {
             "prompt_tokens": 8,  # 15 bytes / 4, and 4 for the message
             "completion_tokens": len(text.split()),
@@ -317,7 +327,7 @@ def test_every_chunk_is_complete(model: str) -> None:
         assert len({chunk[name] for chunk in chunks}) == 1
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert all("usage" not in chunk for chunk in chunks)
-    assert cast(Json, first_choice(chunks[0])["delta"])["role"] == "assistant"
+    assert an_object(first_choice(chunks[0])["delta"])["role"] == "assistant"
     reasons = [first_choice(chunk)["finish_reason"] for chunk in chunks]
     assert reasons == [None] * (len(chunks) - 1) + ["stop"]
 
@@ -335,7 +345,7 @@ def test_usage_beside_the_finish_reason(asked: bool) -> None:
     *others, last = played.chunks
     assert all("usage" not in chunk for chunk in others)
     assert first_choice(last)["finish_reason"] == "stop"
-    assert cast(Json, last["usage"])["completion_tokens"] == len(deltas(played))
+    assert an_object(last["usage"])["completion_tokens"] == len(deltas(played))
 
 
 def test_no_usage_at_all() -> None:
@@ -373,11 +383,11 @@ def test_caps_are_honoured(name: str, stream: bool) -> None:
 
 
 def test_reasoning_counts_against_the_cap() -> None:
-    usage = cast(Json, chat("sandbox-reasoning").json["usage"])
-    assert cast(Json, usage["completion_tokens_details"])["reasoning_tokens"] == 64
+    usage = an_object(chat("sandbox-reasoning").json["usage"])
+    assert an_object(usage["completion_tokens_details"])["reasoning_tokens"] == 64
     capped = chat("sandbox-reasoning", max_completion_tokens=10).json
     assert first_choice(capped)["finish_reason"] == "length"
-    assert cast(Json, capped["usage"])["completion_tokens"] == 10
+    assert an_object(capped["usage"])["completion_tokens"] == 10
 
 
 @pytest.mark.parametrize("stop", [" 4", ["nothing", " 4"]])
@@ -388,19 +398,19 @@ def test_stop_sequences_end_the_text_before_them(stop: object) -> None:
 
 def test_several_choices() -> None:
     answer = chat("sandbox", n=3).json
-    choices = cast(list[Json], answer["choices"])
+    choices = objects(answer["choices"])
     assert [choice["index"] for choice in choices] == [0, 1, 2]
-    one = cast(Json, chat("sandbox").json["usage"])
-    usage = cast(Json, answer["usage"])
-    assert usage["completion_tokens"] == 3 * cast(int, one["completion_tokens"])
+    one = an_object(chat("sandbox").json["usage"])
+    usage = an_object(answer["usage"])
+    assert usage["completion_tokens"] == 3 * int(str(one["completion_tokens"]))
     streamed = chat("sandbox", n=3, stream=True).chunks
     reasons = [first_choice(chunk) for chunk in streamed if first_choice(chunk)["finish_reason"]]
     assert [choice["index"] for choice in reasons] == [0, 1, 2]
 
 
 def test_cached_is_half_of_the_prompt() -> None:
-    usage = cast(Json, chat("sandbox-cached").json["usage"])
-    assert cast(Json, usage["prompt_tokens_details"])["cached_tokens"] == 4
+    usage = an_object(chat("sandbox-cached").json["usage"])
+    assert an_object(usage["prompt_tokens_details"])["cached_tokens"] == 4
 
 
 # -- tools and JSON -------------------------------------------------------------------------------
@@ -409,22 +419,22 @@ def test_cached_is_half_of_the_prompt() -> None:
 def test_the_first_function_is_called() -> None:
     choice = first_choice(chat("sandbox-tools", tools=TOOLS).json)
     assert choice["finish_reason"] == "tool_calls"
-    message = cast(Json, choice["message"])
+    message = an_object(choice["message"])
     assert message["content"] is None
-    (call,) = cast(list[Json], message["tool_calls"])
-    function = cast(Json, call["function"])
+    (call,) = objects(message["tool_calls"])
+    function = an_object(call["function"])
     assert function["name"] == "weather"
     assert json.loads(str(function["arguments"])) == {"city": "sandbox"}
 
 
 def test_a_call_is_streamed_in_fragments() -> None:
     chunks = chat("sandbox-tools", tools=TOOLS, stream=True).chunks
-    found = [cast(Json, first_choice(chunk)["delta"]).get("tool_calls") for chunk in chunks]
-    first, *rest = [cast(list[Json], calls)[0] for calls in found if calls]
+    found = [an_object(first_choice(chunk)["delta"]).get("tool_calls") for chunk in chunks]
+    first, *rest = [objects(calls)[0] for calls in found if calls]
     assert {"index", "id", "type", "function"} == first.keys()
-    assert cast(Json, first["function"]) == {"name": "weather", "arguments": ""}
+    assert an_object(first["function"]) == {"name": "weather", "arguments": ""}
     assert len(rest) > 1
-    arguments = "".join(str(cast(Json, call["function"])["arguments"]) for call in rest)
+    arguments = "".join(str(an_object(call["function"])["arguments"]) for call in rest)
     assert json.loads(arguments) == {"city": "sandbox"}
 
 
@@ -432,7 +442,7 @@ def test_the_chosen_function_is_called() -> None:
     other: Json = {"type": "function", "function": {"name": "other"}}
     choice: Json = {"type": "function", "function": {"name": "other"}}
     answer = chat("sandbox-tools", tools=[*TOOLS, other], tool_choice=choice).json
-    (call,) = cast(list[Json], cast(Json, first_choice(answer)["message"])["tool_calls"])
+    (call,) = objects(an_object(first_choice(answer)["message"])["tool_calls"])
     assert call["function"] == {"name": "other", "arguments": "{}"}
 
 
@@ -465,7 +475,7 @@ def test_a_schema_that_nothing_fits_is_refused() -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "endless", "schema": schema}}
     refused = chat("sandbox-json", response_format=wanted)
     assert refused.status == 400
-    assert cast(Json, refused.json["error"])["code"] == "invalid_json_schema"
+    assert an_object(refused.json["error"])["code"] == "invalid_json_schema"
 
 
 # -- embeddings -----------------------------------------------------------------------------------
@@ -479,7 +489,7 @@ def embed(**fields: object) -> Json:
 
 
 def vectors(answer: Json) -> list[list[float]]:
-    return [cast(list[float], entry["embedding"]) for entry in cast(list[Json], answer["data"])]
+    return [msgspec.convert(entry["embedding"], list[float]) for entry in objects(answer["data"])]
 
 
 def test_embeddings_are_unit_vectors_that_depend_on_the_input() -> None:
@@ -493,7 +503,7 @@ def test_embeddings_are_unit_vectors_that_depend_on_the_input() -> None:
 
 def test_base64_holds_the_same_vectors() -> None:
     (numbers,) = vectors(embed(input="one", dimensions=8))
-    (entry,) = cast(list[Json], embed(input="one", dimensions=8, encoding_format="base64")["data"])
+    (entry,) = objects(embed(input="one", dimensions=8, encoding_format="base64")["data"])
     packed = base64.b64decode(str(entry["embedding"]))
     assert struct.unpack("<8f", packed) == pytest.approx(numbers, abs=1e-6)
 
@@ -568,7 +578,7 @@ def test_relays_count_what_the_sandbox_says_it_used(model: str) -> None:
     assert plain.failure is None
     assert stream.ended
     assert stream.terminal == b"data: [DONE]\n\n"
-    assert b"usage" not in out
+    assert b'"usage"' not in out
     assert stream.counted(0) == plain.counted(0)
     assert not stream.counted(0).estimated
     assert stream.counted(0).usage.output_tokens <= 100
@@ -610,7 +620,7 @@ def test_relays_notice_how_a_stream_breaks(
     assert relay.failure.kind == failure
     assert relay.has_content is has_content
     assert b"[DONE]" not in out
-    assert b"error" not in out
+    assert b'"error"' not in out
 
 
 @pytest.mark.parametrize(("model", "share"), [("sandbox-cut-40", 40), ("sandbox-cut-60", 60)])

@@ -14,6 +14,18 @@ HELLO: list[dict[str, object]] = [{"role": "user", "content": "Hello, gateway!"}
 Json = dict[str, object]
 
 
+def an_object(value: object) -> Json:
+    """A value that has to be a JSON object."""
+    assert isinstance(value, dict)
+    return value
+
+
+def objects(value: object) -> list[Json]:
+    """A value that has to be a list of JSON objects."""
+    assert isinstance(value, list)
+    return [an_object(each) for each in value]
+
+
 @dataclass
 class Played:
     """One answer as its client saw it. `end` is how it ended: `whole`, `cut` or `hang`."""
@@ -30,9 +42,7 @@ class Played:
 
     @property
     def json(self) -> Json:
-        decoded = json.loads(self.body)
-        assert isinstance(decoded, dict)
-        return decoded
+        return an_object(json.loads(self.body))
 
     @property
     def events(self) -> list[bytes]:
