@@ -20,6 +20,7 @@ from adapters.openai.chat_meter import ChatMeter
 from adapters.openai.failure import read_error_object
 
 _DONE = b"[DONE]"
+_USAGE = b'"usage"'
 _NULL_USAGE = b',"usage":null'
 _MODEL_SPELLINGS = (b'"model":', b'"model": ')
 
@@ -184,7 +185,7 @@ def _spelling(event: bytes, model: bytes) -> bytes:
 def _without_usage(event: bytes) -> bytes:
     """The event without its `usage` member; not re-encoded where that is null, as it mostly is."""
     at = event.find(_NULL_USAGE)
-    if at > 0 and at == event.rfind(_NULL_USAGE):
+    if at > 0 and event.count(_USAGE) == 1:  # no other one, further inside
         return event[:at] + event[at + len(_NULL_USAGE) :]
     members = _decode_members(sse.data_of(event))
     members.pop("usage", None)

@@ -1,0 +1,239 @@
+"""Chat requests: each refusal names its field; what is not known survives to the provider."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.catalogue import Provider
+from adapters.codec import Request
+from adapters.errors import InvalidRequest
+from adapters.openai.chat_downstream import CHOICES_MAX, TOKENS_MAX, ChatDownstream
+from adapters.openai.chat_upstream import ChatUpstream
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+PROVIDER = Provider("p", "openai", "http://127.0.0.1")
+MODERN = Provider("p", "openai", "http://127.0.0.1", output_cap_field="max_completion_tokens")
+
+Json = dict[str, object]
+
+
+def decode(**fields: object) -> Request:
+    body = {"model": "m", "messages": MESSAGES, **fields}
+    return ChatDownstream().decode(json.dumps(body).encode())
+
+
+def encode(request: Request, cap: int | None = None, provider: Provider = PROVIDER) -> Json:
+    encoded = json.loads(ChatUpstream().encode(request, provider, "theirs", cap))
+    assert isinstance(encoded, dict)
+    return encoded
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": 5}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": ["Hi"]}, "messages"),
+        ({"stream": 1}, "stream"),
+        ({"stream": "true"}, "stream"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": TOKENS_MAX + 1}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": CHOICES_MAX + 1}, "n"),
+        ({"n": [1]}, "n"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options"),
+        ({"metadata": "x"}, "metadata"),
+        ({"service_tier": 1}, "service_tier"),
+        ({"user": {}}, "user"),
+    ],
+)
+def test_refusals_name_the_field(fields: Json, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        decode(**fields)
+    assert refused.value.param == param
+    assert refused.value.message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "empty"),
+        (b"  \n", "empty"),
+        (b"{", "not valid JSON"),
+        (b'{"model":"m",}', "not valid JSON"),
+        (b'{"model":"m"} x', "not valid JSON"),
+        (b"[]", "must be a JSON object"),
+        (b'"x"', "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        (b'{"x":"\xff"}', "UTF-8"),
+        (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply|not valid JSON"),
+    ],
+)
+def test_bodies_that_are_no_object(body: bytes, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        ChatDownstream().decode(body)
+
+
+# -- keys that stand twice ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"model":"cheap","messages":[{}],"model":"dear"}', "model"),
+        (b'{"model":"m","messages":[{}],"model":"m"}', "model"),
+        (b'{ "model" : "m" , "messages" : [ {} ] , "n" : 1 , "n" : 2 }', "n"),
+        (b'{"model":"m","messages":[{}],"mod\\u0065l":"dear"}', "model"),
+        (b'{"a":1,"model":"m","messages":[{}],"a":1}', "a"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(body: bytes, param: str) -> None:
+    with pytest.raises(InvalidRequest, match="twice") as refused:
+        ChatDownstream().decode(body)
+    assert refused.value.param == param
+
+
+@given(
+    members=st.lists(
+        st.tuples(st.sampled_from(['"a"', '"b"', '"\\u0061"', '"ü"']), st.integers(0, 99)),
+        max_size=4,
+    ),
+    space=st.sampled_from(["", " ", "\n\t"]),
+)
+def test_equal_keys_are_found_however_they_are_written(
+    members: list[tuple[str, int]], space: str
+) -> None:
+    everything = [*members, ('"model"', '"m"'), ('"messages"', "[{}]")]
+    inner = f"{space},{space}".join(f"{key}{space}:{space}{value}" for key, value in everything)
+    body = f"{{{space}{inner}{space}}}".encode()
+    names = [json.loads(key) for key, _ in members]
+    if len(set(names)) == len(names):
+        assert set(ChatDownstream().decode(body).fields) == {"model", "messages", *names}
+    else:
+        with pytest.raises(InvalidRequest, match="twice"):
+            ChatDownstream().decode(body)
+
+
+# -- what is read ---------------------------------------------------------------------------------
+
+
+def test_the_defaults() -> None:
+    request = decode(max_tokens=None, n=None, stream=None, stream_options=None, metadata=None)
+    assert (request.model, request.kind, request.stream) == ("m", "chat", False)
+    assert (request.output_cap, request.choices, request.include_usage) == (None, 1, False)
+    assert (request.service_tier, request.user_id, request.conversation_id) == ("", "", "")
+    assert request.pieces == {}
+
+
+def test_what_is_read() -> None:
+    request = decode(
+        stream=True,
+        stream_options={"include_usage": True},
+        n=3,
+        service_tier="flex",
+        user="u",
+        metadata={"conversation_id": "c"},
+        web_search_options={},
+    )
+    assert request.stream
+    assert request.include_usage
+    assert (request.choices, request.service_tier) == (3, "flex")
+    assert (request.user_id, request.conversation_id) == ("u", "c")
+    assert request.pieces == {"web_search": 1}
+
+
+def test_metadata_names_the_user_before_user_does() -> None:
+    assert decode(user="u", metadata={"user_id": "mine"}).user_id == "mine"
+    assert decode(user="u", metadata={"user_id": 5}).user_id == "u"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_either_name_is_the_cap(name: str) -> None:
+    assert decode(**{name: 7}).output_cap == 7
+
+
+def test_both_names_are_fine_where_they_agree() -> None:
+    assert decode(max_tokens=7, max_completion_tokens=7).output_cap == 7
+    assert decode(max_tokens=7, max_completion_tokens=None).output_cap == 7
+
+
+# -- what a provider gets -------------------------------------------------------------------------
+
+
+def test_unknown_members_survive_byte_by_byte_in_their_order() -> None:
+    body = (
+        b'{"zeta":1.50,"model":"m","messages":[{"role":"user","content":"\\u00e9","x":1e2}],'
+        b'"top_k": 40 ,"deep":{"b":[1, 2],"a":null},"big":123456789012345678901234567890}'
+    )
+    sent = ChatUpstream().encode(ChatDownstream().decode(body), PROVIDER, "theirs", None)
+    assert sent == body.replace(b'"m"', b'"theirs"').replace(b'"top_k": 40 ', b'"top_k":40')
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5).map("x".__add__),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner),
+            max_leaves=5,
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_is_not_known_is_kept(fields: Json) -> None:
+    assert encode(decode(**fields)) == {"model": "theirs", "messages": MESSAGES, **fields}
+
+
+def test_the_model_is_renamed_at_the_top_only() -> None:
+    encoded = encode(decode(prediction={"model": "m"}))
+    assert encoded["model"] == "theirs"
+    assert encoded["prediction"] == {"model": "m"}
+
+
+def test_our_cap_is_written_where_there_is_none() -> None:
+    assert encode(decode(), cap=9)["max_tokens"] == 9
+    modern = encode(decode(max_tokens=None), 9, MODERN)
+    assert modern["max_completion_tokens"] == 9
+    assert "max_tokens" not in modern  # a null would overrule ours
+
+
+def test_the_clients_cap_stays_as_it_is() -> None:
+    encoded = encode(decode(max_tokens=5), 5, MODERN)
+    assert encoded["max_tokens"] == 5
+    assert "max_completion_tokens" not in encoded
+
+
+def test_streams_always_ask_for_usage() -> None:
+    assert encode(decode(stream=True))["stream_options"] == {"include_usage": True}
+    options = {"include_usage": False, "include_obfuscation": False}
+    encoded = encode(decode(stream=True, stream_options=options))
+    assert encoded["stream_options"] == {"include_usage": True, "include_obfuscation": False}
+    assert "stream_options" not in encode(decode())
+
+
+def test_metadata_goes_on_only_where_the_provider_stores() -> None:
+    metadata = {"conversation_id": "c"}
+    assert "metadata" not in encode(decode(metadata=metadata))
+    assert encode(decode(metadata=metadata, store=True))["metadata"] == metadata
