@@ -24,7 +24,7 @@ _IMAGE_TOKENS = 20_000  # the dearest known: full detail at 12 megapixels
 _HIDDEN_TOKENS = 1_000_000  # input that is not in the body, where no window is known
 _AUDIO_BYTES_PER_SECOND = 500  # no container in use has fewer
 _AUDIO_TOKENS_PER_SECOND = 32
-_TEXT_PARTS = {"text", "refusal"}
+_TEXT_PARTS = ("text", "refusal")
 _NULL = msgspec.Raw(b"null")
 
 
@@ -126,10 +126,11 @@ def _media(messages: msgspec.Raw) -> _Media:
 
 def _add_part(media: _Media, raw: msgspec.Raw) -> None:
     part = _decode_part(raw)
-    if part.image_url:
+    # The type alone decides, as it does at the provider: other members may be there to deceive.
+    if part.type == "image_url":
         media.bytes += len(memoryview(part.image_url))
         media.tokens += _IMAGE_TOKENS
-    elif part.input_audio:
+    elif part.type == "input_audio":
         size = len(memoryview(part.input_audio))
         media.bytes += size
         media.tokens += _audio_tokens(size)

@@ -1,0 +1,121 @@
+"""Bounds: never fewer tokens than the bytes of the text, and media by what it may cost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.codec import Request
+from adapters.estimate import Bound, bound, counted_tokens
+from adapters.openai.chat_downstream import ChatDownstream
+from adapters.openai.embeddings import EmbeddingsDownstream
+
+Json = dict[str, object]
+
+DATA = "A" * 400_000  # what a picture of 300 kB is in base64
+
+
+def request(content: object, **fields: object) -> Request:
+    body = {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
+    return ChatDownstream().decode(json.dumps(body).encode())
+
+
+def bounded(content: object, window: int = 0, **fields: object) -> Bound:
+    return bound(request(content, **fields), window)
+
+
+@pytest.mark.parametrize(("text_bytes", "tokens"), [(0, 0), (1, 1), (4, 1), (5, 2), (4000, 1000)])
+def test_four_bytes_are_a_token(text_bytes: int, tokens: int) -> None:
+    assert counted_tokens(text_bytes) == tokens
+
+
+@given(st.lists(st.text(max_size=50), min_size=1, max_size=5), st.booleans())
+def test_no_tokenizer_makes_more_tokens_than_the_bound(texts: list[str], ascii_only: bool) -> None:
+    messages = [{"role": "user", "content": text} for text in texts]
+    body = json.dumps({"model": "m", "messages": messages}, ensure_ascii=ascii_only)
+    found = bound(ChatDownstream().decode(body.encode("utf-8", "replace")))
+    per_message = 8  # more than any template adds
+    assert found.input_tokens >= sum(len(text.encode("utf-8", "replace")) for text in texts) + (
+        per_message * len(texts)
+    )
+    assert not found.audio
+    assert found.predicted_tokens == 0
+
+
+def test_the_window_caps_the_bound() -> None:
+    assert bounded("x" * 9000, 8000).input_tokens == 8000
+    assert 9000 < bounded("x" * 9000, 80_000).input_tokens < 9200
+
+
+def test_tools_may_be_rendered_at_length() -> None:
+    tools: list[Json] = [{"type": "function", "function": {"name": "f"}}] * 3
+    plain, armed = bounded("x"), bounded("x", tools=tools)
+    assert armed.input_tokens - plain.input_tokens >= 3 * 64 + len(json.dumps(tools))
+    assert armed.text_bytes > plain.text_bytes
+
+
+@pytest.mark.parametrize(
+    ("part", "at_least", "at_most", "audio"),
+    [
+        ({"type": "image_url", "image_url": {"url": DATA}}, 20_000, 20_300, False),
+        ({"type": "image_url", "image_url": {"url": "https://x/y.png"}}, 20_000, 20_300, False),
+        # 300 kB of the thinnest audio in use are ten minutes.
+        ({"type": "input_audio", "input_audio": {"data": DATA}}, 19_200, 19_600, True),
+        # What only the provider can see may fill the window.
+        ({"type": "file", "file": {"file_data": DATA}}, 100_000, 100_000, False),
+        ({"type": "video_url", "video_url": {"url": "https://x/y"}}, 100_000, 100_000, False),
+        ({"no": "type"}, 100_000, 100_000, False),
+        # A member that another type would have makes nothing cheaper.
+        ({"type": "file", "image_url": {"url": "x"}, "file": {}}, 100_000, 100_000, False),
+        (
+            {"type": "input_audio", "image_url": "", "input_audio": {"data": DATA}},
+            19_200,
+            19_600,
+            True,
+        ),
+    ],
+)
+def test_media_is_what_it_may_cost_and_not_its_bytes(
+    part: Json, at_least: int, at_most: int, audio: bool
+) -> None:
+    found = bounded([{"type": "text", "text": "What is this?"}, part], 100_000)
+    assert at_least <= found.input_tokens <= at_most
+    assert found.audio is audio
+    assert found.text_bytes < 300
+
+
+def test_without_a_window_what_is_hidden_is_a_million_tokens() -> None:
+    assert bounded([{"type": "file", "file": {"file_id": "f"}}]).input_tokens > 1_000_000
+
+
+@pytest.mark.parametrize("content", [[5], ["x"], [{"type": ["text"]}], [[]]])
+def test_what_cannot_be_read_is_bounded_all_the_same(content: object) -> None:
+    assert bounded(content, 5000).input_tokens == 5000
+
+
+def test_earlier_audio_counts_as_audio() -> None:
+    body = {"model": "m", "messages": [{"role": "assistant", "audio": {"id": "a"}}]}
+    assert bound(ChatDownstream().decode(json.dumps(body).encode())).audio
+
+
+@pytest.mark.parametrize("fields", [{"audio": {"voice": "v"}}, {"modalities": ["text", "audio"]}])
+def test_audio_that_is_asked_for_counts_as_audio(fields: Json) -> None:
+    assert bound(request("Sing", **fields)).audio
+
+
+def test_a_prediction_is_billed_beyond_the_cap() -> None:
+    prediction = {"type": "content", "content": "x" * 500}
+    assert bounded("x", prediction=prediction).predicted_tokens >= 500
+
+
+def test_pieces_are_what_the_request_buys() -> None:
+    assert bounded("x", web_search_options={}).pieces == {"web_search": 1}
+
+
+def test_embeddings_have_a_window_for_each_input() -> None:
+    body = json.dumps({"model": "m", "input": ["x" * 9000, "y" * 9000]}).encode()
+    found = bound(EmbeddingsDownstream().decode(body), 8192)
+    assert found.input_tokens >= 18_000
