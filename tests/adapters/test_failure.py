@@ -1,0 +1,118 @@
+"""Error answers of many servers, read as the same facts, without their secrets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.codec import FailureKind, UpstreamFailure
+from adapters.errors import ContextLengthExceeded, InvalidRequest, ModelNotAvailable
+from adapters.openai.failure import MESSAGE_CHARACTERS_MAX, read_failure, scrub
+
+
+def read(status: int, body: object = None, **headers: str) -> UpstreamFailure:
+    pairs = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
+    return read_failure(status, pairs, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "boom"}},
+        {"error": "boom"},
+        [{"error": {"message": "boom"}}],
+        {"detail": "boom"},
+        {"message": "boom"},
+        {"error": {"error": {"message": "boom"}}},
+        "boom",
+    ],
+)
+def test_the_message_is_found_in_every_wrapping(body: object) -> None:
+    assert read(500, body).message == "boom"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"[]", b"5", b"null", b"\xff", b"{"])
+def test_a_body_without_an_error_leaves_the_status(body: bytes) -> None:
+    assert read_failure(502, {}, body) == UpstreamFailure("server_error", "", 502)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "kind"),
+    [
+        (400, {"code": "context_length_exceeded"}, "context_length"),
+        (400, {"message": "prompt is too long: 9000 tokens"}, "context_length"),
+        (400, {"type": "exceed_context_size_error"}, "context_length"),
+        (429, {"code": "insufficient_quota"}, "quota"),
+        (429, {"message": "maximum context length"}, "rate_limited"),
+        (400, {"code": "model_not_found"}, "not_found"),
+        (402, {}, "quota"),
+        (418, {}, "bad_request"),
+        (503, {"type": "server_error"}, "overloaded"),
+        (504, {}, "timeout"),
+        (599, {}, "server_error"),
+    ],
+)
+def test_the_code_tells_before_the_status(
+    status: int, error: dict[str, object], kind: FailureKind
+) -> None:
+    assert read(status, {"error": error}).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry_after": "7"}, 7),
+        ({"retry_after": " 1.5 "}, 1.5),
+        ({"retry_after_ms": "250", "retry_after": "7"}, 0.25),
+        ({"retry_after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry_after": "-1"}, None),
+        ({}, None),
+    ],
+)
+def test_when_to_try_again(headers: dict[str, str], seconds: float | None) -> None:
+    assert read(429, None, **headers).retry_after == seconds
+
+
+def test_what_the_client_is_told() -> None:
+    bad = read(400, {"error": {"message": "No.", "param": "top_k"}}).client_error()
+    assert isinstance(bad, InvalidRequest)
+    assert (bad.message, bad.param) == ("No.", "top_k")
+    too_long = read(400, {"error": {"code": "context_length_exceeded"}}).client_error()
+    assert isinstance(too_long, ContextLengthExceeded)
+    missing = read(404, {"error": {"message": "secret-deployment"}}).client_error()
+    assert isinstance(missing, ModelNotAvailable)
+    assert "secret" not in missing.message
+    assert read(401, {"error": {"message": "Bad key"}}).client_error() is None
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_the_client_must_mend_is_not_tried_elsewhere(status: int) -> None:
+    assert not read(status).retryable
+    assert read(500).retryable
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        ("key sk-proj-abc***def0 is wrong", "key [removed] is wrong"),
+        ("in organization org-abcdef012 on", "in organization [removed] on"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer [removed]"),
+        ("see https://u:p@host/path?sig=1#x now", "see https://host/path now"),
+        ("a\x00b\nc", "a b c"),
+        ("plain words, 12345 tokens", "plain words, 12345 tokens"),
+    ],
+)
+def test_secrets_are_removed(text: str, scrubbed: str) -> None:
+    assert scrub(text) == scrubbed
+
+
+def test_messages_have_a_bounded_length() -> None:
+    assert len(scrub("word " * 1000)) == MESSAGE_CHARACTERS_MAX
+
+
+@given(st.integers(300, 599), st.binary(max_size=60))
+def test_nothing_raises(status: int, body: bytes) -> None:
+    read_failure(status, {b"retry-after": body}, body)
