@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Context, Decimal
+from functools import lru_cache
 
 from adapters.canonical import Usage
 from adapters.catalogue import Kind, PriceSchedule, Rates
@@ -129,18 +130,24 @@ def _possible_tiers(schedule: PriceSchedule, asked: str) -> set[str]:
 
 def _worst(rates: Rates, bound: Bound, output_tokens: int) -> dict[str, int]:
     """All input as its dearest kind, all output likewise; audio only where it may occur."""
-    price = dict(rates.components)
-    inputs = ["input", "cached_input", "cache_write"]
-    outputs = ["output", "reasoning"]
-    if bound.audio:
-        inputs.append("audio_input")
-        outputs.append("audio_output")
+    dearest_input, dearest_output = _dearest_units(rates, audio=bound.audio)
     return {
-        max(inputs, key=price.__getitem__): bound.input_tokens,
-        max(outputs, key=price.__getitem__): output_tokens,
+        dearest_input: bound.input_tokens,
+        dearest_output: output_tokens,
         "request": 1,
         **bound.pieces,
     }
+
+
+@lru_cache(maxsize=4096)
+def _dearest_units(rates: Rates, *, audio: bool) -> tuple[str, str]:
+    price = dict(rates.components)
+    inputs = ["input", "cached_input", "cache_write"]
+    outputs = ["output", "reasoning"]
+    if audio:
+        inputs.append("audio_input")
+        outputs.append("audio_output")
+    return max(inputs, key=price.__getitem__), max(outputs, key=price.__getitem__)
 
 
 def _amounts(table: Mapping[str, object], where: str) -> dict[str, Decimal]:

@@ -121,26 +121,25 @@ class Connection:
         self._h11 = h11.Connection(
             h11.SERVER, max_incomplete_event_size=self.settings.max_head_bytes
         )
-        received = len(self._leftover)
-        if self._leftover:
-            self._h11.receive_data(self._leftover)
-            self._leftover = b""
-        else:
+        data, self._leftover = self._leftover, b""
+        if not data:
             scope.deadline = trio.current_time() + self.settings.keep_alive_seconds
+            data = await self._receive()
+            if not data:
+                return None
+        received = len(data)
         while True:
+            self._h11.receive_data(data)
             event = self._next_event()
             if isinstance(event, h11.Request):
                 break
-            if event is not h11.NEED_DATA:
-                return None  # closed: h11 reports it as ConnectionClosed
-            if received and self.stage is Stage.WAITING:
+            if self.stage is Stage.WAITING:
                 self.stage = Stage.HEAD
                 scope.deadline = trio.current_time() + self.settings.head_seconds
             data = await self._receive()
-            if not data and received:
+            if not data:
                 raise ClientGone
             received += len(data)
-            self._h11.receive_data(data)
         self._begin_serving()
         if received > self.settings.max_head_bytes:
             self._refuse_large_head(received)

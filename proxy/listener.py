@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from proxy.transport import SocketTransport, Transport
+from proxy.transport import SocketTransport, Transport, detached
 
 _MACHINE_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _FULL_PAUSE_SECONDS = 0.1
@@ -85,11 +85,12 @@ class Listener:
                 return accepted
 
     async def _serve(self, accepted: trio.socket.SocketType) -> None:
+        transport = SocketTransport(detached(accepted))
         try:
-            await self._handler(SocketTransport(accepted))
+            await self._handler(transport)
         finally:
             self.connections -= 1
-            accepted.close()
+            transport.close()
 
 
 async def _turn_away(accepted: trio.socket.SocketType) -> None:

@@ -7,7 +7,8 @@ that is not in the catalogue is counted as `unknown`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Generic, TypeVar
 
@@ -20,7 +21,8 @@ from ledger.client import LedgerStatistics
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 _FLUSH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
-_M = TypeVar("_M", Counter, Histogram, Gauge)
+TOKEN_KINDS = ("input", "cached_input", "output", "reasoning")
+_T = TypeVar("_T")
 _NUSD = 1e9  # metrics are floats by definition; the books are not made from them
 
 
@@ -42,7 +44,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.overhead = Histogram(
+        overhead = Histogram(
             "farebox_overhead_seconds",
             "Time Farebox itself added: total minus waiting for upstream and client",
             buckets=_OVERHEAD,
@@ -103,18 +105,36 @@ class Metrics:
             ["version"],
             registry=registry,
         ).labels(version("farebox")).set(1)
-        self.request = _Remembered(requests)
-        self.duration = _Remembered(duration)
-        self.first_byte = _Remembered(first_byte)
-        self.tokens = _Remembered(tokens)
-        self.charged = _Remembered(charged)
-        self.cost = _Remembered(cost)
-        self.attempt = _Remembered(attempts)
-        self.limited = _Remembered(limited)
+        self.attempt = _Remembered(attempts.labels)
+        self.limited = _Remembered(limited.labels)
+        self.exchange = _Remembered(
+            lambda surface, model, provider, status: ExchangeMetrics(
+                requests=requests.labels(surface, model, provider, status),
+                duration=duration.labels(surface, model),
+                first_byte=first_byte.labels(surface, model),
+                overhead=overhead,
+                tokens={kind: tokens.labels(model, provider, kind) for kind in TOKEN_KINDS},
+                charged=charged.labels(model, provider),
+                cost=cost.labels(model, provider),
+            )
+        )
 
     def watch_ledger(self, statistics: Callable[[], LedgerStatistics]) -> None:
         """Show the ledger's state at each scrape."""
         self.registry.register(_LedgerCollector(statistics))
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeMetrics:
+    """Everything that one kind of exchange is counted in, resolved at once."""
+
+    requests: Counter
+    duration: Histogram
+    first_byte: Histogram
+    overhead: Histogram
+    tokens: Mapping[str, Counter]
+    charged: Counter
+    cost: Counter
 
 
 class _LedgerCollector(Collector):
@@ -149,15 +169,15 @@ class _LedgerCollector(Collector):
         return [GaugeMetricFamily(name, text, value) for name, (text, value) in figures.items()]
 
 
-class _Remembered(Generic[_M]):
-    """A metric's children by their label values."""
+class _Remembered(Generic[_T]):
+    """What `make` gives for label values, made once for each."""
 
-    def __init__(self, metric: _M) -> None:
-        self._metric: _M = metric
-        self._children: dict[tuple[str, ...], _M] = {}
+    def __init__(self, make: Callable[..., _T]) -> None:  # type: ignore[explicit-any] # label values
+        self._make = make
+        self._made: dict[tuple[str, ...], _T] = {}
 
-    def __call__(self, *labels: str) -> _M:
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = self._metric.labels(*labels)
-        return child
+    def __call__(self, *labels: str) -> _T:
+        made = self._made.get(labels)
+        if made is None:
+            made = self._made[labels] = self._make(*labels)
+        return made

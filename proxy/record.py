@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -29,16 +28,21 @@ if TYPE_CHECKING:
 CLIENT_CLOSED = 499
 _ENCODER = msgspec.json.Encoder()
 _LOG_LINES_MAX = 20_000
+_UUID_RANDOM = ~((0xF << 76) | (0x3 << 62))
+_UUID_VERSION_7 = (0x7 << 76) | (0x2 << 62)
 _NUSD = 1e9
 
 
-def new_request_id() -> uuid.UUID:
-    """A UUIDv7: 48 bits of milliseconds, then 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds << 80) | int.from_bytes(os.urandom(10))
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return uuid.UUID(int=value)
+def new_request_id() -> bytes:
+    """The 16 bytes of a UUIDv7: 48 bits of milliseconds, then 74 random bits."""
+    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
+    return (value & _UUID_RANDOM | _UUID_VERSION_7).to_bytes(16)
+
+
+def uuid_text(value: bytes) -> str:
+    """Its usual form; `str(uuid.UUID(bytes=value))` takes three times as long."""
+    digits = value.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 class Record:
@@ -73,7 +77,7 @@ class Record:
 
     def __init__(self) -> None:
         self.request_id = new_request_id()
-        self.id = str(self.request_id)
+        self.id = uuid_text(self.request_id)
         self.started = trio.current_time()
         self.first_byte = 0.0
         self.upstream_seconds = 0.0
@@ -121,23 +125,23 @@ class Record:
 
     def count(self, metrics: Metrics) -> None:
         """Add a finished exchange to the metrics."""
+        seen = metrics.exchange(self.surface, self.model, self.provider, str(self.status))
         total = trio.current_time() - self.started
-        metrics.request(self.surface, self.model, self.provider, str(self.status)).inc()
-        metrics.duration(self.surface, self.model).observe(total)
-        metrics.overhead.observe(max(0.0, total - self.upstream_seconds - self.client_seconds))
+        seen.requests.inc()
+        seen.duration.observe(total)
+        seen.overhead.observe(max(0.0, total - self.upstream_seconds - self.client_seconds))
         if self.first_byte:
-            metrics.first_byte(self.surface, self.model).observe(self.first_byte - self.started)
-        if self.usage is not None:
-            usage, where = self.usage, (self.model, self.provider)
-            metrics.tokens(*where, "input").inc(usage.input_tokens)
-            metrics.tokens(*where, "output").inc(usage.output_tokens)
+            seen.first_byte.observe(self.first_byte - self.started)
+        if (usage := self.usage) is not None:
+            seen.tokens["input"].inc(usage.input_tokens)
+            seen.tokens["output"].inc(usage.output_tokens)
             if usage.cached_input_tokens:
-                metrics.tokens(*where, "cached_input").inc(usage.cached_input_tokens)
+                seen.tokens["cached_input"].inc(usage.cached_input_tokens)
             if usage.reasoning_tokens:
-                metrics.tokens(*where, "reasoning").inc(usage.reasoning_tokens)
+                seen.tokens["reasoning"].inc(usage.reasoning_tokens)
         if self.settled is not None:
-            metrics.charged(self.model, self.provider).inc(self.settled.charge / _NUSD)
-            metrics.cost(self.model, self.provider).inc(self.settled.cost / _NUSD)
+            seen.charged.inc(self.settled.charge / _NUSD)
+            seen.cost.inc(self.settled.cost / _NUSD)
 
     def line(self) -> bytes:
         """The exchange as one line of JSON."""

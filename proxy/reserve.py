@@ -104,7 +104,7 @@ class Hold:
         first = route.candidates[0]
         record.reserved = need.amount(route)
         self._request = ReservationRequest(
-            request_id=record.request_id.bytes,
+            request_id=record.request_id,
             account_id=principal.account_id,
             key_id=principal.key_id,
             pools=principal.pools,

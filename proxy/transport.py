@@ -1,9 +1,10 @@
 """Byte streams: the narrow interface between protocol code and the network.
 
 The data plane and the sandbox see only `Transport` and `Dialer`; production gives them sockets,
-tests give them memory. Sockets are used through `trio.socket` directly: trio's `SocketStream`
-adds a conflict detector and further checkpoints to every operation, which is a large part of what
-a small message costs.
+tests give them memory. Sockets are plain non-blocking ones under trio's `wait_readable`: what we
+read next has practically never arrived yet, so trying first costs a system call and an exception,
+and what we send practically always fits, so a checkpoint after it costs a turn of the scheduler.
+Every receive waits, which is where tasks take turns and are cancelled.
 """
 
 from __future__ import annotations
@@ -50,21 +51,34 @@ class SocketTransport:
 
     __slots__ = ("_socket",)
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def receive(self) -> bytes:
-        return await self._socket.recv(RECEIVE_BYTES)
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                return self._socket.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue  # woken for nothing
 
     async def send(self, data: bytes) -> None:
-        sent = await self._socket.send(data)
+        sent = self._try_to_send(data)
         if sent == len(data):
             return
         with memoryview(data) as view:
             while sent < len(data):
-                sent += await self._socket.send(view[sent:])
+                await trio.lowlevel.wait_writable(self._socket)
+                sent += self._try_to_send(view[sent:])
+
+    def _try_to_send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
 
     def send_eof(self) -> None:
         try:
@@ -73,11 +87,19 @@ class SocketTransport:
             self.close()  # the peer is gone already
 
     def close(self) -> None:
-        self._socket.close()
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
 
     def is_stale(self) -> bool:
         # An idle HTTP/1.1 peer has nothing to say: readable means closed or confused.
-        return self._socket.is_readable()
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -136,7 +158,7 @@ class SocketDialer:
     async def connect(self, host: str, port: int, *, tls: bool) -> Transport:
         stream = await trio.open_tcp_stream(host, port)
         if not tls:
-            return SocketTransport(stream.socket)
+            return SocketTransport(detached(stream.socket))
         secured = trio.SSLStream(stream, self._context, server_hostname=host, https_compatible=True)
         try:
             await secured.do_handshake()
@@ -148,6 +170,11 @@ class SocketDialer:
             stream.socket.close()
             raise
         return TLSTransport(secured)
+
+
+def detached(sock: trio.socket.SocketType) -> socket.socket:
+    """The same connection as a plain socket; trio's wrapper is done with."""
+    return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
 
 
 def _cause(error: trio.BrokenResourceError) -> OSError:

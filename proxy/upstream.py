@@ -200,37 +200,24 @@ class Upstreams:
         the request is sent once more over a new one. Raises AttemptFailed.
         """
         head = pool.request_head(provider, api_key, path, len(body), stream=stream)
-        phase: Literal["connect", "answer"] = "connect"
-        connection: _Connection | None = None
-        with trio.CancelScope(deadline=trio.current_time() + provider.connect_seconds) as scope:
+        while True:
+            connection = pool.take_idle() or await _connected(pool, provider)
             try:
-                while True:
-                    connection = await pool.take()
-                    phase = "answer"
-                    scope.deadline = trio.current_time() + provider.first_byte_seconds
-                    try:
-                        response = await connection.exchange(head, body)
-                    except _StaleConnection:
-                        pool.discard(connection)
-                        connection, phase = None, "connect"
-                        scope.deadline = trio.current_time() + provider.connect_seconds
-                        continue
+                with trio.move_on_after(provider.first_byte_seconds):
+                    response = await connection.exchange(head, body)
                     return UpstreamResponse(connection, pool, response)
+            except _StaleConnection:
+                pool.discard(connection)
+                continue
             except BaseException:
-                if connection is not None:
-                    pool.discard(connection)
+                pool.discard(connection)
                 raise
-        if phase == "connect":
+            pool.discard(connection)
             raise AttemptFailed(
-                "connect_timeout",
-                f"no connection within {provider.connect_seconds} s",
-                contacted=False,
+                "first_byte_timeout",
+                f"no answer within {provider.first_byte_seconds} s",
+                contacted=True,
             )
-        raise AttemptFailed(
-            "first_byte_timeout",
-            f"no answer within {provider.first_byte_seconds} s",
-            contacted=True,
-        )
 
     async def run(self) -> None:
         """Close connections that have been idle for too long, until cancelled."""
@@ -250,6 +237,15 @@ class Upstreams:
         if pool is None:
             pool = self._pools[key] = _Pool(self._dialer, provider)
         return pool
+
+
+async def _connected(pool: _Pool, provider: Provider) -> _Connection:
+    """A connection for one request, within the provider's time for it."""
+    with trio.move_on_after(provider.connect_seconds):
+        return await pool.take()
+    raise AttemptFailed(
+        "connect_timeout", f"no connection within {provider.connect_seconds} s", contacted=False
+    )
 
 
 class _StaleConnection(Exception):
@@ -294,11 +290,6 @@ class _Connection:
     async def _read_head(self) -> h11.Response:
         silent = True
         while True:
-            event = self._next_event()
-            if isinstance(event, h11.Response):
-                return event
-            if event is not h11.NEED_DATA:
-                continue  # 1xx: an interim answer, of which nothing is needed here
             try:
                 data = await self.transport.receive()
             except OSError as error:
@@ -311,6 +302,9 @@ class _Connection:
                 raise AttemptFailed("reset", "closed without an answer", contacted=True)
             silent = False
             self._h11.receive_data(data)
+            while (event := self._next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.Response):
+                    return event  # what came before it was interim (1xx) and is not needed
 
     async def receive_body(self) -> tuple[bytes, bool]:
         """(payload of what has arrived, whether the body has ended). Waits for some."""
@@ -373,16 +367,22 @@ class _Pool:
         """The provider has refused this key: leave it out for a while."""
         self._resting[api_key] = trio.current_time() + _KEY_RESTS_SECONDS
 
+    def take_idle(self) -> _Connection | None:
+        """An idle connection that still stands."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.transport.is_stale():
+                connection.next_cycle()
+                return connection
+            self.discard(connection)
+        return None
+
     async def take(self) -> _Connection:
-        """An idle connection that still stands, or a new one; waits where the limit is reached."""
-        oldest = trio.current_time() - _IDLE_SECONDS_MAX
+        """An idle connection, or a new one; waits where the limit is reached."""
         while True:
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.idle_since >= oldest and not connection.transport.is_stale():
-                    connection.next_cycle()
-                    return connection
-                self.discard(connection)
+            connection = self.take_idle()
+            if connection is not None:
+                return connection
             if self._open < self._limit:
                 return await self._connect()
             await self._waiting.park()
