@@ -91,7 +91,10 @@ class Head:
 
 
 class Connection:
-    """One client connection. `reusable` says whether another request may follow."""
+    """One client connection. `reusable` says whether another request may follow.
+
+    `body_bytes` is the declared length of the request's body, None where it is chunked.
+    """
 
     def __init__(self, transport: Transport, settings: ServerSettings) -> None:
         self.transport = transport
@@ -101,7 +104,9 @@ class Connection:
         self.response_started = False
         self._h11 = h11.Connection(h11.SERVER)
         self._leftover = b""
+        self.body_bytes: int | None = 0  # as declared; None: chunked
         self._body_pending = False
+        self._continue_awaited = False
         self._chunked = True
         self._head_only = False
         self._scope = trio.CancelScope()
@@ -160,6 +165,9 @@ class Connection:
         if b"transfer-encoding" in headers and b"content-length" in headers:
             self.reusable = False
             raise InvalidRequest("Send either Content-Length or Transfer-Encoding, not both.")
+        self._continue_awaited = self._h11.they_are_waiting_for_100_continue
+        chunked = b"transfer-encoding" in headers
+        self.body_bytes = None if chunked else int(headers.get(b"content-length", 0))
         encoding = headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
             raise UnsupportedEncoding(
@@ -170,10 +178,39 @@ class Connection:
 
     async def read_body(self, max_bytes: int) -> bytes:
         """The whole body. Raises RequestTooLarge, or InvalidRequest where it is cut short."""
+        if self.body_bytes is not None and self.body_bytes > max_bytes:
+            raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
+        if self._continue_awaited:
+            self._continue_awaited = False
+            await self.send(_CONTINUE)
+        if self.body_bytes is None:
+            body = await self._read_chunked(max_bytes)
+        else:
+            body = await self._read_sized(self.body_bytes)
+        self._body_pending = False
+        if self.stage is Stage.BODY:
+            self._begin_serving()
+        return body
+
+    async def _read_sized(self, length: int) -> bytes:
+        """A body of known length is counted here: passing through h11 would copy it twice."""
+        data = self._h11.trailing_data[0]
+        parts = [data]
+        missing = length - len(data)
+        while missing > 0:
+            data = await self._receive_body()
+            if not data:
+                self.reusable = False
+                raise InvalidRequest("The body ended before its Content-Length.")
+            parts.append(data)
+            missing -= len(data)
+        if missing < 0:  # the next request follows in the same packet
+            parts[-1], self._leftover = data[:missing], data[missing:]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_chunked(self, max_bytes: int) -> bytes:
         parts: list[bytes] = []
         size = 0
-        if self._h11.they_are_waiting_for_100_continue:
-            await self.send(_CONTINUE)
         while True:
             event = self._next_event()
             if isinstance(event, h11.Data):
@@ -182,23 +219,15 @@ class Connection:
                     raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
                 parts.append(event.data)
             elif event is h11.NEED_DATA:
-                self.stage = Stage.BODY
-                self._scope.deadline = trio.current_time() + self.settings.body_seconds
-                self._h11.receive_data(await self._receive())
+                self._h11.receive_data(await self._receive_body())
             else:
-                break
-        self._body_pending = False
-        if self.stage is Stage.BODY:
-            self._begin_serving()
-        self._leftover = self._h11.trailing_data[0]
-        return b"".join(parts)
+                self._leftover = self._h11.trailing_data[0]
+                return b"".join(parts)
 
-    def body_bytes_declared(self, head: Head) -> int | None:
-        """The Content-Length that was sent, or None where the body is chunked."""
-        length = head.headers.get(b"content-length")
-        if length is None:
-            return None if b"transfer-encoding" in head.headers else 0
-        return int(length)  # h11 has checked that it is a number
+    async def _receive_body(self) -> bytes:
+        self.stage = Stage.BODY
+        self._scope.deadline = trio.current_time() + self.settings.body_seconds
+        return await self._receive()
 
     async def skip_body(self) -> None:
         """Read a small unread body away, so that the connection can carry another request.
@@ -209,7 +238,7 @@ class Connection:
         if not self._body_pending:
             return
         hopeless = self.stage in (Stage.HEAD, Stage.BODY) or self._h11.their_state is h11.ERROR
-        if hopeless or self._h11.they_are_waiting_for_100_continue:
+        if hopeless or self._continue_awaited:
             self.reusable = False
             return
         try:

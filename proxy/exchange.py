@@ -37,7 +37,6 @@ from adapters.errors import (
     InvalidRequest,
     RateLimited,
     RequestTimeout,
-    RequestTooLarge,
     UpstreamTimeout,
 )
 from proxy import authenticate, fallback, models, relay, reserve, route
@@ -45,7 +44,6 @@ from proxy.connection import ClientGone, Connection, Head, Stage
 from proxy.gateway import Gateway
 from proxy.record import CLIENT_CLOSED, Record
 from proxy.transport import Transport
-from proxy.watch import watching
 
 _ERROR_SECONDS = 10.0
 
@@ -59,8 +57,12 @@ async def serve_connection(gateway: Gateway, transport: Transport) -> None:
     connection = Connection(transport, gateway.settings)
     record = Record()
     with trio.CancelScope() as scope:
-        while await run(gateway, connection, record, scope):
-            record = Record()
+        gateway.watch.add(transport, scope)
+        try:
+            while await run(gateway, connection, record, scope):
+                record = Record()
+        finally:
+            gateway.watch.remove(transport)
     if scope.cancelled_caught and connection.stage is not Stage.WAITING:
         if trio.current_time() < scope.deadline:
             record.status = CLIENT_CLOSED  # the watch saw the client leave
@@ -79,7 +81,7 @@ async def run(
         if head is None:
             return False
         record.start()
-        await serve_exchange(gateway, connection, head, record, scope)
+        await serve_exchange(gateway, connection, head, record)
     except APIError as refused:
         error = refused
     except ClientGone:
@@ -93,7 +95,7 @@ async def run(
 
 
 async def serve_exchange(
-    gateway: Gateway, connection: Connection, head: Head, record: Record, scope: trio.CancelScope
+    gateway: Gateway, connection: Connection, head: Head, record: Record
 ) -> None:
     """Steps 2 to 10. Raises APIError and ClientGone, and leaves nothing held."""
     operation, name = registry.find(head.method, head.path)
@@ -104,20 +106,19 @@ async def serve_exchange(
         await _list_models(gateway, connection, name, record)
         return
     with gateway.load.admit():
-        request = operation.codec.decode(await _read_body(connection, head, record))
+        request = operation.codec.decode(await _read_body(connection, record))
         found = route.find(gateway.snapshot, principal, request.model, request.kind)
         record.ask(found.model.id, stream=request.stream)
         need = reserve.Need.of(request, found.model)
-        with watching(gateway.watch, connection.transport, scope):
-            async with reserve.Hold(
-                gateway.ledger, principal, found, need, record, operation.number
-            ) as hold:
-                conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
-                headers = record.id_headers() + hold.headers(conversation)
-                hold.answer = await fallback.first_event(
-                    gateway, request, found, need.output_cap, hold.reservation, record
-                )
-                await relay.deliver(gateway, connection, hold, record, headers)
+        async with reserve.Hold(
+            gateway.ledger, principal, found, need, record, operation.number
+        ) as hold:
+            conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
+            headers = record.id_headers() + hold.headers(conversation)
+            hold.answer = await fallback.first_event(
+                gateway, request, found, need.output_cap, hold.reservation, record
+            )
+            await relay.deliver(gateway, connection, hold, record, headers)
 
 
 async def _next_head(
@@ -133,17 +134,13 @@ async def _next_head(
     return head
 
 
-async def _read_body(connection: Connection, head: Head, record: Record) -> bytes:
-    limit = connection.settings.max_body_bytes
-    declared = connection.body_bytes_declared(head)
-    if declared == 0:
+async def _read_body(connection: Connection, record: Record) -> bytes:
+    if connection.body_bytes == 0:
         raise InvalidRequest(
             "The request has no body: send JSON with Content-Length or chunked encoding."
         )
-    if declared is not None and declared > limit:
-        raise RequestTooLarge(f"The body is larger than {limit} bytes.")
     started = trio.current_time()
-    body = await connection.read_body(limit)
+    body = await connection.read_body(connection.settings.max_body_bytes)
     record.client_seconds += trio.current_time() - started
     return body
 

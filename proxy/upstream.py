@@ -255,21 +255,26 @@ class _StaleConnection(Exception):
 class _Connection:
     """One HTTP/1.1 client connection."""
 
-    __slots__ = ("_h11", "_used", "idle_since", "transport")
+    __slots__ = ("_buffered", "_h11", "_missing", "_used", "idle_since", "reusable", "transport")
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.idle_since = 0.0
+        self.reusable = False
         self._h11 = h11.Connection(h11.CLIENT)
+        self._missing: int | None = None  # bytes of a body of known length; None: h11 frames it
+        self._buffered = b""
         self._used = False
 
     @property
-    def reusable(self) -> bool:
-        return self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+    def _keeps_alive(self) -> bool:
+        """Whether the answer's head lets another request follow; h11 has read it."""
+        return self._h11.our_state is h11.DONE
 
     def next_cycle(self) -> None:
-        self._h11.start_next_cycle()
+        self._h11 = h11.Connection(h11.CLIENT)
         self._used = True
+        self.reusable = False
 
     async def exchange(self, head: bytes, body: bytes) -> h11.Response:
         """Send a request and read the head of its answer."""
@@ -285,7 +290,18 @@ class _Connection:
             if self._used:
                 raise _StaleConnection from error
             raise AttemptFailed("reset", "broken while sending", contacted=True) from error
-        return await self._read_head()
+        response = await self._read_head()
+        self._expect_body(response)
+        return response
+
+    def _expect_body(self, response: h11.Response) -> None:
+        """A body of known length is counted here, the others are framed by h11."""
+        headers = dict(response.headers)
+        length = headers.get(b"content-length")
+        self._missing = None
+        if length is not None and b"transfer-encoding" not in headers:
+            self._missing = int(length)  # h11 has checked that it is a number
+            self._buffered = self._h11.trailing_data[0]
 
     async def _read_head(self) -> h11.Response:
         silent = True
@@ -313,12 +329,29 @@ class _Connection:
             if data or ended:
                 return data, ended
             try:
-                self._h11.receive_data(await self.transport.receive())
+                received = await self.transport.receive()
             except OSError as error:
                 raise AttemptFailed("truncated", "connection reset", contacted=True) from error
+            if self._missing is None:
+                self._h11.receive_data(received)
+            elif received:
+                self._buffered = received
+            else:
+                raise AttemptFailed("truncated", "closed inside the body", contacted=True)
 
     def buffered_body(self) -> tuple[bytes, bool]:
         """The same of what has been received already, without waiting."""
+        if self._missing is None:
+            return self._buffered_by_h11()
+        data, self._buffered = self._buffered, b""
+        self._missing -= len(data)
+        if self._missing > 0:
+            return data, False
+        # An upstream that says more than it announced is not to be trusted with another request.
+        self.reusable = self._missing == 0 and self._keeps_alive
+        return data[: self._missing or None], True
+
+    def _buffered_by_h11(self) -> tuple[bytes, bool]:
         parts: list[bytes] = []
         while True:
             event = self._next_event()
@@ -327,6 +360,7 @@ class _Connection:
             elif event is h11.NEED_DATA:
                 return b"".join(parts), False
             else:
+                self.reusable = self._h11.their_state is h11.DONE and self._keeps_alive
                 return b"".join(parts), True
 
     def _next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:

@@ -37,7 +37,7 @@ async def test_a_request_is_split_into_its_parts() -> None:
     head, _ = await read(connection)
     assert head is not None
     assert (head.method, head.path, head.query) == ("POST", "/v1/chat/completions", "key=k")
-    assert connection.body_bytes_declared(head) == 4
+    assert connection.body_bytes == 4
     assert await connection.read_body(100) == b"body"
     assert connection.reusable
 
@@ -163,7 +163,7 @@ async def test_a_body_over_its_limit_is_refused() -> None:
     await client.send(chunked)
     head, _ = await read(connection)
     assert head is not None
-    assert connection.body_bytes_declared(head) is None
+    assert connection.body_bytes is None
     with pytest.raises(RequestTooLarge):
         await connection.read_body(30)
 

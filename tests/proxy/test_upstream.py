@@ -99,6 +99,12 @@ async def test_a_connection_that_said_close_is_not(nursery: trio.Nursery) -> Non
     assert len(dialer.dialled) == 2
 
 
+async def test_a_connection_that_said_too_much_is_not(nursery: trio.Nursery) -> None:
+    upstreams, dialer = reach(nursery, Host(PLAIN + b"more", PLAIN))
+    assert [await call(upstreams) for _ in range(2)] == [b"ok", b"ok"]
+    assert len(dialer.dialled) == 2
+
+
 async def test_an_idle_connection_that_was_closed_is_replaced(nursery: trio.Nursery) -> None:
     host = Host(PLAIN, None)
     upstreams, dialer = reach(nursery, host)
