@@ -109,8 +109,8 @@ class ChatStreamRelay:
             return b""
         self._meter.read(chunk)
         if chunk.usage and not self._show_usage:
-            if not chunk.choices:
-                return b""
+            if not chunk.choices and bytes(chunk.usage) != b"null":
+                return b""  # nothing but the usage that we asked for
             event = _without_usage(event)
         if chunk.model != self._shown_model and isinstance(chunk.model, str):
             event = self._renamed(event, chunk.model)
