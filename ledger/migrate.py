@@ -21,6 +21,7 @@ DIRECTORY = Path(__file__).with_name("migrations")
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql", re.ASCII)
 _LOCK = 0x6661_7265_626F_78  # "farebox"
 _OLDEST_SERVER = 150_000
+_CONNECT_SECONDS = 10
 
 _HISTORY = """
 CREATE SCHEMA IF NOT EXISTS farebox;
@@ -66,10 +67,10 @@ def migrate(conninfo: str, migrations: Sequence[Migration] | None = None) -> lis
     """Apply what is missing and return it. Safe to run at every start, and from several processes.
 
     Raises MigrationError where the database is newer than this code, an applied file was changed,
-    or the server is too old; then nothing was changed.
+    or the server is too old or does not answer; then nothing was changed.
     """
     known = load() if migrations is None else list(migrations)
-    with psycopg.connect(conninfo, autocommit=True) as connection:
+    with _connect(conninfo) as connection:
         if connection.info.server_version < _OLDEST_SERVER:
             raise MigrationError(
                 f"PostgreSQL {connection.info.server_version // 10_000} is too old: 15 is needed"
@@ -80,6 +81,16 @@ def migrate(conninfo: str, migrations: Sequence[Migration] | None = None) -> lis
         for migration in missing:
             _apply(connection, migration)
         return missing
+
+
+def _connect(conninfo: str) -> psycopg.Connection:
+    try:
+        return psycopg.connect(conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+    except psycopg.Error as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise MigrationError(
+            f"the database does not answer: {reason}; is [database] url right, and does it run?"
+        ) from error
 
 
 def _applied(connection: psycopg.Connection, known: Sequence[Migration]) -> int:

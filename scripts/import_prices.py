@@ -68,6 +68,8 @@ UNCOUNTED = {
     "cache_audio_read_mtok",  # no provider says how much of what was cached was audio
 }
 
+SAME_TIERS = ("default", "fast")  # the standard price, and another name of priority
+
 # Not chat and not embedding, whatever their price is called.
 OTHER_KINDS = re.compile(
     r"realtime|transcribe|whisper|tts|image|moderation|dall-e|sora|veo|imagen|lyria|live|ocr|"
@@ -220,7 +222,7 @@ def tiers(info: genai.ModelInfo, price: genai.ModelPrice, today: dt.date) -> dic
     multipliers: dict[str, str] = {}
     for variant in info.price_variants or ():
         tier = variant.when.get("service_tier")
-        if tier in (None, "default") or len(variant.when) != 1:
+        if tier in (None, *SAME_TIERS) or len(variant.when) != 1:
             continue
         if variant.constraint is not None and not variant.constraint.active(noon):
             continue

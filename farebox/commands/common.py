@@ -248,7 +248,7 @@ def _title(name: str) -> str:
 
 
 def _text(value: object) -> str:
-    if value is None or value == []:
+    if value in (None, "", []):
         return "–"
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from farebox.commands.common import config_option
+from farebox.commands.common import config_option, say
 
 
 @click.command()
@@ -25,22 +25,20 @@ def serve(config_path: Path | None, demo: bool) -> None:
 @config_option
 def check(config_path: Path | None) -> None:
     """Validate the configuration: one line for each problem, exit code 1 if there is any."""
-    from farebox.catalogue import catalogue, remarks
+    from farebox.catalogue import catalogue, priced, remarks
     from farebox.config import ConfigError, load
 
     try:
         config = load(config_path, os.environ)
+        served = catalogue(config)
     except ConfigError as error:
         for problem in error.problems:
-            click.echo(problem, err=True)
-        raise click.exceptions.Exit(1) from None
-    for remark in (*config.warnings, *remarks(config)):
-        click.echo(remark, err=True)
-    served = catalogue(config)
+            say(problem)
+        raise SystemExit(1) from None
+    for remark in (*config.warnings, *remarks(config, served)):
+        say(remark)
     if config.sandbox:
         click.echo("The configuration is fine. No provider is configured: the sandbox serves.")
         return
-    click.echo(
-        f"The configuration is fine: {len(served.models)} models "
-        f"from {', '.join(served.providers)}."
-    )
+    models = sum(priced(model) for model in served.models.values())
+    click.echo(f"The configuration is fine: {models} models from {', '.join(served.providers)}.")

@@ -346,7 +346,12 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
     [
         ('[billing]\nreserve = "adaptive"', "billing.reserve"),
         ('[limits]\nvalkey_url = "redis://h"', "limits.valkey_url"),
-        ("[routing]\nenabled = false", "routing"),
+        ("[routing]\nenabled = false", "routing.enabled"),
+        (
+            '[[providers]]\nname = "a"\nbase_url = "http://a"\n[[models]]\nid = "m"\n'
+            'upstreams = [["a/x", "a/y"]]',
+            'models["m"].upstreams',
+        ),
         ("[console]", "console"),
         ("[stripe]", "stripe"),
         (PRICED + "hedge_after_percentile = 95", 'models["m"].hedge_after_percentile'),
