@@ -232,9 +232,10 @@ def bill(
     provider is wrong, and the customer must not pay for it before somebody has looked. A request
     declared FREE costs the customer nothing.
     """
-    negative = any(quantity < 0 for quantity in quantities.values())
-    sound = {unit: max(quantity, 0) for unit, quantity in quantities.items()}
-    cost, charge = cost_and_charge(price, sound if negative else quantities)
+    negative = min(quantities.values(), default=0) < 0
+    if negative:
+        quantities = {unit: max(quantity, 0) for unit, quantity in quantities.items()}
+    cost, charge = cost_and_charge(price, quantities)
     cost = min(cost, AMOUNT_MAX)
     if status is EventStatus.FREE:
         return cost, 0, status

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -144,36 +145,68 @@ class Record:
             seen.cost.inc(self.settled.cost / _NUSD)
 
     def line(self) -> bytes:
-        """The exchange as one line of JSON."""
-        facts: dict[str, object] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time_ns() // 10**9)),
-            "event": "request",
-            "request_id": self.id,
-            "surface": self.surface,
-            "endpoint": self.endpoint,
-            "status": self.status,
-        }
-        if self.code:
-            facts["code"] = self.code
-        if (caller := self.principal) is not None:
-            facts |= {"account": caller.account, "project": caller.project, "key_id": caller.key_id}
-        if self.model != "unknown":
-            facts |= {"model": self.model, "upstream": self.upstream, "attempts": self.attempts}
-            facts |= {"stream": self.stream, "reserved_usd": format_usd(self.reserved)}
-        if self.usage is not None:
-            facts |= {
-                "input_tokens": self.usage.input_tokens,
-                "output_tokens": self.usage.output_tokens,
-                "estimated": self.estimated,
-            }
-        if self.settled is not None:
-            facts["charge_usd"] = format_usd(self.settled.charge)
-        facts |= {
-            "ttfb_ms": self.ttfb_ms,
-            "duration_ms": self.duration_ms,
-            "upstream_ms": round(self.upstream_seconds * 1000),
-        }
-        return _ENCODER.encode(facts) + b"\n"
+        """The exchange as one line of JSON; what is unknown is left out."""
+        caller, usage, settled = self.principal, self.usage, self.settled
+        return _encode(
+            _Line(
+                time=_timestamp(time.time_ns() // 10**9),
+                event="request",
+                request_id=self.id,
+                surface=self.surface,
+                endpoint=self.endpoint,
+                status=self.status,
+                code=self.code,
+                account=caller.account if caller else "",
+                project=caller.project if caller else "",
+                key_id=caller.key_id if caller else 0,
+                model=self.model,
+                upstream=self.upstream,
+                attempts=self.attempts,
+                stream=self.stream,
+                reserved_usd=format_usd(self.reserved),
+                input_tokens=usage.input_tokens if usage else 0,
+                output_tokens=usage.output_tokens if usage else 0,
+                estimated=self.estimated,
+                charge_usd=format_usd(settled.charge) if settled else "0",
+                ttfb_ms=self.ttfb_ms,
+                duration_ms=self.duration_ms,
+                upstream_ms=round(self.upstream_seconds * 1000),
+            )
+        )
+
+
+class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    time: str
+    event: str  # always "request"
+    request_id: str
+    surface: str
+    endpoint: str = ""
+    status: int
+    code: str = ""
+    account: str = ""
+    project: str = ""
+    key_id: int = 0
+    model: str = "unknown"
+    upstream: str = ""
+    attempts: int = 0
+    stream: bool = False
+    reserved_usd: str = "0"
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False
+    charge_usd: str = "0"
+    ttfb_ms: int = 0
+    duration_ms: int
+    upstream_ms: int = 0
+
+
+def _encode(line: _Line) -> bytes:
+    return _ENCODER.encode(line) + b"\n"
+
+
+@lru_cache(maxsize=2)
+def _timestamp(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
 
 
 class Log:

@@ -100,9 +100,9 @@ class UpstreamResponse:
 
     __slots__ = ("_connection", "_pool", "ended", "headers", "status")
 
-    def __init__(self, connection: _Connection, pool: _Pool, head: h11.Response) -> None:
-        self.status = head.status_code
-        self.headers: dict[bytes, bytes] = dict(head.headers)
+    def __init__(self, connection: _Connection, pool: _Pool) -> None:
+        self.status = connection.status
+        self.headers = connection.headers
         self.ended = False
         self._connection = connection
         self._pool = pool
@@ -204,8 +204,8 @@ class Upstreams:
             connection = pool.take_idle() or await _connected(pool, provider)
             try:
                 with trio.move_on_after(provider.first_byte_seconds):
-                    response = await connection.exchange(head, body)
-                    return UpstreamResponse(connection, pool, response)
+                    await connection.exchange(head, body)
+                    return UpstreamResponse(connection, pool)
             except _StaleConnection:
                 pool.discard(connection)
                 continue
@@ -255,10 +255,22 @@ class _StaleConnection(Exception):
 class _Connection:
     """One HTTP/1.1 client connection."""
 
-    __slots__ = ("_buffered", "_h11", "_missing", "_used", "idle_since", "reusable", "transport")
+    __slots__ = (
+        "_buffered",
+        "_h11",
+        "_missing",
+        "_used",
+        "headers",
+        "idle_since",
+        "reusable",
+        "status",
+        "transport",
+    )
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
         self.idle_since = 0.0
         self.reusable = False
         self._h11 = h11.Connection(h11.CLIENT)
@@ -276,8 +288,8 @@ class _Connection:
         self._used = True
         self.reusable = False
 
-    async def exchange(self, head: bytes, body: bytes) -> h11.Response:
-        """Send a request and read the head of its answer."""
+    async def exchange(self, head: bytes, body: bytes) -> None:
+        """Send a request and read the head of its answer: `status` and `headers`."""
         self._h11.send(_REQUEST)
         self._h11.send(_END)
         try:
@@ -291,12 +303,9 @@ class _Connection:
                 raise _StaleConnection from error
             raise AttemptFailed("reset", "broken while sending", contacted=True) from error
         response = await self._read_head()
-        self._expect_body(response)
-        return response
-
-    def _expect_body(self, response: h11.Response) -> None:
-        """A body of known length is counted here, the others are framed by h11."""
-        headers = dict(response.headers)
+        self.status = response.status_code
+        self.headers = headers = dict(response.headers)
+        # A body of known length is counted here, the others are framed by h11.
         length = headers.get(b"content-length")
         self._missing = None
         if length is not None and b"transfer-encoding" not in headers:

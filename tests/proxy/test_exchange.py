@@ -437,7 +437,8 @@ async def test_a_client_that_leaves_in_mid_stream_pays_for_what_came(
 
 
 async def test_the_hard_limit_ends_a_stream_with_an_error(autojump_clock: MockClock) -> None:
-    script: Script = [STREAM_HEAD, *[delta("x"), 10.0] * 1000]
+    pulse: Script = [delta("x"), 10.0]
+    script: Script = [STREAM_HEAD, *[step for _ in range(1000) for step in pulse]]
     endless = ScriptedProvider(script)
     settings = ServerSettings(max_request_seconds=60)
     async with running({"p": endless}, settings=settings) as world:
