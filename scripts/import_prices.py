@@ -8,7 +8,7 @@ is inside its wheel, which is too large to depend on). The rules:
 
 - Exact or absent: a model that charges for something we cannot count is left out and named.
 - Where a price depends on the hour, the dearest hour is taken: prepaid credit must cover it.
-- Float noise in the source is rounded away at six decimals.
+- Float noise in the source is rounded away at six decimals; what is finer is rounded up.
 - A price of zero is left out: giving something away is an operator's decision.
 """
 
@@ -32,6 +32,7 @@ from farebox.prices import KnownModel, PriceFile
 
 TARGET = Path(__file__).resolve().parents[1] / "farebox" / "prices"
 SIX_PLACES = Decimal("0.000001")
+NOISE = Decimal("0.000000001")
 HALF_HOURS = 48
 
 # preset → (provider in genai-prices, prefix of its models in litellm's file)
@@ -322,7 +323,9 @@ def whole(value: object) -> int:
 
 def dollars(value: Decimal) -> str:
     """A decimal string with at least two places and at most six."""
-    text = plain(value.quantize(SIX_PLACES))
+    near = value.quantize(SIX_PLACES)
+    is_noise = abs(value - near) < NOISE
+    text = plain(near if is_noise else value.quantize(SIX_PLACES, ROUND_UP))
     whole_part, _, fraction = text.partition(".")
     return f"{whole_part}.{fraction:0<2}"
 
