@@ -25,7 +25,7 @@ def pieces(stream: bytes) -> Iterator[list[bytes]]:
     """The stream whole, byte by byte, and cut at random places."""
     yield [stream]
     yield [stream[at : at + 1] for at in range(len(stream))]
-    chance = random.Random(0)  # noqa: S311 - the same cuts each time
+    chance = random.Random(0)  # the same cuts each time
     for _ in range(SPLITS):
         cuts = sorted(chance.sample(range(len(stream)), 9))
         yield [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
