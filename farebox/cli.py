@@ -29,7 +29,7 @@ for command in (serve, check, account, credit, project, key, ledger, usage):
 def main() -> None:
     """Entry point of the `farebox` program."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="farebox", standalone_mode=False)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "farebox"
         _complain(f"{error.format_message()} (See {where} --help.)")

@@ -40,5 +40,6 @@ def check(config_path: Path | None) -> None:
     if config.sandbox:
         click.echo("The configuration is fine. No provider is configured: the sandbox serves.")
         return
-    models = sum(priced(model) for model in served.models.values())
-    click.echo(f"The configuration is fine: {models} models from {', '.join(served.providers)}.")
+    sold = sum(priced(model) for model in served.models.values())
+    models = "1 model" if sold == 1 else f"{sold} models"
+    click.echo(f"The configuration is fine: {models} from {', '.join(served.providers)}.")
