@@ -277,8 +277,9 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 def test_metrics_have_the_promised_names_and_labels() -> None:
     metrics = Metrics()
-    nothing = dict.fromkeys((field.name for field in dataclasses.fields(LedgerStatistics)), False)
-    metrics.watch_ledger(lambda: LedgerStatistics(**nothing))
+    figures = {field.name for field in dataclasses.fields(LedgerStatistics)} - {"halted"}
+    zero = LedgerStatistics(**dict.fromkeys(figures, False), halted=None)
+    metrics.watch_ledger(lambda: zero)
     metrics.exchange("openai", "m", "p", "200").requests.inc()
     metrics.attempt("p", "ok").inc()
     metrics.limited("rpm").inc()
