@@ -74,13 +74,14 @@ class Head:
         self.path = path.decode("latin-1")
         self.query = query.decode("latin-1")
         self.http_version = event.http_version
-        pairs = list(event.headers)
-        self.headers: dict[bytes, bytes] = dict(pairs)
+        pairs = event.headers.raw_items()  # a list at once; iterating over h11's type is slow
+        self.headers = {name.lower(): value for name, value in pairs}
         if len(self.headers) != len(pairs):
             self._refuse_conflicts(pairs)
 
     def _refuse_conflicts(self, pairs: list[tuple[bytes, bytes]]) -> None:
-        for name, value in pairs:
+        for raw_name, value in pairs:
+            name = raw_name.lower()
             if name in _SINGLE and self.headers[name] != value:
                 raise InvalidRequest(f"The header {name.decode()} was sent twice.")
 

@@ -304,7 +304,9 @@ class _Connection:
             raise AttemptFailed("reset", "broken while sending", contacted=True) from error
         response = await self._read_head()
         self.status = response.status_code
-        self.headers = headers = dict(response.headers)
+        self.headers = headers = {
+            name.lower(): value for name, value in response.headers.raw_items()
+        }
         # A body of known length is counted here, the others are framed by h11.
         length = headers.get(b"content-length")
         self._missing = None
