@@ -39,9 +39,6 @@ def main() -> None:
         code = error.exit_code
     except click.Abort:
         code = 130
-    except BrokenPipeError:  # the reader has seen enough
-        sys.stdout = None
-        code = 0
     sys.exit(code)
 
 
