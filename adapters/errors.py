@@ -7,7 +7,7 @@ never text to be parsed. What cannot happen is an assertion, not an error of thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 Fault = Literal["client", "upstream", "ours"]
@@ -17,8 +17,8 @@ class APIError(Exception):
     """A refusal or failure that the caller hears of.
 
     `param` names the request field at fault, `retry_after` is in seconds (None: no hint),
-    `should_retry` is sent as `x-should-retry` where it is not None, and `details` is added to
-    the error object as it is.
+    `should_retry` is sent as `x-should-retry` where it is not None, `details` is added to the
+    error object as it is, and `headers` to the answer.
     """
 
     status: ClassVar[int] = 500
@@ -33,8 +33,10 @@ class APIError(Exception):
         retry_after: float | None = None,
         should_retry: bool | None = None,
         details: Mapping[str, object] | None = None,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__(message)
+        self.headers = headers
         self.message = message
         self.param = param
         self.retry_after = retry_after

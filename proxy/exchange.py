@@ -181,6 +181,7 @@ async def _answer_error(connection: Connection, error: APIError, record: Record)
                     ("content-type", "application/json"),
                     *record.id_headers(),
                     *refusals.error_headers(error),
+                    *error.headers,
                 ],
                 refusals.error_body(error, record.id),
             )

@@ -227,12 +227,14 @@ def _rate_limited(error: RateLimited) -> errors.RateLimited:
             retry_after=_RETRY_AFTER_SECONDS_MAX,
             should_retry=False,
             details={"limit": limit.kind, "size": limit.limit},
+            headers=limit_headers(error.states),
         )
     return errors.RateLimited(
         f"Rate limit reached: {limit.limit} {unit[limit.kind]} ({limit.kind}). "
         f"Try again in {seconds} s.",
         retry_after=seconds,
         details={"limit": limit.kind, "size": limit.limit},
+        headers=limit_headers(error.states),
     )
 
 

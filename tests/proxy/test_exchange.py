@@ -289,6 +289,8 @@ async def test_limits_say_what_they_are_and_when_to_retry(
         assert limit.kind in str(refused.error["message"])
         assert str(limit.limit) in str(refused.error["message"])
         assert int(refused.headers["retry-after"]) >= 1
+        unit = "requests" if limit.kind == "rpm" else "tokens"
+        assert refused.headers[f"x-ratelimit-limit-{unit}"] == str(limit.limit)
         assert upstream.calls == 1
 
 
