@@ -1,10 +1,11 @@
 """Write the packaged price list, `farebox/prices/*.json`, from two public data sets.
 
-    python scripts/import_prices.py --litellm model_prices_and_context_window_backup.json
+    python scripts/import_prices.py [--litellm model_prices_and_context_window_backup.json]
 
 Prices come from the installed `genai-prices` (MIT). Output limits and capabilities, and the prices
 of Alibaba's own Qwen models, which genai-prices does not list, come from litellm's file (MIT; it
-is inside its wheel, which is too large to depend on). The rules:
+is inside its wheel, which is too large to depend on); without it, what the packaged list says of
+them is kept. The same sources and the same `--date` give the same bytes. The rules:
 
 - Exact or absent: a model that charges for something we cannot count is left out and named.
 - Where a price depends on the hour, the dearest hour is taken: prepaid credit must cover it.
@@ -19,7 +20,8 @@ import datetime as dt
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from decimal import ROUND_UP, Decimal
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from genai_prices import types as genai
 from genai_prices.data import providers as genai_providers
 
 from adapters.settings import PriceSettings, RatesAbove
-from farebox.prices import KnownModel, PriceFile
+from farebox.prices import KnownModel, PriceFile, price_file
 
 TARGET = Path(__file__).resolve().parents[1] / "farebox" / "prices"
 SIX_PLACES = Decimal("0.000001")
@@ -88,31 +90,67 @@ CAPABILITIES: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What genai-prices does not know of a model; 0 and empty: nobody knows."""
+
+    context_window: int = 0
+    max_output_tokens: int = 0
+    capabilities: tuple[str, ...] = ()
+
+
+FactsOf = Callable[[Iterable[str]], Facts]  # by any of a model's names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--litellm", type=Path, required=True, help="litellm's JSON file")
-    litellm = json.loads(parser.parse_args().litellm.read_text(), parse_float=Decimal)
-    today = dt.datetime.now(dt.UTC).date()
+    parser.add_argument("--litellm", type=Path, help="litellm's JSON file")
+    parser.add_argument(
+        "--date", type=dt.date.fromisoformat, default=dt.datetime.now(dt.UTC).date()
+    )
+    parser.add_argument("--target", type=Path, default=TARGET, help="the folder to write to")
+    options = parser.parse_args()
+    litellm = None
+    if options.litellm:
+        litellm = json.loads(options.litellm.read_text(), parse_float=Decimal)
     by_id = {provider.id: provider for provider in genai_providers}
     for preset, (provider_id, prefix) in SOURCES.items():
         provider = by_id[provider_id]
-        models = genai_models(preset, provider, today, prefix, litellm)
-        write(preset, (provider.pricing_urls or [""])[0], today, models)
-    write(
-        "qwen",
-        "https://www.alibabacloud.com/help/en/model-studio/model-pricing",
-        today,
-        qwen_models(litellm),
-    )
+        facts = kept_facts(preset) if litellm is None else litellm_facts(litellm, prefix)
+        models = genai_models(preset, provider, options.date, facts)
+        write(options.target, preset, (provider.pricing_urls or [""])[0], options.date, models)
+    qwen = listed(QWEN_PRESET) if litellm is None else qwen_models(litellm)
+    write(options.target, QWEN_PRESET, QWEN_SOURCE, options.date, qwen)
 
 
-def write(preset: str, source: str, today: dt.date, models: Iterable[KnownModel]) -> None:
+def listed(preset: str) -> tuple[KnownModel, ...]:
+    """The packaged list of a preset, as it is."""
+    file = price_file(preset)
+    return file.models if file else ()
+
+
+def kept_facts(preset: str) -> FactsOf:
+    """What the packaged list says."""
+    known = {model.id: model for model in listed(preset)}
+
+    def find(names: Iterable[str]) -> Facts:
+        model = next((known[name] for name in names if name in known), None)
+        if model is None:
+            return Facts()
+        return Facts(model.context_window, model.max_output_tokens, model.capabilities)
+
+    return find
+
+
+def write(
+    target: Path, preset: str, source: str, today: dt.date, models: Iterable[KnownModel]
+) -> None:
     """One file a preset, one line a model, so that a change of price is a change of line."""
     file = PriceFile(preset=preset, date=today.isoformat(), source=source)
     known = sorted(models, key=lambda model: model.id)
     lines = ",\n".join(f"  {msgspec.json.encode(model).decode()}" for model in known)
     head = msgspec.json.encode(file).decode().removesuffix("}")
-    (TARGET / f"{preset}.json").write_text(f'{head},"models":[\n{lines}\n]}}\n')
+    (target / f"{preset}.json").write_text(f'{head},"models":[\n{lines}\n]}}\n')
     say(f"{preset}: {len(known)} models")
 
 
@@ -127,8 +165,7 @@ def genai_models(
     preset: str,
     provider: genai.Provider,
     today: dt.date,
-    prefix: str,
-    litellm: Mapping[str, Mapping[str, object]],
+    facts_of: FactsOf,
 ) -> Iterator[KnownModel]:
     """Every model of `provider` that can be priced exactly."""
     for info in provider.models:
@@ -148,19 +185,16 @@ def genai_models(
         if Decimal(price.input or 0) == 0:
             continue
         model_id, aliases = names(preset, info)
-        limits = next(
-            (litellm[prefix + name] for name in (model_id, *aliases) if prefix + name in litellm),
-            {},
-        )
-        window = info.context_window or whole(limits.get("max_input_tokens"))
-        output = whole(limits.get("max_output_tokens")) if kind == "chat" else 0
+        facts = facts_of((model_id, *aliases))
+        window = info.context_window or facts.context_window
+        output = facts.max_output_tokens if kind == "chat" else 0
         yield KnownModel(
             id=model_id,
             aliases=aliases,
             kind=kind,
             context_window=window,
             max_output_tokens=min(output, window) if window else output,
-            capabilities=capabilities(limits),
+            capabilities=facts.capabilities,
             deprecated=bool(info.deprecated),
             note="the price of the dearest hour of the day" if hourly else "",
             price=price,
@@ -259,6 +293,25 @@ def equals(match: genai.MatchLogic) -> list[str]:
 
 # -- litellm --------------------------------------------------------------------------------------
 
+Rows = Mapping[str, Mapping[str, object]]
+
+
+def litellm_facts(litellm: Rows, prefix: str) -> FactsOf:
+    """What litellm's file says; its names begin with a provider's `prefix`."""
+
+    def find(names: Iterable[str]) -> Facts:
+        row = next((litellm[prefix + name] for name in names if prefix + name in litellm), {})
+        return Facts(
+            whole(row.get("max_input_tokens")),
+            whole(row.get("max_output_tokens")),
+            capabilities(row),
+        )
+
+    return find
+
+
+QWEN_PRESET = "qwen"
+QWEN_SOURCE = "https://www.alibabacloud.com/help/en/model-studio/model-pricing"
 QWEN = re.compile(r"dashscope/(qw(en|q)[\w.-]*)$")
 MODE_PRICED = {"qwen-plus", "qwen-turbo"}  # names of versions whose answers cost more when thinking
 QWEN_KEYS: Mapping[str, str] = {
@@ -270,7 +323,7 @@ QWEN_KEYS: Mapping[str, str] = {
 MILLION = 1_000_000
 
 
-def qwen_models(litellm: Mapping[str, Mapping[str, object]]) -> Iterator[KnownModel]:
+def qwen_models(litellm: Rows) -> Iterator[KnownModel]:
     """Alibaba's own models. Those whose *answer* costs more when they think are left out: what an
     answer costs cannot then be told from its token counts.
     """

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,6 +23,7 @@ from farebox.presets import PRESETS
 from farebox.prices import KnownModel, PriceFile, known_models, price_file
 from ledger.money import NANO_PER_USD, Price, cost_and_charge
 
+ROOT = Path(__file__).resolve().parents[2]
 ORACLE: Mapping[str, str] = {
     "openai": "openai",
     "anthropic": "anthropic",
@@ -188,3 +192,16 @@ def test_an_alias_finds_its_model_and_an_id_goes_before_it() -> None:
 def test_a_preset_without_public_prices_knows_no_model() -> None:
     assert price_file("ollama") is None
     assert known_models("vllm") == {}
+
+
+def test_the_list_is_what_its_script_writes(tmp_path: Path) -> None:
+    """Byte for byte, from the pinned genai-prices: nobody edits a price by hand."""
+    (date,) = {listed(preset).date for preset in PRICED}
+    subprocess.run(
+        [sys.executable, ROOT / "scripts/import_prices.py", "--date", date, "--target", tmp_path],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    packaged = {path.name: path.read_bytes() for path in (ROOT / "farebox/prices").glob("*.json")}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == packaged
