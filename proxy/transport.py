@@ -9,6 +9,7 @@ Every receive waits, which is where tasks take turns and are cancelled.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from typing import Protocol
@@ -81,10 +82,9 @@ class SocketTransport:
             return 0
 
     def send_eof(self) -> None:
-        try:
+        # A peer that is gone already is what the next receive will tell.
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.close()  # the peer is gone already
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
