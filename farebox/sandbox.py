@@ -21,6 +21,7 @@ import trio
 from adapters import sandbox
 from adapters.errors import APIError
 from proxy.connection import ClientGone, Connection
+from proxy.deadlines import Deadlines
 from proxy.listener import Listener, bind
 from proxy.settings import ServerSettings
 from proxy.transport import Transport
@@ -55,19 +56,19 @@ class _Named(msgspec.Struct):
     model: str = "?"
 
 
-async def serve_transport(calls: Calls, transport: Transport) -> None:
+async def serve_transport(calls: Calls, deadlines: Deadlines, transport: Transport) -> None:
     """Serve one connection until its client leaves or the script cuts it."""
-    connection = Connection(transport, _SETTINGS)
-    with trio.CancelScope() as scope:
+    with deadlines.new() as deadline:
+        connection = Connection(transport, _SETTINGS, deadline)
         try:
-            while connection.reusable and await _serve_request(calls, connection, scope):
+            while connection.reusable and await _serve_request(calls, connection):
                 pass
         except (ClientGone, APIError):
             return  # a client that left, or whose bytes are not HTTP
 
 
-async def _serve_request(calls: Calls, connection: Connection, scope: trio.CancelScope) -> bool:
-    head = await connection.read_head(scope)
+async def _serve_request(calls: Calls, connection: Connection) -> bool:
+    head = await connection.read_head()
     if head is None:
         return False
     body = await connection.read_body(_BODY_BYTES_MAX)
@@ -127,8 +128,12 @@ async def upstream() -> AsyncIterator[str]:
 
 async def serve(listening: socket.socket) -> None:
     """Serve until cancelled."""
-    handler = partial(serve_transport, Calls())
-    await Listener(listening, handler, max_connections=20_000).run()
+    deadlines = Deadlines()
+    handler = partial(serve_transport, Calls(), deadlines)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deadlines.run)
+        await Listener(listening, handler, max_connections=20_000).run()
+        nursery.cancel_scope.cancel()
 
 
 async def _until_parent_ends(listening: socket.socket) -> None:

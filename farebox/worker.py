@@ -202,7 +202,13 @@ class Worker:
             await services.start(self._server.run)
             services.start_soon(self._keep_fresh)
             services.start_soon(self._keep_partitions)
-            for service in (gateway.watch, gateway.upstreams, gateway.load, gateway.log):
+            for service in (
+                gateway.watch,
+                gateway.deadlines,
+                gateway.upstreams,
+                gateway.load,
+                gateway.log,
+            ):
                 services.start_soon(service.run)
             # What lives for the whole process is not worth scanning at every collection.
             gc.collect()

@@ -5,8 +5,7 @@ are checked once, which halves the cost of a small answer. An `h11.Connection` s
 and is replaced by the next, fed with what h11 calls trailing data: that way nothing but h11's
 public interface is used although h11 never sees our responses (decision record 0002).
 
-A connection is in one of these stages. Its exchange's cancel scope carries one deadline, which is
-moved as the stage changes:
+A connection is in one of these stages, and moves its deadline as the stage changes:
 
 WAITING   between requests: `keep_alive_seconds`, then closed silently
 HEAD      part of a head has arrived: `head_seconds` for all of it, then 408
@@ -33,6 +32,7 @@ from adapters.errors import (
     RequestTooLarge,
     UnsupportedEncoding,
 )
+from proxy.deadlines import Deadline
 from proxy.settings import ServerSettings
 from proxy.transport import Transport
 
@@ -97,9 +97,10 @@ class Connection:
     `body_bytes` is the declared length of the request's body, None where it is chunked.
     """
 
-    def __init__(self, transport: Transport, settings: ServerSettings) -> None:
+    def __init__(self, transport: Transport, settings: ServerSettings, deadline: Deadline) -> None:
         self.transport = transport
         self.settings = settings
+        self.deadline = deadline
         self.stage = Stage.WAITING
         self.reusable = True
         self.response_started = False
@@ -110,26 +111,23 @@ class Connection:
         self._continue_awaited = False
         self._chunked = True
         self._head_only = False
-        self._scope = trio.CancelScope()
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def read_head(self, scope: trio.CancelScope) -> Head | None:
+    async def read_head(self) -> Head | None:
         """The next request's head, or None where the peer closed between requests.
 
-        `scope` is the exchange's; from here on this connection moves its deadline. Raises
-        RequestError for a head that is malformed, too large or contradictory.
+        Raises RequestError for a head that is malformed, too large or contradictory.
         """
         self.stage = Stage.WAITING
         self.response_started = False
         self._body_pending = False
-        self._scope = scope
         self._h11 = h11.Connection(
             h11.SERVER, max_incomplete_event_size=self.settings.max_head_bytes
         )
         data, self._leftover = self._leftover, b""
         if not data:
-            scope.deadline = trio.current_time() + self.settings.keep_alive_seconds
+            self.deadline.after(self.settings.keep_alive_seconds)
             data = await self._receive()
             if not data:
                 return None
@@ -141,7 +139,7 @@ class Connection:
                 break
             if self.stage is Stage.WAITING:
                 self.stage = Stage.HEAD
-                scope.deadline = trio.current_time() + self.settings.head_seconds
+                self.deadline.after(self.settings.head_seconds)
             data = await self._receive()
             if not data:
                 raise ClientGone
@@ -153,7 +151,7 @@ class Connection:
 
     def _begin_serving(self) -> None:
         self.stage = Stage.SERVING
-        self._scope.deadline = trio.current_time() + self.settings.max_request_seconds
+        self.deadline.after(self.settings.max_request_seconds)
 
     def _accept(self, event: h11.Request) -> Head:
         self._body_pending = True
@@ -227,7 +225,7 @@ class Connection:
 
     async def _receive_body(self) -> bytes:
         self.stage = Stage.BODY
-        self._scope.deadline = trio.current_time() + self.settings.body_seconds
+        self.deadline.after(self.settings.body_seconds)
         return await self._receive()
 
     async def skip_body(self) -> None:

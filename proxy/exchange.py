@@ -54,30 +54,29 @@ async def serve_connection(gateway: Gateway, transport: Transport) -> None:
     They share one cancel scope: a scope of its own for each costs more than parsing its head, and
     whatever cancels an exchange (a deadline, the client leaving) ends its connection as well.
     """
-    connection = Connection(transport, gateway.settings)
-    record = Record()
-    with trio.CancelScope() as scope:
-        gateway.watch.add(transport, scope)
+    with gateway.deadlines.new() as deadline:
+        connection = Connection(transport, gateway.settings, deadline)
+        record = Record()
+        gateway.watch.add(transport, deadline.scope)
         try:
-            while await run(gateway, connection, record, scope):
+            while await run(gateway, connection, record):
                 record = Record()
         finally:
             gateway.watch.remove(transport)
-    if scope.cancelled_caught and connection.stage is not Stage.WAITING:
-        if trio.current_time() < scope.deadline:
-            record.status = CLIENT_CLOSED  # the watch saw the client leave
-            _finish(gateway, record, None)
-        else:
-            await _conclude(gateway, connection, record, _too_late(connection))
+    if not deadline.scope.cancelled_caught or connection.stage is Stage.WAITING:
+        return
+    if deadline.expired:
+        await _conclude(gateway, connection, record, _too_late(connection))
+    else:
+        record.status = CLIENT_CLOSED  # the watch saw the client leave
+        _finish(gateway, record, None)
 
 
-async def run(
-    gateway: Gateway, connection: Connection, record: Record, scope: trio.CancelScope
-) -> bool:
+async def run(gateway: Gateway, connection: Connection, record: Record) -> bool:
     """One exchange. False where the connection has to be closed after it."""
     error: APIError | None = None
     try:
-        head = await _next_head(gateway, connection, scope)
+        head = await _next_head(gateway, connection)
         if head is None:
             return False
         record.start()
@@ -121,14 +120,12 @@ async def serve_exchange(
             await relay.deliver(gateway, connection, hold, record, headers)
 
 
-async def _next_head(
-    gateway: Gateway, connection: Connection, scope: trio.CancelScope
-) -> Head | None:
-    gateway.idle.add(scope)
+async def _next_head(gateway: Gateway, connection: Connection) -> Head | None:
+    gateway.idle.add(connection.deadline.scope)
     try:
-        head = await connection.read_head(scope)
+        head = await connection.read_head()
     finally:
-        gateway.idle.discard(scope)
+        gateway.idle.discard(connection.deadline.scope)
     if gateway.draining:
         connection.reusable = False  # the answer says so
     return head

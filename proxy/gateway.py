@@ -14,6 +14,7 @@ import trio
 from ledger.client import Ledger
 from proxy.admit import Load
 from proxy.authenticate import Keyring
+from proxy.deadlines import Deadlines
 from proxy.metrics import Metrics
 from proxy.record import Log
 from proxy.route import Snapshot
@@ -40,6 +41,7 @@ class Gateway:
     metrics: Metrics
     log: Log
     load: Load
+    deadlines: Deadlines = field(default_factory=Deadlines)
     wall: Callable[[], float] = wall_seconds
     draining: bool = False
     idle: set[trio.CancelScope] = field(default_factory=set)

@@ -12,6 +12,7 @@ from adapters.codec import Headers, UpstreamFailure
 from adapters.errors import APIError, UpstreamTimeout, UpstreamUnavailable
 from ledger.money import format_usd
 from proxy.connection import Connection
+from proxy.deadlines import NEVER, Deadline
 from proxy.fallback import PlainAnswer, StreamAnswer
 from proxy.gateway import Gateway
 from proxy.record import Record
@@ -40,7 +41,7 @@ async def deliver(
         case StreamAnswer() as answer:
             gateway.metrics.open_streams.inc()
             try:
-                await _stream(answer, connection, hold, record, headers)
+                await _stream(gateway, answer, connection, hold, record, headers)
             finally:
                 gateway.metrics.open_streams.dec()
         case None:
@@ -65,6 +66,7 @@ async def _plain(
 
 
 async def _stream(
+    gateway: Gateway,
     answer: StreamAnswer,
     connection: Connection,
     hold: Hold,
@@ -79,7 +81,10 @@ async def _stream(
     relay = answer.relay
     record.first_byte = trio.current_time()
     await connection.start_stream(200, _STREAM_HEADERS + headers, answer.first)
-    failure = await _pass_on(answer, connection, record) or relay.failure
+    with gateway.deadlines.new() as idle:
+        failure = await _pass_on(answer, connection, record, idle) or relay.failure
+    if idle.scope.cancelled_caught:
+        failure = UpstreamFailure("timeout", "the upstream stopped sending")
     if failure is None:
         hold.settle()
         await connection.end_stream(relay.terminal)
@@ -92,29 +97,26 @@ async def _stream(
 
 
 async def _pass_on(
-    answer: StreamAnswer, connection: Connection, record: Record
+    answer: StreamAnswer, connection: Connection, record: Record, idle: Deadline
 ) -> UpstreamFailure | None:
     """Relay until the upstream has ended; why it ended early, as far as its bytes do not tell."""
     relay, response = answer.relay, answer.response
     idle_seconds = answer.candidate.upstream.provider.idle_seconds
     now = trio.current_time()
-    with trio.CancelScope() as scope:
-        while not relay.ended:
-            scope.deadline = now + idle_seconds
-            try:
-                data = await response.receive()
-            except AttemptFailed as failed:
-                return UpstreamFailure("truncated", str(failed))
-            received = trio.current_time()
-            record.upstream_seconds += received - now
-            out = relay.feed(data) if data else relay.close()
-            if out:
-                scope.deadline = float("inf")  # how slowly a client reads is not its doing
-                await connection.send_chunk(out)
-            now = trio.current_time()
-            record.client_seconds += now - received
-    if scope.cancelled_caught:
-        return UpstreamFailure("timeout", f"no byte for {idle_seconds} s")
+    while not relay.ended:
+        idle.at = now + idle_seconds
+        try:
+            data = await response.receive()
+        except AttemptFailed as failed:
+            return UpstreamFailure("truncated", str(failed))
+        received = trio.current_time()
+        record.upstream_seconds += received - now
+        out = relay.feed(data) if data else relay.close()
+        idle.at = NEVER  # how slowly the client reads is not the upstream's doing
+        if out:
+            await connection.send_chunk(out)
+        now = trio.current_time()
+        record.client_seconds += now - received
     return None
 
 

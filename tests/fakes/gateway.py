@@ -274,5 +274,6 @@ async def running(
         )
         await nursery.start(server.run)
         nursery.start_soon(gateway.log.run)
+        nursery.start_soon(gateway.deadlines.run)
         yield World(gateway, store, server, network, nursery, lines)
         nursery.cancel_scope.cancel()

@@ -14,6 +14,7 @@ from adapters.errors import (
     UnsupportedEncoding,
 )
 from proxy.connection import ClientGone, Connection, Head, Stage, render_head
+from proxy.deadlines import Deadline, Deadlines
 from proxy.settings import ServerSettings
 from tests.fakes.network import MemoryTransport, connected_pair
 
@@ -21,20 +22,32 @@ POST = b"POST /v1/chat/completions?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: 
 
 
 def opened(**settings: int) -> tuple[MemoryTransport, Connection]:
+    """A client's end of a connection, and the connection; nobody watches its deadline yet."""
     client, server = connected_pair()
-    return client, Connection(server, ServerSettings(**settings))  # type: ignore[arg-type] # ints
+    deadline = Deadlines().new()
+    return client, Connection(server, ServerSettings(**settings), deadline)  # type: ignore[arg-type] # ints
 
 
-async def read(connection: Connection) -> tuple[Head | None, trio.CancelScope]:
-    with trio.CancelScope() as scope:
-        return await connection.read_head(scope), scope
-    return None, scope
+async def read(connection: Connection) -> Head | None:
+    return await connection.read_head()
+
+
+async def expiring(connection: Connection) -> Deadline:
+    """Read a head and a body under the connection's deadline, which passes."""
+    deadlines = Deadlines()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deadlines.run)
+        with deadlines.new() as connection.deadline:
+            await connection.read_head()
+            await connection.read_body(100)
+        nursery.cancel_scope.cancel()
+    return connection.deadline
 
 
 async def test_a_request_is_split_into_its_parts() -> None:
     client, connection = opened()
     await client.send(POST)
-    head, _ = await read(connection)
+    head = await read(connection)
     assert head is not None
     assert (head.method, head.path, head.query) == ("POST", "/v1/chat/completions", "key=k")
     assert connection.body_bytes == 4
@@ -51,7 +64,7 @@ async def test_bytes_may_come_one_at_a_time(autojump_clock: MockClock) -> None:
                 await client.send(bytes([byte]))
 
         nursery.start_soon(trickle)
-        head, _ = await read(connection)
+        head = await read(connection)
         assert head is not None
         assert await connection.read_body(100) == b"body"
 
@@ -61,7 +74,7 @@ async def test_two_requests_in_one_packet_are_two_requests() -> None:
     await client.send(POST + POST.replace(b"body", b"more"))
     bodies = []
     for _ in range(2):
-        head, _ = await read(connection)
+        head = await read(connection)
         assert head is not None
         bodies.append(await connection.read_body(100))
         await connection.respond(200, [], b"{}")
@@ -161,7 +174,7 @@ async def test_a_body_over_its_limit_is_refused() -> None:
         b"body", b"4\r\nbody\r\n" * 10
     )
     await client.send(chunked)
-    head, _ = await read(connection)
+    head = await read(connection)
     assert head is not None
     assert connection.body_bytes is None
     with pytest.raises(RequestTooLarge):
@@ -181,7 +194,7 @@ async def test_a_body_that_ends_early_is_refused() -> None:
 async def test_a_closed_connection_is_no_request() -> None:
     client, connection = opened()
     client.close()
-    head, _ = await read(connection)
+    head = await read(connection)
     assert head is None
 
 
@@ -203,9 +216,7 @@ async def test_heads_have_a_deadline(
     client, connection = opened()
     await client.send(sent)
     started = trio.current_time()
-    head, scope = await read(connection)
-    assert head is None
-    assert scope.cancelled_caught
+    assert (await expiring(connection)).expired
     assert connection.stage is stage
     assert trio.current_time() - started == pytest.approx(seconds)
 
@@ -222,10 +233,7 @@ async def test_bodies_have_a_deadline_between_bytes(autojump_clock: MockClock) -
                 await client.send(bytes([byte]))
 
         nursery.start_soon(drip)
-        with trio.CancelScope() as scope:
-            await connection.read_head(scope)
-            await connection.read_body(100)
-    assert scope.cancelled_caught
+        assert (await expiring(connection)).expired
     assert connection.stage is Stage.BODY
     assert trio.current_time() - started == pytest.approx(3 * 29 + 30)
 
