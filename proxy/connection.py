@@ -155,18 +155,22 @@ class Connection:
 
     def _accept(self, event: h11.Request) -> Head:
         self._body_pending = True
+        self.body_bytes = 0
+        self._head_only = event.method == b"HEAD"
+        self._chunked = event.http_version >= b"1.1"
+        # Until it is certain where this request ends, nothing may be taken for the next one.
+        self.reusable = False
         head = Head(event)
         headers = head.headers
-        self._head_only = head.method == "HEAD"
-        self._chunked = head.http_version >= b"1.1"
+        chunked = b"transfer-encoding" in headers
+        if chunked and b"content-length" in headers:
+            raise InvalidRequest("Send either Content-Length or Transfer-Encoding, not both.")
+        if chunked and not self._chunked:
+            raise InvalidRequest("Transfer-Encoding is no part of HTTP/1.0: send Content-Length.")
+        self._continue_awaited = self._h11.they_are_waiting_for_100_continue
+        self.body_bytes = None if chunked else int(headers.get(b"content-length", 0))
         wish = headers.get(b"connection", b"").lower()
         self.reusable = b"close" not in wish and (self._chunked or b"keep-alive" in wish)
-        if b"transfer-encoding" in headers and b"content-length" in headers:
-            self.reusable = False
-            raise InvalidRequest("Send either Content-Length or Transfer-Encoding, not both.")
-        self._continue_awaited = self._h11.they_are_waiting_for_100_continue
-        chunked = b"transfer-encoding" in headers
-        self.body_bytes = None if chunked else int(headers.get(b"content-length", 0))
         encoding = headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
             raise UnsupportedEncoding(

@@ -168,6 +168,24 @@ async def test_bad_heads_are_refused(name: str) -> None:
         await read(connection)
 
 
+AMBIGUOUS = {
+    "a header twice": b"Host: x\r\nAuthorization: a\r\nAuthorization: b\r\nContent-Length: 4",
+    "length and chunked": b"Host: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked",
+    "chunked in HTTP/1.0": b"Connection: keep-alive\r\nTransfer-Encoding: chunked",
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+async def test_what_follows_an_ambiguous_head_is_never_taken_for_a_request(name: str) -> None:
+    client, connection = opened()
+    version = b"1.0" if "1.0" in name else b"1.1"
+    await client.send(b"POST /x HTTP/" + version + b"\r\n" + AMBIGUOUS[name] + b"\r\n\r\n" + POST)
+    with pytest.raises(InvalidRequest):
+        await read(connection)
+    await connection.skip_body()
+    assert not connection.reusable
+
+
 async def test_a_body_over_its_limit_is_refused() -> None:
     client, connection = opened()
     chunked = POST.replace(b"Content-Length: 4", b"Transfer-Encoding: chunked").replace(
