@@ -7,6 +7,7 @@ tpm and concurrency are decided by the ledger in one call.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -32,6 +33,8 @@ from proxy.record import Record
 from proxy.route import Candidate, Route
 
 _RETRY_AFTER_SECONDS_MAX = 60
+_ECHOED_CHARACTERS_MAX = 512
+_ECHOED = re.compile(r"[!-~]([ -~]*[!-~])?")  # what any client reads in a header as it was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ class Hold:
         headers = [("x-farebox-model", self._route.model.id)]
         if self._route.reason:
             headers.append(("x-farebox-route", self._route.reason))
-        if conversation_id:
+        if len(conversation_id) <= _ECHOED_CHARACTERS_MAX and _ECHOED.fullmatch(conversation_id):
             headers.append(("x-farebox-conversation-id", conversation_id))
         return headers + limit_headers(self.reservation.limits)
 

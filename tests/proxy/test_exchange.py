@@ -104,6 +104,22 @@ async def test_usage_reaches_only_clients_that_asked(asked: bool) -> None:
         assert all(e["model"] == "gpt" for e in events_of(answer.body) if isinstance(e, dict))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["c 1", "a\nb", "a\r\nset-cookie: b", "名", "x" * 513, "a\x00b"])
+async def test_a_conversation_s_id_is_echoed_where_it_fits_a_header(
+    name: str, streaming: bool
+) -> None:
+    script = provider.stream("Hello") if streaming else provider.completion()
+    async with running({"p": ScriptedProvider(script)}) as world:
+        named = ASK | {"stream": streaming, "metadata": {"conversation_id": name}}
+        answer = await world.connect().call(CHAT, named)
+        assert answer.status == 200
+        assert "set-cookie" not in answer.headers
+        echoed = answer.headers.get("x-farebox-conversation-id")
+        assert echoed == (name if name == "c 1" else None)
+        await world.assert_books_are_clean()
+
+
 async def test_one_connection_carries_many_requests() -> None:
     upstream = ScriptedProvider(provider.completion(), provider.stream("a"), provider.completion())
     async with running({"p": upstream}) as world:
