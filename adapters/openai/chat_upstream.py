@@ -18,6 +18,7 @@ from adapters.openai.chat_relay import ChatPlainRelay, ChatStreamRelay
 from adapters.openai.failure import read_failure
 
 _CAPS = ("max_completion_tokens", "max_tokens")
+_NULL = b"null"
 _TRUE = msgspec.Raw(b"true")
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _encode = msgspec.json.encode
@@ -33,10 +34,8 @@ class ChatUpstream:
     ) -> bytes:
         fields = dict(request.fields)
         fields["model"] = msgspec.Raw(_encode(model))
-        if request.output_cap is None and output_cap is not None:
-            for name in _CAPS:
-                fields.pop(name, None)  # a null, which would overrule ours
-            fields[provider.output_cap_field] = msgspec.Raw(b"%d" % output_cap)
+        if output_cap is not None:
+            _write_cap(fields, provider.output_cap_field, output_cap)
         if request.stream:
             fields["stream_options"] = _with_usage(fields.get("stream_options"))
         if "metadata" in fields and not flag_of(fields, "store"):
@@ -53,6 +52,22 @@ class ChatUpstream:
 
     def plain(self, request: Request, body: bytes) -> ChatPlainRelay:
         return ChatPlainRelay(request.model, body, request.pieces)
+
+
+def _write_cap(fields: dict[str, msgspec.Raw], known: str, cap: int) -> None:
+    """Allow `cap` tokens under a name that the provider obeys.
+
+    The client's name stays, save where the provider knows only `max_tokens`: it would ignore the
+    newer one and go on without a limit. A null would overrule the other name.
+    """
+    names = [name for name in _CAPS if bytes(fields.get(name, _NULL)) != _NULL]
+    if not names or (known == "max_tokens" and known not in names):
+        names = [known]
+    for name in _CAPS:
+        if name in names:
+            fields[name] = msgspec.Raw(b"%d" % cap)
+        else:
+            fields.pop(name, None)
 
 
 def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:

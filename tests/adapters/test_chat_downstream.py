@@ -225,6 +225,21 @@ def test_the_clients_cap_stays_as_it_is() -> None:
     assert "max_completion_tokens" not in encoded
 
 
+@pytest.mark.parametrize("null", [{}, {"max_tokens": None}])
+def test_a_provider_of_the_older_name_gets_the_cap_under_it(null: Json) -> None:
+    encoded = encode(decode(max_completion_tokens=5, **null), 5)
+    assert encoded["max_tokens"] == 5
+    assert "max_completion_tokens" not in encoded
+
+
+@pytest.mark.parametrize("provider", [PROVIDER, MODERN])
+def test_what_is_allowed_is_what_is_reserved(provider: Provider) -> None:
+    """A cap above the model's own is reserved as the model's."""
+    assert encode(decode(max_tokens=100), 9, provider)["max_tokens"] == 9
+    both = encode(decode(max_tokens=100, max_completion_tokens=100), 9, provider)
+    assert (both["max_tokens"], both["max_completion_tokens"]) == (9, 9)
+
+
 def test_streams_always_ask_for_usage() -> None:
     assert encode(decode(stream=True))["stream_options"] == {"include_usage": True}
     options = {"include_usage": False, "include_obfuscation": False}
