@@ -87,6 +87,16 @@ def _refuse_duplicates(body: bytes, fields: Fields) -> None:
         at = after.end()
 
 
+def refuse_other_spellings(fields: Fields, names: frozenset[str]) -> None:
+    """Refuse members that a parser without regard to case would read as one of `names`.
+
+    Go's is one: `N` would be a second `n` to a provider written in it, and not to us.
+    """
+    for key in fields:
+        if key not in names and key.casefold() in names:
+            raise InvalidRequest(f"Write {key!r} as {key.casefold()!r}.", param=key)
+
+
 def text_of(fields: Fields, name: str) -> str | None:
     """A member that must be a string; None where it is absent or null."""
     raw = fields.get(name)

@@ -18,6 +18,7 @@ from adapters.openai.body import (
     count_of,
     flag_of,
     read_fields,
+    refuse_other_spellings,
     require_items,
     text_of,
 )
@@ -28,6 +29,11 @@ TOKENS_MAX = 2**31 - 1
 
 _WEB_SEARCH = MappingProxyType({"web_search": 1})  # a search model searches once an answer
 _CAPS = ("max_completion_tokens", "max_tokens")
+# Whatever decides which model answers, how much, and at which price.
+_PRICED = frozenset(
+    {"model", "messages", "n", *_CAPS, "stream", "stream_options", "service_tier", "tools"}
+    | {"functions", "prediction", "audio", "modalities", "web_search_options"}
+)
 
 
 class _StreamOptions(msgspec.Struct):
@@ -50,6 +56,7 @@ class ChatDownstream(OpenAIRefusals):
 
     def decode(self, body: bytes) -> Request:
         fields = read_fields(body)
+        refuse_other_spellings(fields, _PRICED)
         model = text_of(fields, "model")
         if not model:
             raise InvalidRequest("model is required.", param="model")

@@ -12,13 +12,14 @@ from adapters.codec import Counted, Request, StreamRelay, UpstreamFailure
 from adapters.errors import InvalidRequest, UpstreamProtocolViolation
 from adapters.estimate import counted_tokens
 from adapters.openai import wire
-from adapters.openai.body import read_fields, text_of
+from adapters.openai.body import read_fields, refuse_other_spellings, text_of
 from adapters.openai.chat_relay import with_model
 from adapters.openai.failure import read_error_object, read_failure
 from adapters.openai.refusal import OpenAIRefusals
 
 _decode_input = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
 _encode = msgspec.json.encode
+_PRICED = frozenset({"model", "input"})
 
 
 class EmbeddingsDownstream(OpenAIRefusals):
@@ -26,6 +27,7 @@ class EmbeddingsDownstream(OpenAIRefusals):
 
     def decode(self, body: bytes) -> Request:
         fields = read_fields(body)
+        refuse_other_spellings(fields, _PRICED)
         model = text_of(fields, "model")
         if not model:
             raise InvalidRequest("model is required.", param="model")

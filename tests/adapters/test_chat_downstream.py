@@ -139,6 +139,13 @@ def test_equal_keys_are_found_however_they_are_written(
 # -- what is read ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("key", ["Model", "N", "MAX_TOKENS", "me\u017f\u017fages", "Service_Tier"])
+def test_keys_that_some_parsers_take_for_others_are_refused(key: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        decode(**{key: 128})
+    assert refused.value.param == key
+
+
 def test_the_defaults() -> None:
     request = decode(max_tokens=None, n=None, stream=None, stream_options=None, metadata=None)
     assert (request.model, request.kind, request.stream) == ("m", "chat", False)
