@@ -164,7 +164,7 @@ class Upstreams:
 
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
-        self._pools: dict[tuple[str, str, int], _Pool] = {}
+        self._pools: dict[tuple[str, str, int, tuple[str, ...]], _Pool] = {}
 
     async def post(
         self, provider: Provider, path: str, body: bytes, *, stream: bool
@@ -232,7 +232,8 @@ class Upstreams:
             pool.sweep(everything=True)
 
     def _pool(self, provider: Provider) -> _Pool:
-        key = (provider.name, provider.base_url, provider.max_connections)
+        # Whatever a pool is made of: a reload that changes any of it begins a pool of its own.
+        key = (provider.name, provider.base_url, provider.max_connections, provider.api_keys)
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = _Pool(self._dialer, provider)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -223,6 +224,16 @@ async def test_cancelling_a_call_frees_its_place(
             await call(upstreams, single)
         assert scope.cancelled_caught
     nursery.cancel_scope.cancel()
+
+
+async def test_a_key_changed_by_a_reload_is_used_at_once(nursery: trio.Nursery) -> None:
+    host = Host(PLAIN, PLAIN)
+    upstreams, _ = reach(nursery, host)
+    await call(upstreams)
+    await call(upstreams, dataclasses.replace(PROVIDER, api_keys=("k2",)))
+    before, after = host.requests
+    assert b"authorization: Bearer k1\r\n" in before
+    assert b"authorization: Bearer k2\r\n" in after
 
 
 async def test_a_refused_key_rests(nursery: trio.Nursery) -> None:
