@@ -141,7 +141,10 @@ def _kind(status: int, error: _Error | None, message: str) -> FailureKind:
     for word in (error.code, error.type) if error is not None else ():
         if isinstance(word, str) and word in _KIND_BY_CODE:
             return _KIND_BY_CODE[word]
-    kind = _KIND_BY_STATUS.get(status) or ("bad_request" if status < 500 else "server_error")
+    kind = _KIND_BY_STATUS.get(status) or (
+        # A redirect, or a success that is none, says nothing of the request.
+        "bad_request" if 400 <= status < 500 else "server_error"
+    )
     if kind == "bad_request" and _CONTEXT_WORDS.search(message):
         return "context_length"
     return kind

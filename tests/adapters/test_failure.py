@@ -113,6 +113,13 @@ def test_messages_have_a_bounded_length() -> None:
     assert len(scrub("word " * 1000)) == MESSAGE_CHARACTERS_MAX
 
 
+@pytest.mark.parametrize("status", [201, 204, 301, 307, 308])
+def test_a_redirect_is_not_the_client_s_fault(status: int) -> None:
+    failure = read(status, "Moved to https://api.example/v2")
+    assert failure.retryable
+    assert failure.client_error() is None
+
+
 @given(st.integers(300, 599), st.binary(max_size=60))
 def test_nothing_raises(status: int, body: bytes) -> None:
     read_failure(status, {b"retry-after": body}, body)
