@@ -200,14 +200,17 @@ class Upstreams:
         the request is sent once more over a new one. Raises AttemptFailed.
         """
         head = pool.request_head(provider, api_key, path, len(body), stream=stream)
+        stale = False
         while True:
-            connection = pool.take_idle() or await _connected(pool, provider)
+            connection = None if stale else pool.take_idle()
+            connection = connection or await _connected(pool, provider, unused=stale)
             try:
                 with trio.move_on_after(provider.first_byte_seconds):
                     await connection.exchange(head, body)
                     return UpstreamResponse(connection, pool)
             except _StaleConnection:
                 pool.discard(connection)
+                stale = True
                 continue
             except BaseException:
                 pool.discard(connection)
@@ -240,10 +243,10 @@ class Upstreams:
         return pool
 
 
-async def _connected(pool: _Pool, provider: Provider) -> _Connection:
+async def _connected(pool: _Pool, provider: Provider, *, unused: bool) -> _Connection:
     """A connection for one request, within the provider's time for it."""
     with trio.move_on_after(provider.connect_seconds):
-        return await pool.take()
+        return await pool.take(unused=unused)
     raise AttemptFailed(
         "connect_timeout", f"no connection within {provider.connect_seconds} s", contacted=False
     )
@@ -372,7 +375,8 @@ class _Connection:
             elif event is h11.NEED_DATA:
                 return b"".join(parts), False
             else:
-                self.reusable = self._h11.their_state is h11.DONE and self._keeps_alive
+                done = self._h11.their_state is h11.DONE and not self._h11.trailing_data[0]
+                self.reusable = done and self._keeps_alive
                 return b"".join(parts), True
 
     def _next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
@@ -423,12 +427,17 @@ class _Pool:
             self.discard(connection)
         return None
 
-    async def take(self) -> _Connection:
-        """An idle connection, or a new one; waits where the limit is reached."""
+    async def take(self, *, unused: bool = False) -> _Connection:
+        """An idle connection, or a new one; waits where the limit is reached.
+
+        `unused`: only a new one, which an idle one makes room for.
+        """
         while True:
-            connection = self.take_idle()
+            connection = None if unused else self.take_idle()
             if connection is not None:
                 return connection
+            if unused and self._idle and self._open >= self._limit:
+                self.discard(self._idle.popleft())
             if self._open < self._limit:
                 return await self._connect()
             await self._waiting.park()

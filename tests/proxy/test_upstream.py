@@ -100,9 +100,11 @@ async def test_a_connection_that_said_close_is_not(nursery: trio.Nursery) -> Non
     assert len(dialer.dialled) == 2
 
 
-async def test_a_connection_that_said_too_much_is_not(nursery: trio.Nursery) -> None:
-    upstreams, dialer = reach(nursery, Host(PLAIN + b"more", PLAIN))
-    assert [await call(upstreams) for _ in range(2)] == [b"ok", b"ok"]
+@pytest.mark.parametrize("answer", [PLAIN, CHUNKED + b"0\r\n\r\n"])
+async def test_a_connection_that_said_too_much_is_not(answer: bytes, nursery: trio.Nursery) -> None:
+    upstreams, dialer = reach(nursery, Host(answer + PLAIN[:20], PLAIN))
+    await call(upstreams)
+    assert await call(upstreams) == b"ok"
     assert len(dialer.dialled) == 2
 
 
@@ -115,6 +117,23 @@ async def test_an_idle_connection_that_was_closed_is_replaced(nursery: trio.Nurs
     assert failed.value.reason == "reset"
     # The reused connection was closed unanswered, so a new one was tried, which failed for good.
     assert len(dialer.dialled) == 2
+
+
+@pytest.mark.parametrize("limit", [3, 512])
+async def test_a_request_that_fells_its_server_is_sent_twice_at_most(
+    limit: int, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    host = Host(0.1, PLAIN, 0.1, PLAIN, 0.1, PLAIN, None, None, PLAIN)
+    upstreams, dialer = reach(nursery, host)
+    provider = dataclasses.replace(PROVIDER, max_connections=limit)
+    async with trio.open_nursery() as three:
+        for _ in range(3):
+            three.start_soon(call, upstreams, provider)
+    assert len(dialer.dialled) == 3
+    with pytest.raises(AttemptFailed):
+        await call(upstreams, provider)
+    assert len(host.requests) == 3 + 2
+    assert await call(upstreams, provider) == b"ok"
 
 
 async def test_an_answer_that_is_given_up_costs_its_connection(nursery: trio.Nursery) -> None:
