@@ -7,6 +7,7 @@ to do, with exit code 1 where something was refused and 2 where the command line
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -29,6 +30,7 @@ for command in (serve, check, account, credit, project, key, ledger, usage):
 def main() -> None:
     """Entry point of the `farebox` program."""
     try:
+        _check_text(sys.argv)
         code = cli.main(prog_name="farebox", standalone_mode=False)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "farebox"
@@ -40,6 +42,14 @@ def main() -> None:
     except click.Abort:
         code = 130
     sys.exit(code)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Bytes that are no text become lone surrogates, which nothing behind here can store."""
+    try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("An argument is not text in UTF-8.") from None
 
 
 def _complain(sentence: str) -> None:

@@ -108,7 +108,10 @@ def journal_verify(cut: bool, config_path: Path | None, as_json: bool) -> None:
     from ledger import segments
 
     path = config.data_dir / "ledger"
-    report = segments.truncate_corrupt(path) if cut else segments.verify(path)
+    try:
+        report = segments.truncate_corrupt(path) if cut else segments.verify(path)
+    except segments.JournalError as error:
+        raise Refused(f"{error}.") from None
     show(_journal_record(report), as_json=as_json)
     if not report.ok:
         raise Refused(

@@ -23,6 +23,7 @@ _Command = TypeVar("_Command", bound=Callable[..., object])  # type: ignore[expl
 _WIDE = 240  # columns where nobody looks at a terminal: nothing is wrapped
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION_MAX = dt.timedelta(days=36_525)  # dates far beyond it have no name
 
 
 class Refused(click.ClickException):
@@ -98,7 +99,10 @@ class DurationType(click.ParamType[dt.timedelta, object]):
         match = _DURATION.fullmatch(str(value))
         if match is None:
             self.fail(f"{value!r} is not a duration; write it like 90d, 12h or 30m.", param, ctx)
-        return dt.timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+        duration = dt.timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+        if duration > _DURATION_MAX:
+            self.fail(f"{value!r} is more than a hundred years.", param, ctx)
+        return duration
 
 
 class SinceType(click.ParamType[dt.datetime, object]):

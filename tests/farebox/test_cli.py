@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import psycopg
 import pytest
 
 from farebox import cli
 from farebox.embedded import EmbeddedPostgres
+from ledger.journal import Journal
+from ledger.records import Reserve
 
 KEY_RECORD = [
     "id",
@@ -166,6 +169,16 @@ def test_a_first_key_brings_its_project_and_is_shown_once(books: Farebox) -> Non
     assert json.loads(listed) == {name: key[name] for name in KEY_RECORD if name != "key"}
 
 
+def test_a_key_is_nowhere_in_the_database(books: Farebox, database: str) -> None:
+    books.ok("account", "create", "acme")
+    plain = str(books.record("key", "create", "acme/chat")["key"])
+    secret = plain.rpartition("_")[2]
+    with psycopg.connect(database) as connection:
+        (row,) = connection.execute("SELECT to_jsonb(k)::text FROM directory.api_key k").fetchall()
+    assert secret not in row[0]
+    assert secret.encode().hex() not in row[0]
+
+
 def test_a_key_for_people_is_on_a_line_of_its_own(books: Farebox) -> None:
     books.ok("account", "create", "acme")
     done = books("key", "create", "acme/chat")
@@ -250,6 +263,12 @@ def test_an_export_of_nothing_is_a_head_or_no_line(books: Farebox) -> None:
         ("account create acme", "There is already an account 'acme'."),
         ("account create new --tier por", 'There is no tier "por" in [tiers]; did you mean "pro"?'),
         ("credit acme 0 --reason x", "The amount is 0: there is nothing to adjust."),
+        (
+            "credit acme -0.01 --reason x",
+            "0.01 USD cannot be taken from 'acme': 'account show' says what is available; "
+            "what gateways hold reserved comes back within a minute of rest.",
+        ),
+        ("account create new --credit -1", "The first credit cannot be negative: -1."),
         ("key create nobody/chat", "There is no account 'nobody'."),
         ("key revoke 99", "There is no key with the id 99; 'key list' shows them."),
         ("usage export nobody", "There is no account 'nobody'."),
@@ -273,12 +292,37 @@ def test_what_is_refused_is_said_in_a_sentence(books: Farebox, command: str, sen
             "key create acme/chat --expires 90",
             "'90' is not a duration; write it like 90d, 12h or 30m.",
         ),
+        ("key create acme/chat --expires 999999w", "'999999w' is more than a hundred years."),
+        ("usage export acme --since 999999w", "'999999w' is more than a hundred years."),
+        ("account show \udcff", "An argument is not text in UTF-8."),
         ("key create acme/chat --budget-period month", "--budget-period says how often"),
         ("usage export acme --since yesterday", "'yesterday' is no date; write 2026-11-21 or 7d."),
     ],
 )
 def test_a_wrong_command_line_is_exit_2(farebox: Farebox, command: str, sentence: str) -> None:
     assert sentence in farebox.refused(*command.split(), code=2)
+
+
+def test_a_corrupt_journal_is_refused_until_it_is_cut(books: Farebox, tmp_path: Path) -> None:
+    folder = tmp_path / ".farebox" / "ledger"
+    folder.mkdir(parents=True)
+    journal, _ = Journal.recover(folder, boot_id="")
+    for number in (1, 2, 3):
+        journal.append([Reserve(number, bytes(16), 7, 8, (70,), 1000 + number, 1, 2, 3, 4)])
+    assert "another" in books.refused("ledger", "journal", "verify", "--cut")
+    journal.close()
+    assert books.record("ledger", "journal", "verify")["open_reservations"] == 3
+
+    (segment,) = folder.glob("*.journal")
+    data = bytearray(segment.read_bytes())
+    data[data.index(msgspec.msgpack.encode(1002))] ^= 1
+    segment.write_bytes(data)
+    done = books("ledger", "journal", "verify")
+    assert done.code == 1
+    assert "corrupt" in done.out
+    assert done.err.startswith("farebox: The journal is corrupt.")
+    assert books.record("ledger", "journal", "verify", "--cut")["open_reservations"] == 1
+    books.ok("ledger", "journal", "verify")
 
 
 def test_a_database_that_is_away_is_a_sentence(farebox: Farebox, tmp_path: Path) -> None:
