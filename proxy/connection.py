@@ -43,6 +43,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _DRAIN_BYTES_MAX = 262_144  # an unread body up to this size is read away to keep the connection
 _LINGER_SECONDS = 2.0
+_CHUNKS_A_TURN = 64  # parsed between two turns of other tasks
 # A request carries these at most once; two values would let two readers see two requests.
 _SINGLE = frozenset(
     {b"authorization", b"content-type", b"content-encoding", b"idempotency-key", b"host"}
@@ -126,7 +127,9 @@ class Connection:
             h11.SERVER, max_incomplete_event_size=self.settings.max_head_bytes
         )
         data, self._leftover = self._leftover, b""
-        if not data:
+        if data:  # requests sent ahead take turns with everybody else's
+            await trio.lowlevel.checkpoint()
+        else:
             self.deadline.after(self.settings.keep_alive_seconds)
             data = await self._receive()
             if not data:
@@ -212,20 +215,22 @@ class Connection:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _read_chunked(self, max_bytes: int) -> bytes:
-        parts: list[bytes] = []
-        size = 0
+        body = bytearray()  # not a list: chunks may be of one byte each
+        turn = 0
         while True:
             event = self._next_event()
             if isinstance(event, h11.Data):
-                size += len(event.data)
-                if size > max_bytes:
+                body += event.data
+                if len(body) > max_bytes:
                     raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
-                parts.append(event.data)
+                turn += 1
+                if turn % _CHUNKS_A_TURN == 0:
+                    await trio.lowlevel.checkpoint()
             elif event is h11.NEED_DATA:
                 self._h11.receive_data(await self._receive_body())
             else:
                 self._leftover = self._h11.trailing_data[0]
-                return b"".join(parts)
+                return bytes(body)
 
     async def _receive_body(self) -> bytes:
         self.stage = Stage.BODY

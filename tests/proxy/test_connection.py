@@ -186,6 +186,38 @@ async def test_what_follows_an_ambiguous_head_is_never_taken_for_a_request(name:
     assert not connection.reusable
 
 
+CHUNKY = (
+    b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"1\r\nx\r\n" * 5000
+    + b"0\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("name", ["requests sent ahead", "tiny chunks"])
+async def test_nobody_waits_while_a_full_buffer_is_worked_off(name: str) -> None:
+    client, connection = opened()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    await client.send(CHUNKY if name == "tiny chunks" else POST * 50)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        if name == "tiny chunks":
+            await read(connection)
+            assert await connection.read_body(5000) == b"x" * 5000
+        else:
+            for _ in range(50):
+                await read(connection)
+                assert await connection.read_body(100) == b"body"
+        nursery.cancel_scope.cancel()
+    assert turns > 40
+
+
 async def test_a_body_over_its_limit_is_refused() -> None:
     client, connection = opened()
     chunked = POST.replace(b"Content-Length: 4", b"Transfer-Encoding: chunked").replace(
