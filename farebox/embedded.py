@@ -314,6 +314,17 @@ class EmbeddedPostgres:
         May be called again after the server died. Takes as long as crash recovery takes. Raises
         EmbeddedPostgresError.
         """
+        try:
+            self._join()
+        except OSError as error:
+            raise EmbeddedPostgresError(
+                f"cannot keep a database in {self.data_dir}: {error.strerror}; "
+                "make room and permission there, or set [database] data_dir to another folder"
+            ) from error
+        return self.conninfo
+
+    def _join(self) -> None:
+        """Become a user of the server, and bring it up where it is down."""
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(self._lock_path):
             if self._membership is None:
@@ -325,7 +336,6 @@ class EmbeddedPostgres:
                     self._shut_down()
                 self._leave()
                 raise
-        return self.conninfo
 
     def wait(self) -> None:
         """Block until the server is gone, whoever ended it."""

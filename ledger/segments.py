@@ -117,8 +117,14 @@ class DiskFiles:
     """`Files` on a real file system."""
 
     def lock(self, directory: Path) -> int:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise JournalError(
+                f"cannot keep the journal in {directory}: {error.strerror}; "
+                "give permission there, or set [database] data_dir to another folder"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

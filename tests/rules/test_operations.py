@@ -350,6 +350,21 @@ def test_a_port_in_use_refuses_to_start_with_a_sentence(tmp_path: Path, key: str
     assert line.startswith(f"Cannot listen on {address}: Address already in use.")
 
 
+@pytest.mark.parametrize("url", [True, False], ids=["external", "embedded"])
+def test_a_data_directory_that_cannot_be_used_is_a_sentence(
+    tmp_path: Path, database: str, url: bool
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    secret = f'secret = "{"ab" * 32}"'
+    config = LOOPBACK.replace("[server]", f"[server]\n{secret}")
+    config += '[database]\ndata_dir = "taken"\n'
+    if url:
+        config += f"url = {json.dumps(database)}\n"
+    (line,) = refusal(tmp_path, config)
+    assert str(tmp_path / "taken") in line
+    assert "[database] data_dir" in line
+
+
 def test_a_second_gateway_on_the_same_data_refuses_to_start(tmp_path: Path) -> None:
     with serving(tmp_path) as gateway:
         (line,) = refusal(tmp_path, LOOPBACK)
