@@ -10,7 +10,7 @@ A connection is in one of these stages, and moves its deadline as the stage chan
 WAITING   between requests: `keep_alive_seconds`, then closed silently
 HEAD      part of a head has arrived: `head_seconds` for all of it, then 408
 BODY      the body is being read: `body_seconds` between bytes, then 408
-SERVING   the request is complete: `max_request_seconds`, then 504
+SERVING   the request is complete: `max_request_seconds` since its head, then 504
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ class Connection:
         self._continue_awaited = False
         self._chunked = True
         self._head_only = False
+        self._ends_at = 0.0  # of the whole exchange
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -154,7 +155,8 @@ class Connection:
 
     def _begin_serving(self) -> None:
         self.stage = Stage.SERVING
-        self.deadline.after(self.settings.max_request_seconds)
+        self._ends_at = trio.current_time() + self.settings.max_request_seconds
+        self.deadline.at = self._ends_at
 
     def _accept(self, event: h11.Request) -> Head:
         self._body_pending = True
@@ -195,7 +197,8 @@ class Connection:
             body = await self._read_sized(self.body_bytes)
         self._body_pending = False
         if self.stage is Stage.BODY:
-            self._begin_serving()
+            self.stage = Stage.SERVING
+            self.deadline.at = self._ends_at
         return body
 
     async def _read_sized(self, length: int) -> bytes:
@@ -234,7 +237,7 @@ class Connection:
 
     async def _receive_body(self) -> bytes:
         self.stage = Stage.BODY
-        self.deadline.after(self.settings.body_seconds)
+        self.deadline.at = min(trio.current_time() + self.settings.body_seconds, self._ends_at)
         return await self._receive()
 
     async def skip_body(self) -> None:
@@ -263,7 +266,8 @@ class Connection:
         Closing a socket with unread data resets it, and the reset can overtake the response.
         """
         self.transport.send_eof()
-        with trio.move_on_after(_LINGER_SECONDS):
+        # The client closing is what is waited for, so that it may not count as leaving.
+        with trio.move_on_after(_LINGER_SECONDS, shield=True):
             try:
                 while await self.transport.receive():
                     pass

@@ -155,7 +155,10 @@ def _too_late(connection: Connection) -> APIError:
     if connection.stage is Stage.HEAD:
         return RequestTimeout(f"The request's head took over {settings.head_seconds:g} s.")
     if connection.stage is Stage.BODY:
-        return RequestTimeout(f"The body paused for over {settings.body_seconds:g} s.")
+        return RequestTimeout(
+            f"The body paused for over {settings.body_seconds:g} s, or was not complete after "
+            f"{settings.max_request_seconds:g} s."
+        )
     return UpstreamTimeout(f"The request took over {settings.max_request_seconds:g} s.")
 
 

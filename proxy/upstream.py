@@ -143,9 +143,10 @@ class UpstreamResponse:
     async def finish(self) -> None:
         """The content is complete: wait briefly for the end of the body, to keep the connection.
 
-        Events may end before the framing does, in another packet. Never raises.
+        Events may end before the framing does, in another packet. Never raises, and a client that
+        leaves meanwhile changes nothing: it has the whole answer.
         """
-        with trio.move_on_after(_FINISH_SECONDS):
+        with trio.move_on_after(_FINISH_SECONDS, shield=True):
             try:
                 if not self.ended:
                     await self.receive()

@@ -18,7 +18,7 @@ from ledger.limits import LimitRef
 from ledger.store import EventStatus
 from proxy.settings import ServerSettings
 from tests.fakes import provider
-from tests.fakes.gateway import KEY, principal_of, running
+from tests.fakes.gateway import KEY, World, principal_of, running
 from tests.fakes.provider import STREAM_HEAD, Script, ScriptedProvider, chunk, delta
 
 CHAT = "/v1/chat/completions"
@@ -452,6 +452,51 @@ async def test_a_client_that_leaves_in_mid_stream_pays_for_what_came(
         await trio.sleep(10)
         assert upstream.cancelled == 1  # the upstream was let go, not drained
         await world.assert_books_are_clean()
+
+
+async def statuses(world: World) -> list[object]:
+    """What the log says of each request."""
+    while not world.log:  # noqa: ASYNC110 - a thread writes it
+        await trio.sleep(1)
+    return [json.loads(line)["status"] for lines in world.log for line in lines.splitlines()]
+
+
+async def test_a_client_that_leaves_with_the_whole_answer_has_not_left_early(
+    autojump_clock: MockClock,
+) -> None:
+    script = [*provider.stream("Hello")[:-1], 0.2, provider.STREAM_END]
+    async with running({"p": ScriptedProvider(script)}) as world:
+        client = world.connect()
+        assert (await client.call(CHAT, ASK_STREAM)).status == 200
+        client.transport.close()
+        assert await statuses(world) == [200]
+
+
+async def test_a_client_that_leaves_when_it_was_refused_was_refused(
+    autojump_clock: MockClock,
+) -> None:
+    async with running({}) as world:
+        client = world.connect()
+        await client.transport.send(b"nonsense\r\n\r\n")
+        assert b" 400 " in await client.transport.receive()
+        client.transport.close()
+        assert await statuses(world) == [400]
+
+
+async def test_a_body_that_drips_is_cut_by_the_hard_limit(autojump_clock: MockClock) -> None:
+    async with running({}, settings=ServerSettings(max_request_seconds=60)) as world:
+        client = world.connect()
+        started = trio.current_time()
+        await client.transport.send(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n"
+            b"authorization: Bearer " + KEY.encode() + b"\r\n\r\n"
+        )
+        for _ in range(4):
+            await trio.sleep(14)
+            await client.transport.send(b" ")
+        assert (await client.transport.receive()).startswith(b"HTTP/1.1 408 ")
+        assert trio.current_time() - started == pytest.approx(60)
+        assert world.gateway.load.exchanges == 0
 
 
 async def test_the_hard_limit_ends_a_stream_with_an_error(autojump_clock: MockClock) -> None:
