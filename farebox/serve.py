@@ -150,6 +150,10 @@ async def _follow_signals(start: _Start, worker: Worker, built_in: BuiltIn | Non
                 continue
             try:
                 config = load(start.config_path, start.environ)
+                if config.sandbox and built_in is None:
+                    raise ConfigError(
+                        ["no provider is left that can serve; add one, the sandbox needs a restart"]
+                    )
                 await worker.reload(config, built_in)
             except (ConfigError, DirectoryUnavailable) as error:
                 sys.stderr.write(f"Not reloaded, the old configuration stays: {error}\n")
