@@ -168,10 +168,23 @@ class ChatPlainRelay:
 
 def with_model(answer: bytes, model: str) -> bytes:
     """A JSON object under another name of its model; every other byte of a value stays."""
-    members = _decode_members(answer)
+    members = _members(answer)
+    if members is None:
+        return answer
     if "model" in members:
         members["model"] = msgspec.Raw(_encode(model))
     return _encode(members)
+
+
+def _members(data: bytes) -> dict[str, msgspec.Raw] | None:
+    """The members of an answer that was read; None where a key of it is no proper text.
+
+    Such a key is of no use to anybody, and no reason to take an answer from the client.
+    """
+    try:
+        return _decode_members(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def _spelling(event: bytes, model: bytes) -> bytes:
@@ -187,6 +200,8 @@ def _without_usage(event: bytes) -> bytes:
     at = event.find(_NULL_USAGE)
     if at > 0 and event.count(_USAGE) == 1:  # no other one, further inside
         return event[:at] + event[at + len(_NULL_USAGE) :]
-    members = _decode_members(sse.data_of(event))
+    members = _members(sse.data_of(event))
+    if members is None:
+        return event
     members.pop("usage", None)
     return sse.with_data(event, _encode(members))

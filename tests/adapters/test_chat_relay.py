@@ -340,6 +340,16 @@ def test_plain_answers_that_are_none(body: bytes, failure: FailureKind) -> None:
     assert read.body == b""
 
 
+def test_a_key_that_is_no_text_passes_as_it_is() -> None:
+    choice = b'"choices":[{"index":0,"delta":{"content":"x"},"message":{"content":"x"}}]'
+    answer = b'{"\\ud800":1,"model":"theirs",' + choice + b',"usage":{"prompt_tokens":1}}'
+    plain = ChatPlainRelay("mine", answer, {})
+    assert (plain.failure, plain.body) == (None, answer)
+    stream = ChatStreamRelay("mine", show_usage=False, pieces={})
+    assert b'"content":"x"' in stream.feed(b"data: " + answer + b"\n\n")
+    assert stream.failure is None
+
+
 def test_an_error_that_is_null_is_none() -> None:
     body = b'{"error":null,"choices":[{"message":{"content":"x"},"finish_reason":"stop"}]}'
     assert plain(body).failure is None
