@@ -1,13 +1,15 @@
 """The accept loop: one task a connection, a bound on their number, and drain.
 
 A full machine (no file descriptors, no memory) is waited out; anything else that goes wrong while
-accepting is a bug and ends the worker.
+accepting is a bug and ends the worker. What goes wrong inside a connection ends that connection.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+import sys
+import traceback
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -85,12 +87,17 @@ class Listener:
                 return accepted
 
     async def _serve(self, accepted: trio.socket.SocketType) -> None:
-        transport = SocketTransport(detached(accepted))
-        try:
-            await self._handler(transport)
-        finally:
-            self.connections -= 1
-            transport.close()
+        with detached(accepted) as plain:
+            try:
+                transport = SocketTransport(plain)
+                try:
+                    await self._handler(transport)
+                finally:
+                    transport.close()
+            except Exception:  # a bug costs its connection, not the worker with all others
+                sys.stderr.write(f"A connection failed: {traceback.format_exc()}")
+            finally:
+                self.connections -= 1
 
 
 async def _turn_away(accepted: trio.socket.SocketType) -> None:

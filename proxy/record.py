@@ -231,11 +231,17 @@ class Log:
             while True:
                 await trio.sleep(self._seconds)
                 if self._lines:
-                    await trio.to_thread.run_sync(self._write, self._take())
+                    await trio.to_thread.run_sync(self._write_out, self._take())
         finally:
             if self._lines:
-                self._write(self._take())
+                self._write_out(self._take())
 
-    def _take(self) -> bytes:
+    def _take(self) -> list[bytes]:
         lines, self._lines = self._lines, []
-        return b"".join(lines)
+        return lines
+
+    def _write_out(self, lines: list[bytes]) -> None:
+        try:
+            self._write(b"".join(lines))
+        except OSError:  # nobody reads the log any more, which is no reason to stop serving
+            self.dropped += len(lines)
