@@ -51,11 +51,12 @@ lock: .venv/.uv ## resolve the requirements again; ARGS=--upgrade takes newer ve
 clean: ## remove the virtual environment; data in .farebox stays
 	@rm -rf .venv
 
-# The first Python of these that is new enough makes the environment.
+# The first Python of these that is new enough makes the environment. A distribution's own build
+# goes before others: it is optimised as a rule, and serves a request for a fifth less CPU.
 .venv/.uv: requirements/uv.lock
-	@for python in $${PYTHON:-python3} python3.14 python3.13 python3.12 python3.11; do \
-		if command -v $$python >/dev/null \
-			&& $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	@for python in $${PYTHON:-/usr/bin/python3 python3} python3.14 python3.13 python3.12 python3.11; do \
+		if command -v $$python >/dev/null && $$python -c \
+			'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			found=$$python; break; \
 		fi; \
 	done; \
