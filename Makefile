@@ -52,7 +52,7 @@ clean: ## remove the virtual environment; data in .farebox stays
 	@rm -rf .venv
 
 # The first Python of these that is new enough makes the environment. A distribution's own build
-# goes before others: it is optimised as a rule, and serves a request for a fifth less CPU.
+# goes before others: it is optimised as a rule, and serves a request for a sixth less CPU.
 .venv/.uv: requirements/uv.lock
 	@for python in $${PYTHON:-/usr/bin/python3 python3} python3.14 python3.13 python3.12 python3.11; do \
 		if command -v $$python >/dev/null && $$python -c \
