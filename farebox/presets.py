@@ -52,7 +52,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "moonshot": Preset("https://api.moonshot.ai/v1", "MOONSHOT_API_KEY"),
         "minimax": Preset("https://api.minimax.io/v1", "MINIMAX_API_KEY"),
-        "zhipu": Preset("https://open.bigmodel.cn/api/paas/v4", "ZHIPU_API_KEY"),
+        "zhipu": Preset("https://api.z.ai/api/paas/v4", "ZHIPU_API_KEY"),
         "mistral": Preset("https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
         "xai": Preset("https://api.x.ai/v1", "XAI_API_KEY"),
         "groq": Preset("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
