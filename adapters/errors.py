@@ -194,14 +194,5 @@ class CodecError(Exception):
     """What an adapter raises when it cannot read or write."""
 
 
-class RequestNotExpressible(CodecError):
-    """The provider's protocol has no place for `field`; the caller hears a 400 naming it."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
-        self.reason = reason
-
-
 class UpstreamProtocolViolation(CodecError):
     """The upstream sent something its protocol does not allow."""

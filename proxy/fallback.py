@@ -92,7 +92,6 @@ async def first_event(
         try:
             answer = await _attempt(gateway, request, candidate, output_cap)
         except _Failed as failed:
-            record.upstream_seconds += trio.current_time() - started
             gateway.metrics.attempt(provider.name, failed.outcome).inc()
             failures.append(failed)
             last = candidate is route.candidates[-1] or not failed.failure.retryable
@@ -100,9 +99,10 @@ async def first_event(
             if last:
                 break
         else:
-            record.upstream_seconds += trio.current_time() - started
             gateway.metrics.attempt(provider.name, "ok").inc()
             return answer
+        finally:
+            record.upstream_seconds += trio.current_time() - started
     raise _refusal(failures, record.provider)
 
 
