@@ -2,8 +2,13 @@
 
 A *downstream codec* is our side as a server: it reads what a client asks and words our refusals.
 An *upstream codec* is our side as a client: it writes the request a provider gets and reads its
-answers. Both are free of I/O and of state; what lasts for one answer lives in its *relay*. The
-data plane knows these interfaces and `registry`, never a protocol.
+answers. Both are free of I/O and of state; what lasts for one request lives in its `Call`, what
+lasts for one answer in its *relay*. The data plane knows these interfaces, `translate` and
+`registry`, never a protocol.
+
+Where both speak the same protocol the upstream codec's `passing` sends the body on as it came.
+Otherwise the client's codec makes a `Prompt` of it, the provider's codec encodes that, a `Reader`
+turns the answer into canonical events and a `Writer` those into the client's bytes.
 
 Failures of an upstream are facts (`UpstreamFailure`), not exceptions: whether another upstream is
 tried, and what the client hears, is decided where all attempts are known.
@@ -11,14 +16,16 @@ tried, and what the client hears, is decided where all attempts are known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from adapters.canonical import Usage
-from adapters.catalogue import Kind, Provider
+from adapters.canonical import Blob, Event, Prompt, Usage
+from adapters.catalogue import Kind, Model, Provider
+from adapters.catalogue import Protocol as WireProtocol
 from adapters.errors import (
     APIError,
     ContextLengthExceeded,
@@ -27,6 +34,11 @@ from adapters.errors import (
     RequestError,
     RequestTooLarge,
 )
+
+if TYPE_CHECKING:
+    from adapters.envelope import Envelopes
+    from adapters.names import ToolNames
+    from adapters.stream import Composer
 
 Headers = list[tuple[str, str]]
 
@@ -83,27 +95,66 @@ class UpstreamFailure:
         return None if refusal is None else refusal(self.message, param=self.param)
 
 
+class Scan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request's body holds, as far as its price depends on it.
+
+    `text_bytes` are those of the members that are rendered into the prompt, as JSON and without
+    media; `media_bytes` the bytes of the body that are media, `media_tokens` what those may cost.
+    `audio`: audio may be billed, at its own price. `hidden`: input that only the provider can see.
+    `tools` are declared. `predicted_tokens` are output that is billed beyond the cap. `passes` is
+    how often tools of the provider may make the model read everything again, `pieces` what they
+    may cost by the piece. `long_cache`: cached for an hour, at a price of its own.
+    """
+
+    text_bytes: int = 0
+    media_bytes: int = 0
+    media_tokens: int = 0
+    audio: bool = False
+    hidden: bool = False
+    tools: int = 0
+    predicted_tokens: int = 0
+    passes: int = 1
+    pieces: Mapping[str, int] = {}
+    long_cache: bool = False
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What a request's head tells its codec: the id in its path, its query, and its headers by
+    lower-case name."""
+
+    id: str = ""
+    query: str = ""
+    headers: Mapping[bytes, bytes] = {}
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded request: the facts that routing, limits and prices need, and the body itself.
 
     `fields` is the body, member by member and in order, so that whatever we do not know reaches
-    the provider as it was sent. `output_cap` is the client's own limit of output tokens for each
-    of `choices` answers, None where it set none. `pieces` are priced units that the request buys
-    whatever the answer, such as one web search.
+    a provider of the same `protocol` as it was sent, with the headers of `forward`. `output_cap`
+    is the client's own limit of output tokens for each of `choices` answers, None where it set
+    none. `pieces` are priced units that the request buys whatever the answer, such as one web
+    search. `array`: the stream is one JSON array instead of events (Gemini). `foreign`: the body is
+    not quite of this protocol, and has to be translated whatever the provider speaks.
     """
 
     fields: dict[str, msgspec.Raw]
     body_bytes: int
     model: str
+    protocol: WireProtocol = "openai"
     kind: Kind = "chat"
     stream: bool = False
     include_usage: bool = False
+    array: bool = False
     output_cap: int | None = None
     choices: int = 1
     service_tier: str = ""
     pieces: Mapping[str, int] = {}
+    scan: Scan = Scan()
     user_id: str = ""
     conversation_id: str = ""
+    forward: tuple[tuple[str, str], ...] = ()
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +209,55 @@ class StreamRelay(Relay, Protocol):
         """The upstream's body ended. Without its last word that is a `truncated` failure."""
         ...
 
+    def keep_alive(self) -> bytes:
+        """What tells the client that the stream lives; empty where its readers know no such
+        thing."""
+        ...
+
+    def error_event(self, error: APIError, request_id: str) -> bytes:
+        """The error at this point of the stream. Nothing may follow it."""
+        ...
+
 
 class PlainRelay(Relay, Protocol):
     """An answer in one piece; `body` is what the client gets where `failure` is None."""
 
     @property
     def body(self) -> bytes: ...
+
+
+class Call(Protocol):
+    """One request as a certain provider gets it, and how to read what comes back.
+
+    `path` is relative to the provider's base URL and may have a query, `headers` are added to the
+    provider's own. `dropped` names what of the client's request did not fit, as it is reported.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def headers(self) -> Headers: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+    @property
+    def dropped(self) -> tuple[str, ...]: ...
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        """Why the upstream answered with something else than 200."""
+        ...
+
+    def stream(self) -> StreamRelay:
+        """A relay for the streamed answer."""
+        ...
+
+    def plain(self, body: bytes) -> PlainRelay:
+        """A relay for the answer in one piece."""
+        ...
 
 
 class Refusals(Protocol):
@@ -178,16 +272,103 @@ class Refusals(Protocol):
         ...
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
-        """The error inside a stream that has begun. Nothing may follow it."""
+        """The error in a stream of which the client has only seen keep-alives. Nothing may follow
+        it."""
+        ...
+
+
+class Writer(Protocol):
+    """The canonical events of one answer as a client's protocol has them.
+
+    Every answer is written as a stream; `whole` is the same answer in one piece.
+    """
+
+    def write(self, event: Event) -> bytes:
+        """The client's bytes of one event; of a `Finish` all that ends the stream."""
+        ...
+
+    def whole(self) -> bytes:
+        """The body of a plain answer, after its `Finish` was written."""
+        ...
+
+    def keep_alive(self) -> bytes:
+        """As of a StreamRelay."""
+        ...
+
+    def error_event(self, error: APIError, request_id: str) -> bytes:
+        """As of a StreamRelay."""
         ...
 
 
 class DownstreamCodec(Refusals, Protocol):
     """We are the server."""
 
-    def decode(self, body: bytes) -> Request:
-        """Read a request body. Raises InvalidRequest naming the field."""
+    @property
+    def keep_alive(self) -> bytes:
+        """What may be sent before the first event of a stream; empty where nothing may."""
         ...
+
+    def stream_type(self, request: Request) -> str:
+        """The content type of a streamed answer."""
+        ...
+
+    def decode(self, body: bytes, ask: Ask) -> Request:
+        """Read a request. Raises InvalidRequest naming the field."""
+        ...
+
+    def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
+        """The whole of a request that goes to another protocol.
+
+        Raises InvalidRequest where it is malformed, RequestNotExpressible for what no other
+        protocol knows.
+        """
+        ...
+
+    def writer(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> Writer:
+        """Writes the answer to `request`."""
+        ...
+
+
+class Made(msgspec.Struct, frozen=True):
+    """Where an answer comes from: what signatures in it are bound to. `input_tokens` is our own
+    estimate, for protocols that want a figure before the provider has said one."""
+
+    provider: str
+    family: str
+    input_tokens: int = 0
+
+
+class CountingCodec(DownstreamCodec, Protocol):
+    """For operations that ask how many input tokens a request has."""
+
+    def counted(self, tokens: int) -> bytes:
+        """The body of the answer."""
+        ...
+
+
+class Listing(Protocol):
+    """The models, in one dialect."""
+
+    def page(self, models: Sequence[Listed], query: str) -> bytes:
+        """The body of the list; `query` is the request's, with the dialect's paging in it.
+
+        Raises InvalidRequest for a cursor or limit that is none.
+        """
+        ...
+
+    def entry(self, model: Listed) -> bytes:
+        """The body of one model."""
+        ...
+
+
+class Listed(NamedTuple):
+    """A model under the id that callers use: its own, or a virtual one."""
+
+    id: str
+    model: Model
+
+
+Action = Literal["generate", "embed", "count", "models", "stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,23 +384,80 @@ class Operation:
     number: int
     refusals: Refusals
     codec: DownstreamCodec | None = None
+    action: Action = "generate"
+    listing: Listing | None = None
+
+
+class Reader(Protocol):
+    """One provider's answer, read into canonical events. Never raises.
+
+    `read` gets the payload of one server-sent event, `plain` a whole answer that was not streamed
+    (and then nothing else is called), `close` says that the stream ended. The events are in the
+    composer, as is what failed.
+    """
+
+    @property
+    def composer(self) -> Composer: ...
+
+    def read(self, data: bytes) -> None: ...
+
+    def plain(self, body: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a prompt goes: the provider, what it calls the model, and the cap that was reserved."""
+
+    provider: Provider
+    model: str
+    output_cap: int | None
+    stream: bool
+
+    def accepts(self, blob: Blob) -> bool:
+        """Whether a signature was made by this very model of this provider."""
+        return blob.provider == self.provider.name and blob.family == family(self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt as a provider gets it, the fields it lost on the way, and the reader of what
+    comes back. `stops_itself`: the provider ends the answer at the prompt's stop sequences. `names`
+    are those under which it knows the tools."""
+
+    path: str
+    body: bytes
+    reader: Callable[[], Reader]
+    headers: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+    stops_itself: bool = True
+    names: ToolNames | None = None
 
 
 class UpstreamCodec(Protocol):
     """We are the client."""
 
-    @property
-    def path(self) -> str:
-        """Where to POST, relative to the provider's base URL."""
+    def encode(self, prompt: Prompt, target: Target) -> Encoded:
+        """The request for a provider of this protocol.
+
+        Raises RequestNotExpressible naming the field that would change what is asked.
+        """
         ...
 
-    def encode(
-        self, request: Request, provider: Provider, model: str, output_cap: int | None
-    ) -> bytes:
-        """The body for `provider`, where the model is called `model`.
+    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> Call:
+        """A request of this same protocol, as it came."""
+        ...
 
-        `output_cap` is written where the client set none: the same tokens that are reserved.
+    def counting(self, prompt: Prompt, target: Target) -> CountCall | None:
+        """Asks the provider's own token counter; None where it has none.
+
+        Raises RequestNotExpressible.
         """
+        ...
+
+    def counting_passing(self, request: Request, target: Target) -> CountCall | None:
+        """The same for a request of this very protocol."""
         ...
 
     def read_error(
@@ -228,10 +466,20 @@ class UpstreamCodec(Protocol):
         """Why the upstream answered with something else than 200."""
         ...
 
-    def stream(self, request: Request) -> StreamRelay:
-        """A relay for the streamed answer to `request`."""
-        ...
 
-    def plain(self, request: Request, body: bytes) -> PlainRelay:
-        """A relay for the answer to `request` in one piece."""
-        ...
+@dataclass(frozen=True, slots=True)
+class CountCall:
+    """A question for a provider's token counter; `read` finds the count in a 200's body, or None."""
+
+    path: str
+    body: bytes
+    read: Callable[[bytes], int | None]
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+_VERSION_SUFFIX = re.compile(r"(?:[-@](?:\d{8}|\d{4}-\d{2}-\d{2}|latest))$")
+
+
+def family(model: str) -> str:
+    """A model's name without the date of its version: what signatures are bound to."""
+    return _VERSION_SUFFIX.sub("", model)

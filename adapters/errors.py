@@ -61,6 +61,13 @@ class ContextLengthExceeded(InvalidRequest):
     """A 400 that coding clients recognise by OpenAI's code and wording."""
 
 
+class RequestNotExpressible(InvalidRequest):
+    """A field that the provider's protocol has no place for, and that may not be left out.
+
+    Another upstream of the model may know it.
+    """
+
+
 class RequestTimeout(RequestError):
     """Head or body did not arrive in time."""
 

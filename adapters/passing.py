@@ -1,0 +1,147 @@
+"""Answers between two ends of the same protocol: bytes go on as they came, read beside that.
+
+A reader turns every event into canonical ones for what they cost and whether they end or break the
+answer; the client gets the event itself, under its own name of the model. From the reason to stop
+on, events are held back until the money is settled.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from adapters import sse
+from adapters.codec import Counted, Reader, UpstreamFailure
+from adapters.errors import APIError, UpstreamProtocolViolation
+from adapters.stream import Meter
+
+_EMPTY = UpstreamFailure("empty", "The answer is empty.")
+
+
+class Manner(Protocol):
+    """What a protocol does to the events of a stream that passes."""
+
+    def shown(self, raw: bytes, payload: bytes) -> bytes:
+        """One raw event as the client sees it; `payload` is empty for comments."""
+        ...
+
+    def end(self) -> bytes:
+        """What follows the upstream's last event; nothing in most protocols."""
+        ...
+
+    def keep_alive(self) -> bytes: ...
+
+    def error_event(self, error: APIError, request_id: str) -> bytes: ...
+
+
+class PassingStream:
+    """One stream on its way through. Implements `codec.StreamRelay`."""
+
+    __slots__ = (
+        "_held",
+        "_held_bytes",
+        "_manner",
+        "_meter",
+        "_reader",
+        "_splitter",
+        "ended",
+        "failure",
+    )
+
+    def __init__(self, reader: Reader, meter: Meter, manner: Manner) -> None:
+        self.ended = False
+        self.failure: UpstreamFailure | None = None
+        self._reader = reader
+        self._meter = meter
+        self._manner = manner
+        self._splitter = sse.Splitter()
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    @property
+    def has_content(self) -> bool:
+        return self._meter.has_content
+
+    @property
+    def terminal(self) -> bytes:
+        return b"".join(self._held) + self._manner.end()
+
+    def feed(self, data: bytes) -> bytes:
+        if self.ended:
+            return b""
+        try:
+            events = self._splitter.feed(data)
+        except UpstreamProtocolViolation as violation:
+            self._fail(UpstreamFailure("protocol", str(violation)))
+            return b""
+        return b"".join([self._pass(event) for event in events])
+
+    def close(self) -> bytes:
+        rest = self._splitter.close()
+        out = self._pass(sse.terminated(rest)) if sse.data_of(rest) else b""
+        if not self.ended:
+            self._reader.close()
+            self._look()
+        return out
+
+    def counted(self, input_text_bytes: int) -> Counted:
+        return self._meter.counted(input_text_bytes)
+
+    def keep_alive(self) -> bytes:
+        return self._manner.keep_alive()
+
+    def error_event(self, error: APIError, request_id: str) -> bytes:
+        return self._manner.error_event(error, request_id)
+
+    def _pass(self, raw: bytes) -> bytes:
+        if self.ended:
+            return b""
+        payload = sse.data_of(raw)
+        if payload:
+            self._reader.read(payload)
+            self._look()
+            if self.failure is not None:
+                return b""
+        shown = self._manner.shown(raw, payload)
+        if not self._reader.composer.has_reason:
+            return shown
+        self._held.append(shown)
+        self._held_bytes += len(shown)
+        if self._held_bytes > sse.EVENT_BYTES_MAX:
+            self._fail(UpstreamFailure("protocol", "The stream goes on after its end."))
+        return b""
+
+    def _look(self) -> None:
+        """Count what the reader saw, and whether it was the end."""
+        composer = self._reader.composer
+        for event in composer.take():
+            self._meter.read(event)
+        if composer.failure is not None:
+            self._fail(composer.failure)
+        elif composer.ended:
+            self.ended = True
+            if self._meter.empty:
+                self._fail(_EMPTY)
+
+    def _fail(self, failure: UpstreamFailure) -> None:
+        self.failure, self.ended = failure, True
+
+
+class PassingPlain:
+    """One answer in one piece. Implements `codec.PlainRelay`; `shown` is what the client gets."""
+
+    __slots__ = ("_meter", "body", "failure")
+
+    def __init__(self, reader: Reader, meter: Meter, body: bytes, shown: bytes) -> None:
+        self.body = b""
+        self._meter = meter
+        reader.plain(body)
+        for event in reader.composer.take():
+            meter.read(event)
+        self.failure = reader.composer.failure
+        if self.failure is None and meter.empty:
+            self.failure = _EMPTY
+        if self.failure is None:
+            self.body = shown
+
+    def counted(self, input_text_bytes: int) -> Counted:
+        return self._meter.counted(input_text_bytes)

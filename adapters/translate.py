@@ -1,0 +1,221 @@
+"""From one protocol to another: a prompt out, canonical events back, written for the client.
+
+`Translation` is the call of one candidate. A plain answer goes the same way as a stream, as events
+through the same writer, so the two cannot come to differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapters import sse
+from adapters.canonical import Event, Finish, Prompt
+from adapters.codec import (
+    Counted,
+    DownstreamCodec,
+    Encoded,
+    Headers,
+    Made,
+    Reader,
+    Request,
+    Target,
+    UpstreamCodec,
+    UpstreamFailure,
+    Writer,
+    family,
+)
+from adapters.envelope import Envelopes
+from adapters.errors import APIError, UpstreamProtocolViolation
+from adapters.estimate import counted_tokens
+from adapters.restore import Restorer
+from adapters.stop import StopScanner
+from adapters.stream import Meter
+
+_EMPTY = UpstreamFailure("empty", "The answer is empty.")
+
+
+class Translation:
+    """A request at a provider of another protocol. Implements `codec.Call`."""
+
+    __slots__ = (
+        "_codec",
+        "_encoded",
+        "_envelopes",
+        "_made",
+        "_prompt",
+        "_request",
+        "_upstream",
+        "body",
+        "dropped",
+        "headers",
+        "path",
+    )
+
+    def __init__(
+        self,
+        codec: DownstreamCodec,
+        upstream: UpstreamCodec,
+        request: Request,
+        prompt: Prompt,
+        target: Target,
+        envelopes: Envelopes,
+    ) -> None:
+        """Raises RequestNotExpressible."""
+        encoded: Encoded = upstream.encode(prompt, target)
+        self.path = encoded.path
+        self.headers: Headers = list(encoded.headers)
+        self.body = encoded.body
+        self.dropped = tuple(dict.fromkeys((*prompt.dropped, *encoded.dropped)))
+        self._codec = codec
+        self._upstream = upstream
+        self._request = request
+        self._prompt = prompt
+        self._envelopes = envelopes
+        self._encoded = encoded
+        self._made = Made(
+            target.provider.name,
+            family(target.model),
+            counted_tokens(request.scan.text_bytes) + request.scan.media_tokens,
+        )
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return self._upstream.read_error(status, headers, body)
+
+    def stream(self) -> TranslatedStream:
+        return TranslatedStream(self._answer(), self._writer())
+
+    def plain(self, body: bytes) -> TranslatedPlain:
+        return TranslatedPlain(self._answer(), self._writer(), body)
+
+    def _answer(self) -> _Answer:
+        stops = () if self._encoded.stops_itself else self._prompt.stop
+        restored = Restorer(self._encoded.names) if self._encoded.names is not None else None
+        return _Answer(self._encoded.reader(), Meter(self._request.pieces), restored, stops)
+
+    def _writer(self) -> Writer:
+        return self._codec.writer(self._request, self._prompt, self._envelopes, self._made)
+
+
+class _Answer:
+    """What a reader makes of an upstream's bytes: counted, calls under the client's names, and
+    cut at stop sequences that the provider does not know."""
+
+    __slots__ = ("_reader", "_restorer", "_stops", "meter")
+
+    def __init__(
+        self, reader: Reader, meter: Meter, restorer: Restorer | None, stops: tuple[str, ...]
+    ) -> None:
+        self._reader = reader
+        self._restorer = restorer
+        self._stops = StopScanner(stops) if stops else None
+        self.meter = meter
+
+    def read(self, data: bytes) -> list[Event]:
+        self._reader.read(data)
+        return self._taken()
+
+    def plain(self, body: bytes) -> list[Event]:
+        self._reader.plain(body)
+        return self._taken()
+
+    def close(self) -> list[Event]:
+        self._reader.close()
+        return self._taken()
+
+    @property
+    def failure(self) -> UpstreamFailure | None:
+        return self._reader.composer.failure
+
+    def _taken(self) -> list[Event]:
+        events = self._reader.composer.take()
+        for event in events:
+            self.meter.read(event)
+        if self._restorer is not None:
+            events = self._restorer.pass_on(events)
+        return events if self._stops is None else self._stops.pass_on(events)
+
+
+class TranslatedStream:
+    """A stream of one protocol that leaves as another. Implements `codec.StreamRelay`."""
+
+    __slots__ = ("_answer", "_splitter", "_writer", "ended", "failure", "terminal")
+
+    def __init__(self, answer: _Answer, writer: Writer) -> None:
+        self.ended = False
+        self.failure: UpstreamFailure | None = None
+        self.terminal = b""
+        self._answer = answer
+        self._writer = writer
+        self._splitter = sse.Splitter()
+
+    @property
+    def has_content(self) -> bool:
+        return self._answer.meter.has_content
+
+    def feed(self, data: bytes) -> bytes:
+        if self.ended:
+            return b""
+        try:
+            raw_events = self._splitter.feed(data)
+        except UpstreamProtocolViolation as violation:
+            self.failure, self.ended = UpstreamFailure("protocol", str(violation)), True
+            return b""
+        out = [self._read(payload) for raw in raw_events if (payload := sse.data_of(raw))]
+        return b"".join(out)
+
+    def close(self) -> bytes:
+        out = b""
+        if not self.ended and (payload := sse.data_of(self._splitter.close())):
+            out = self._read(payload)
+        if not self.ended:
+            out += self._write(self._answer.close())
+        return out
+
+    def counted(self, input_text_bytes: int) -> Counted:
+        return self._answer.meter.counted(input_text_bytes)
+
+    def keep_alive(self) -> bytes:
+        return self._writer.keep_alive()
+
+    def error_event(self, error: APIError, request_id: str) -> bytes:
+        return self._writer.error_event(error, request_id)
+
+    def _read(self, payload: bytes) -> bytes:
+        return b"" if self.ended else self._write(self._answer.read(payload))
+
+    def _write(self, events: list[Event]) -> bytes:
+        out = b""
+        for event in events:
+            if type(event) is Finish:
+                self.ended = True
+                if self._answer.meter.empty:
+                    self.failure = _EMPTY
+                else:
+                    self.terminal = self._writer.write(event)
+                return out
+            out += self._writer.write(event)
+        if self._answer.failure is not None:
+            self.failure, self.ended = self._answer.failure, True
+        return out
+
+
+class TranslatedPlain:
+    """An answer in one piece, from one protocol to another. Implements `codec.PlainRelay`."""
+
+    __slots__ = ("_answer", "body", "failure")
+
+    def __init__(self, answer: _Answer, writer: Writer, body: bytes) -> None:
+        self.body = b""
+        self._answer = answer
+        for event in answer.plain(body):
+            writer.write(event)
+        self.failure = answer.failure
+        if self.failure is None and answer.meter.empty:
+            self.failure = _EMPTY
+        if self.failure is None:
+            self.body = writer.whole()
+
+    def counted(self, input_text_bytes: int) -> Counted:
+        return self._answer.meter.counted(input_text_bytes)
