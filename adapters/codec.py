@@ -331,11 +331,13 @@ class DownstreamCodec(Refusals, Protocol):
 
 class Made(msgspec.Struct, frozen=True):
     """Where an answer comes from: what signatures in it are bound to. `input_tokens` is our own
-    estimate, for protocols that want a figure before the provider has said one."""
+    estimate, for protocols that want a figure before the provider has said one; `created` is in
+    seconds since the epoch."""
 
     provider: str
     family: str
     input_tokens: int = 0
+    created: int = 0
 
 
 class CountingCodec(DownstreamCodec, Protocol):
@@ -469,7 +471,7 @@ class UpstreamCodec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CountCall:
-    """A question for a provider's token counter; `read` finds the count in a 200's body, or None."""
+    """A question for a provider's token counter; `read` finds the count in a 200's body."""
 
     path: str
     body: bytes

@@ -21,7 +21,7 @@ _HASH_CHARACTERS = 8
 
 
 class NameRule(NamedTuple):
-    """What a provider accepts: `first` for the first character, `rest` for all, `length` at most."""
+    """What a provider accepts: `first` as first character, `length` characters at most."""
 
     first: re.Pattern[str]
     rest: re.Pattern[str]  # what is *not* allowed anywhere

@@ -59,8 +59,9 @@ class Translation:
         prompt: Prompt,
         target: Target,
         envelopes: Envelopes,
+        created: int = 0,
     ) -> None:
-        """Raises RequestNotExpressible."""
+        """`created` is now, in seconds since the epoch. Raises RequestNotExpressible."""
         encoded: Encoded = upstream.encode(prompt, target)
         self.path = encoded.path
         self.headers: Headers = list(encoded.headers)
@@ -76,6 +77,7 @@ class Translation:
             target.provider.name,
             family(target.model),
             counted_tokens(request.scan.text_bytes) + request.scan.media_tokens,
+            created,
         )
 
     def read_error(
