@@ -14,7 +14,6 @@ from adapters.codec import (
     Counted,
     DownstreamCodec,
     Encoded,
-    Headers,
     Made,
     Reader,
     Request,
@@ -64,7 +63,7 @@ class Translation:
         """`created` is now, in seconds since the epoch. Raises RequestNotExpressible."""
         encoded: Encoded = upstream.encode(prompt, target)
         self.path = encoded.path
-        self.headers: Headers = list(encoded.headers)
+        self.headers = encoded.headers
         self.body = encoded.body
         self.dropped = tuple(dict.fromkeys((*prompt.dropped, *encoded.dropped)))
         self._codec = codec
