@@ -20,6 +20,8 @@ import msgspec
 from adapters.canonical import Blob
 
 _PREFIX = "fb1."
+# A body without any of these holds no envelope: as it is, and in base64 (Gemini's slot is bytes).
+MARKS = (_PREFIX.encode(), b"ZmIxL")
 _PERSON = b"fb envelope"
 _MAC_BYTES = 16
 _VALUE_CHARACTERS_MAX = 4 * 1024 * 1024
