@@ -15,8 +15,7 @@ import msgspec
 from adapters import sse
 from adapters.codec import Headers
 from adapters.errors import APIError, InsufficientBalance
-from adapters.openai.refusal import OpenAIRefusals
-from adapters.openai.refusal import _message as message_of
+from adapters.refusals import balance_of, message_of, retry_headers
 
 _TYPES = "type.googleapis.com/google.rpc."
 _DOMAIN = "farebox"
@@ -51,7 +50,7 @@ class GeminiRefusals:
 
     def error_headers(self, error: APIError) -> Headers:
         """As on the OpenAI surface; Google's own SDKs read `RetryInfo` or nothing."""
-        return OpenAIRefusals().error_headers(error)
+        return retry_headers(error)
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return sse.event(self.error_body(error, request_id))
@@ -87,11 +86,4 @@ def _details(error: APIError, delay: str | None) -> list[dict[str, object]]:
 def _balance(error: APIError) -> dict[str, object]:
     if not isinstance(error, InsufficientBalance):
         return {}
-    return {
-        "type": error.code,
-        # JSON numbers written from decimal strings, so that no float touches them.
-        "balance_usd": msgspec.Raw(error.balance_usd),
-        "reserved_usd": msgspec.Raw(error.reserved_usd),
-        "required_usd": msgspec.Raw(error.required_usd),
-        "affordable_output_tokens": error.affordable_output_tokens,
-    }
+    return {"type": error.code, **balance_of(error)}

@@ -2,20 +2,17 @@
 
 Servers of this protocol agree on little more than "some JSON with a message in it", so the object
 is found in its several wrappings and the kind is told by code first, then by status, and for a
-context overflow (what coding clients compact on) by its wording. Messages are scrubbed: no
-credentials, no account names, no addresses' secrets, and a bounded length.
+context overflow (what coding clients compact on) by its wording.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
-
-MESSAGE_CHARACTERS_MAX = 1000
+from adapters.failures import kind_of, retry_after, scrub
 
 # Not `server_error`: OpenAI says it of every 5xx, where the status knows better.
 _KIND_BY_CODE: Mapping[str, FailureKind] = {
@@ -32,39 +29,6 @@ _KIND_BY_CODE: Mapping[str, FailureKind] = {
     "server_is_overloaded": "overloaded",
     "overloaded_error": "overloaded",
 }
-_KIND_BY_STATUS: Mapping[int, FailureKind] = {
-    400: "bad_request",
-    401: "auth",
-    402: "quota",
-    403: "auth",
-    404: "not_found",
-    408: "timeout",
-    409: "server_error",  # a conflict inside the provider: nothing the client can mend
-    413: "too_large",
-    415: "bad_request",
-    422: "bad_request",
-    429: "rate_limited",
-    503: "overloaded",
-    504: "timeout",
-    529: "overloaded",
-}
-_CONTEXT_WORDS = re.compile(
-    r"maximum context length|context[ _]?(?:length|window|size)|prompt is too long"
-    r"|too many (?:input )?tokens",
-    re.IGNORECASE,
-)
-_NUMBER = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,9})?")
-
-_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(https?://)[^\s/@?#]*@"), r"\1"),  # user and password
-    (re.compile(r"(https?://[^\s?#'\")>]*)[?#][^\s'\")>]*"), r"\1"),  # query and fragment
-    (re.compile(r"\b(Bearer|Basic)\s+\S+", re.IGNORECASE), r"\1 [removed]"),
-    (re.compile(r"\b(?:sk|pk|rk|gsk|xai|nvapi|hf|r8|key|fw|csk)[-_][\w*.-]{6,}"), "[removed]"),
-    (re.compile(r"\b(?:org|proj|user|acct)[-_]\w{6,}"), "[removed]"),
-    (re.compile(r"\bAIza[\w-]{10,}"), "[removed]"),
-    (re.compile(r"(?=[\w*+/-]*\d)(?=[\w*+/-]*[A-Za-z])[\w*+/-]{32,}"), "[removed]"),
-    (re.compile(r"[\x00-\x1f\x7f]+"), " "),
-)
 
 
 class _Error(msgspec.Struct):
@@ -86,8 +50,8 @@ def read_failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Up
     error = _find(body)
     if error is None:
         kind = _kind(status, None, "")
-        return UpstreamFailure(kind, "", status, retry_after=_retry_after(headers))
-    return _facts(error, status, _retry_after(headers))
+        return UpstreamFailure(kind, "", status, retry_after=retry_after(headers))
+    return _facts(error, status, retry_after(headers))
 
 
 def read_error_object(raw: msgspec.Raw) -> UpstreamFailure | None:
@@ -97,16 +61,6 @@ def read_error_object(raw: msgspec.Raw) -> UpstreamFailure | None:
         return None
     status = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else 500
     return _facts(error, status, None)
-
-
-def scrub(message: str) -> str:
-    """A provider's message without what is none of the client's business."""
-    for pattern, stand_in in _SECRETS:
-        message = pattern.sub(stand_in, message)
-    message = message.strip()
-    if len(message) > MESSAGE_CHARACTERS_MAX:
-        message = message[: MESSAGE_CHARACTERS_MAX - 1] + "…"
-    return message
 
 
 def _find(body: bytes) -> _Error | None:
@@ -124,16 +78,14 @@ def _find(body: bytes) -> _Error | None:
     return found
 
 
-def _facts(error: _Error, status: int, retry_after: float | None) -> UpstreamFailure:
-    text = error.message if isinstance(error.message, str) else error.detail
-    # Secrets may not survive by being cut in half, hence the room for the patterns to match.
-    message = scrub(text[: 4 * MESSAGE_CHARACTERS_MAX]) if isinstance(text, str) else ""
+def _facts(error: _Error, status: int, retry_seconds: float | None) -> UpstreamFailure:
+    message = scrub(error.message if isinstance(error.message, str) else error.detail)
     return UpstreamFailure(
         kind=_kind(status, error, message),
         message=message,
         status=status,
         param=error.param if isinstance(error.param, str) else None,
-        retry_after=retry_after,
+        retry_after=retry_seconds,
     )
 
 
@@ -141,19 +93,4 @@ def _kind(status: int, error: _Error | None, message: str) -> FailureKind:
     for word in (error.code, error.type) if error is not None else ():
         if isinstance(word, str) and word in _KIND_BY_CODE:
             return _KIND_BY_CODE[word]
-    kind = _KIND_BY_STATUS.get(status) or (
-        # A redirect, or a success that is none, says nothing of the request.
-        "bad_request" if 400 <= status < 500 else "server_error"
-    )
-    if kind == "bad_request" and _CONTEXT_WORDS.search(message):
-        return "context_length"
-    return kind
-
-
-def _retry_after(headers: Mapping[bytes, bytes]) -> float | None:
-    """Seconds from `retry-after-ms` or `retry-after`; a date is no hint, clocks differ."""
-    for name, per_second in ((b"retry-after-ms", 1000), (b"retry-after", 1)):
-        match = _NUMBER.fullmatch(headers.get(name, b"").strip())
-        if match is not None:
-            return float(match[0]) / per_second
-    return None
+    return kind_of(status, message)

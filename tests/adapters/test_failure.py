@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from adapters.codec import FailureKind, UpstreamFailure
 from adapters.errors import ContextLengthExceeded, InvalidRequest, ModelNotAvailable
-from adapters.openai.failure import MESSAGE_CHARACTERS_MAX, read_failure, scrub
+from adapters.failures import MESSAGE_CHARACTERS_MAX, scrub
+from adapters.openai.failure import read_failure
 
 
 def read(status: int, body: object = None, **headers: str) -> UpstreamFailure:
