@@ -129,8 +129,8 @@ def _possible_tiers(schedule: PriceSchedule, asked: str) -> set[str]:
 
 
 def _worst(rates: Rates, bound: Bound, output_tokens: int) -> dict[str, int]:
-    """All input as its dearest kind, all output likewise; audio only where it may occur."""
-    dearest_input, dearest_output = _dearest_units(rates, audio=bound.audio)
+    """All input as its dearest kind, all output likewise; of those that may occur."""
+    dearest_input, dearest_output = _dearest_units(rates, bound.audio, bound.long_cache)
     return {
         dearest_input: bound.input_tokens,
         dearest_output: output_tokens,
@@ -140,10 +140,12 @@ def _worst(rates: Rates, bound: Bound, output_tokens: int) -> dict[str, int]:
 
 
 @lru_cache(maxsize=4096)
-def _dearest_units(rates: Rates, *, audio: bool) -> tuple[str, str]:
+def _dearest_units(rates: Rates, audio: bool, long_cache: bool) -> tuple[str, str]:
     price = dict(rates.components)
     inputs = ["input", "cached_input", "cache_write"]
     outputs = ["output", "reasoning"]
+    if long_cache:
+        inputs.append("cache_write_1h")
     if audio:
         inputs.append("audio_input")
         outputs.append("audio_output")

@@ -1,18 +1,22 @@
 """Chat Completions as a server: what a client asks, read strictly.
 
-Only what decides the route, the reservation or the shape of the answer is read; a parameter that
-only the model understands is for the provider to judge. Refused is what would make the price
-ambiguous (a key twice, two different caps) or what every provider refuses anyway.
+To decode, only what decides the route, the reservation or the shape of the answer is read; a
+parameter that only the model understands is for the provider to judge. Refused is what would make
+the price ambiguous (a key twice, two different caps) or what every provider refuses anyway. The
+whole is read by `chat_prompt`, where it has to be translated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import msgspec
 
-from adapters.codec import Request
-from adapters.errors import InvalidRequest
+from adapters.canonical import Prompt
+from adapters.codec import Ask, Made, Request, Writer
+from adapters.envelope import Envelopes
+from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.openai.body import (
     Fields,
     count_of,
@@ -22,6 +26,8 @@ from adapters.openai.body import (
     require_items,
     text_of,
 )
+from adapters.openai.chat_relay import KEEP_ALIVE
+from adapters.openai.chat_scan import scanned
 from adapters.openai.refusal import OpenAIRefusals
 
 CHOICES_MAX = 128
@@ -29,10 +35,12 @@ TOKENS_MAX = 2**31 - 1
 
 _WEB_SEARCH = MappingProxyType({"web_search": 1})  # a search model searches once an answer
 _CAPS = ("max_completion_tokens", "max_tokens")
+_CAPS_OF_INPUT = (*_CAPS, "max_output_tokens")
 # Whatever decides which model answers, how much, and at which price.
 _PRICED = frozenset(
     {"model", "messages", "n", *_CAPS, "stream", "stream_options", "service_tier", "tools"}
     | {"functions", "prediction", "audio", "modalities", "web_search_options"}
+    | {"input", "instructions", "max_output_tokens", "prompt_cache_options"}
 )
 
 
@@ -54,33 +62,49 @@ _decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
 class ChatDownstream(OpenAIRefusals):
     """The client's side of `POST /v1/chat/completions`."""
 
-    def decode(self, body: bytes) -> Request:
+    keep_alive = KEEP_ALIVE
+
+    def stream_type(self, request: Request) -> str:
+        return "text/event-stream; charset=utf-8"
+
+    def decode(self, body: bytes, ask: Ask) -> Request:
         fields = read_fields(body)
         refuse_other_spellings(fields, _PRICED)
         model = text_of(fields, "model")
         if not model:
             raise InvalidRequest("model is required.", param="model")
-        require_items(fields, "messages", b"{", "a list of message objects")
+        has_input = "messages" not in fields and "input" in fields
+        if not has_input:
+            require_items(fields, "messages", b"{", "a list of message objects")
         stream = flag_of(fields, "stream")
         metadata = _metadata(fields)
+        scan, foreign = scanned(fields)
         return Request(
             fields=fields,
             body_bytes=len(body),
             model=model,
             stream=stream,
             include_usage=_include_usage(fields, stream),
-            output_cap=_output_cap(fields),
+            output_cap=_output_cap(fields, _CAPS_OF_INPUT if has_input else _CAPS),
             choices=count_of(fields, "n", CHOICES_MAX) or 1,
             service_tier=text_of(fields, "service_tier") or "",
             pieces=_WEB_SEARCH if "web_search_options" in fields else {},
+            scan=scan,
             user_id=_text(metadata.user_id) or text_of(fields, "user") or "",
             conversation_id=_text(metadata.conversation_id),
+            foreign=foreign,
         )
 
+    def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
+        raise RequestNotExpressible("This model's provider speaks another protocol.", param="model")
 
-def _output_cap(fields: Fields) -> int | None:
-    """The client's cap under either of its names."""
-    caps = {cap for name in _CAPS if (cap := count_of(fields, name, TOKENS_MAX)) is not None}
+    def writer(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> Writer:
+        raise NotImplementedError
+
+
+def _output_cap(fields: Fields, names: Sequence[str]) -> int | None:
+    """The client's cap under any of its names."""
+    caps = {cap for name in names if (cap := count_of(fields, name, TOKENS_MAX)) is not None}
     if len(caps) > 1:
         raise InvalidRequest(
             "max_tokens and max_completion_tokens differ; send only max_completion_tokens.",

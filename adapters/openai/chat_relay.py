@@ -14,10 +14,13 @@ import msgspec
 
 from adapters import sse
 from adapters.codec import Counted, FailureKind, UpstreamFailure
-from adapters.errors import UpstreamProtocolViolation
+from adapters.errors import APIError, UpstreamProtocolViolation
 from adapters.openai import wire
 from adapters.openai.chat_meter import ChatMeter
 from adapters.openai.failure import read_error_object
+from adapters.openai.refusal import OpenAIRefusals
+
+KEEP_ALIVE = b": keep-alive\n\n"
 
 _DONE = b"[DONE]"
 _USAGE = b'"usage"'
@@ -26,6 +29,7 @@ _MODEL_SPELLINGS = (b'"model":', b'"model": ')
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
+_REFUSALS = OpenAIRefusals()
 
 
 class ChatStreamRelay:
@@ -88,6 +92,12 @@ class ChatStreamRelay:
 
     def counted(self, input_text_bytes: int) -> Counted:
         return self._meter.counted(input_text_bytes)
+
+    def keep_alive(self) -> bytes:
+        return KEEP_ALIVE
+
+    def error_event(self, error: APIError, request_id: str) -> bytes:
+        return _REFUSALS.error_event(error, request_id)
 
     def _pass(self, event: bytes) -> bytes:
         """Read one event; return what the client sees of it."""

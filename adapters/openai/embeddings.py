@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import msgspec
 
-from adapters.canonical import Usage
-from adapters.catalogue import Provider
-from adapters.codec import Counted, Request, StreamRelay, UpstreamFailure
+from adapters.canonical import Prompt, Usage
+from adapters.codec import (
+    Ask,
+    CountCall,
+    Counted,
+    Encoded,
+    Made,
+    Request,
+    Scan,
+    StreamRelay,
+    Target,
+    UpstreamFailure,
+    Writer,
+)
+from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest, UpstreamProtocolViolation
 from adapters.estimate import counted_tokens
 from adapters.openai import wire
@@ -16,6 +29,8 @@ from adapters.openai.body import read_fields, refuse_other_spellings, text_of
 from adapters.openai.chat_relay import with_model
 from adapters.openai.failure import read_error_object, read_failure
 from adapters.openai.refusal import OpenAIRefusals
+
+PATH = "/embeddings"
 
 _decode_input = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
 _encode = msgspec.json.encode
@@ -25,7 +40,12 @@ _PRICED = frozenset({"model", "input"})
 class EmbeddingsDownstream(OpenAIRefusals):
     """The client's side of `POST /v1/embeddings`."""
 
-    def decode(self, body: bytes) -> Request:
+    keep_alive = b""
+
+    def stream_type(self, request: Request) -> str:
+        raise AssertionError("embeddings are never streamed")
+
+    def decode(self, body: bytes, ask: Ask) -> Request:
         fields = read_fields(body)
         refuse_other_spellings(fields, _PRICED)
         model = text_of(fields, "model")
@@ -39,8 +59,15 @@ class EmbeddingsDownstream(OpenAIRefusals):
             body_bytes=len(body),
             model=model,
             kind="embedding",
+            scan=Scan(text_bytes=len(memoryview(fields["input"]))),
             user_id=text_of(fields, "user") or "",
         )
+
+    def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
+        raise AssertionError("embeddings are no prompt")
+
+    def writer(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> Writer:
+        raise AssertionError("embeddings are no prompt")
 
 
 def _check_input(raw: msgspec.Raw) -> None:
@@ -63,23 +90,45 @@ def _check_input(raw: msgspec.Raw) -> None:
 class EmbeddingsUpstream:
     """The provider's side of `POST …/embeddings`."""
 
-    path = "/embeddings"
+    def encode(self, prompt: Prompt, target: Target) -> Encoded:
+        raise AssertionError("embeddings are no prompt")
 
-    def encode(
-        self, request: Request, provider: Provider, model: str, output_cap: int | None
-    ) -> bytes:
-        return _encode({**request.fields, "model": msgspec.Raw(_encode(model))})
+    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> EmbeddingsCall:
+        model = msgspec.Raw(_encode(target.model))
+        return EmbeddingsCall(_encode({**request.fields, "model": model}), request.model)
+
+    def counting(self, prompt: Prompt, target: Target) -> CountCall | None:
+        return None
+
+    def counting_passing(self, request: Request, target: Target) -> CountCall | None:
+        return None
 
     def read_error(
         self, status: int, headers: Mapping[bytes, bytes], body: bytes
     ) -> UpstreamFailure:
         return read_failure(status, headers, body)
 
-    def stream(self, request: Request) -> StreamRelay:
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsCall:
+    """A request as it came. Implements `codec.Call`; `shown_model` is what the client asked for."""
+
+    body: bytes
+    shown_model: str
+    path: str = PATH
+    headers: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return read_failure(status, headers, body)
+
+    def stream(self) -> StreamRelay:
         raise AssertionError("embeddings are never streamed")
 
-    def plain(self, request: Request, body: bytes) -> EmbeddingsRelay:
-        return EmbeddingsRelay(request.model, body)
+    def plain(self, body: bytes) -> EmbeddingsRelay:
+        return EmbeddingsRelay(self.shown_model, body)
 
 
 class EmbeddingsRelay:

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.canonical import Blob
 from adapters.catalogue import Provider
-from adapters.codec import Request
+from adapters.codec import Ask, Request, Target
+from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
 from adapters.openai.chat_downstream import CHOICES_MAX, TOKENS_MAX, ChatDownstream
 from adapters.openai.chat_upstream import ChatUpstream
@@ -17,17 +19,25 @@ from adapters.openai.chat_upstream import ChatUpstream
 MESSAGES = [{"role": "user", "content": "Hi"}]
 PROVIDER = Provider("p", "openai", "http://127.0.0.1")
 MODERN = Provider("p", "openai", "http://127.0.0.1", output_cap_field="max_completion_tokens")
+ENVELOPES = Envelopes(b"s" * 32, "account")
 
 Json = dict[str, object]
 
 
 def decode(**fields: object) -> Request:
     body = {"model": "m", "messages": MESSAGES, **fields}
-    return ChatDownstream().decode(json.dumps(body).encode())
+    return ChatDownstream().decode(json.dumps(body).encode(), Ask())
+
+
+def passed(request: Request, cap: int | None = None, provider: Provider = PROVIDER) -> bytes:
+    target = Target(provider, "theirs", cap, request.stream)
+    call = ChatUpstream().passing(request, target, ENVELOPES)
+    assert (call.path, call.headers, call.dropped) == ("/chat/completions", (), ())
+    return call.body
 
 
 def encode(request: Request, cap: int | None = None, provider: Provider = PROVIDER) -> Json:
-    encoded = json.loads(ChatUpstream().encode(request, provider, "theirs", cap))
+    encoded = json.loads(passed(request, cap, provider))
     assert isinstance(encoded, dict)
     return encoded
 
@@ -93,7 +103,7 @@ def test_refusals_name_the_field(fields: Json, param: str) -> None:
 )
 def test_bodies_that_are_no_object(body: bytes, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
-        ChatDownstream().decode(body)
+        ChatDownstream().decode(body, Ask())
 
 
 # -- keys that stand twice ------------------------------------------------------------------------
@@ -111,7 +121,7 @@ def test_bodies_that_are_no_object(body: bytes, says: str) -> None:
 )
 def test_a_key_that_stands_twice_is_refused(body: bytes, param: str) -> None:
     with pytest.raises(InvalidRequest, match="twice") as refused:
-        ChatDownstream().decode(body)
+        ChatDownstream().decode(body, Ask())
     assert refused.value.param == param
 
 
@@ -130,10 +140,10 @@ def test_equal_keys_are_found_however_they_are_written(
     body = f"{{{space}{inner}{space}}}".encode()
     names = [json.loads(key) for key, _ in members]
     if len(set(names)) == len(names):
-        assert set(ChatDownstream().decode(body).fields) == {"model", "messages", *names}
+        assert set(ChatDownstream().decode(body, Ask()).fields) == {"model", "messages", *names}
     else:
         with pytest.raises(InvalidRequest, match="twice"):
-            ChatDownstream().decode(body)
+            ChatDownstream().decode(body, Ask())
 
 
 # -- what is read ---------------------------------------------------------------------------------
@@ -194,7 +204,7 @@ def test_unknown_members_survive_byte_by_byte_in_their_order() -> None:
         b'{"zeta":1.50,"model":"m","messages":[{"role":"user","content":"\\u00e9","x":1e2}],'
         b'"top_k": 40 ,"deep":{"b":[1, 2],"a":null},"big":123456789012345678901234567890}'
     )
-    sent = ChatUpstream().encode(ChatDownstream().decode(body), PROVIDER, "theirs", None)
+    sent = passed(ChatDownstream().decode(body, Ask()))
     assert sent == body.replace(b'"m"', b'"theirs"').replace(b'"top_k": 40 ', b'"top_k":40')
 
 
@@ -259,3 +269,71 @@ def test_metadata_goes_on_only_where_the_provider_stores() -> None:
     metadata = {"conversation_id": "c"}
     assert "metadata" not in encode(decode(metadata=metadata))
     assert encode(decode(metadata=metadata, store=True))["metadata"] == metadata
+
+
+# -- signatures that were sealed here -------------------------------------------------------------
+
+
+def test_sealed_signatures_stay_here() -> None:
+    sealed = ENVELOPES.seal(Blob("a", "claude", "thinking", "s"))
+    told = {"role": "user", "content": f"What is {sealed}?"}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    google = {"google": {"thought_signature": "theirs"}}
+    answer: Json = {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "hm",
+        "reasoning_details": [{"type": "reasoning.encrypted", "index": 0, "data": sealed}],
+        "tool_calls": [
+            {**call, "extra_content": {"farebox": {"sig": sealed}}},
+            {**call, "extra_content": {"farebox": {"sig": sealed}, **google}},
+        ],
+    }
+    encoded = encode(decode(messages=[told, answer]))
+    del answer["reasoning_details"]
+    answer["tool_calls"] = [call, {**call, "extra_content": google}]
+    assert encoded["messages"] == [told, answer]
+
+
+def test_signatures_of_the_provider_pass() -> None:
+    details = [{"type": "reasoning.encrypted", "data": "theirs"}]
+    messages = [{"role": "assistant", "content": "fb1.", "reasoning_details": details}]
+    assert encode(decode(messages=messages))["messages"] == messages
+
+
+@pytest.mark.parametrize("odd", [["fb1."], [{"tool_calls": "fb1."}], [{"tool_calls": ["fb1."]}]])
+def test_messages_that_are_none_pass_for_the_provider_to_refuse(odd: list[object]) -> None:
+    messages = [*MESSAGES, *odd]
+    assert encode(decode(messages=messages))["messages"] == messages
+
+
+# -- bodies of other protocols --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"name": "f", "input_schema": {}}]},
+        {"tools": [{"type": "function", "name": "f", "parameters": {}}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "t"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "thinking", "signature": "s"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+    ],
+)
+def test_bodies_with_parts_of_other_protocols_are_foreign(fields: Json) -> None:
+    assert decode(**fields).foreign
+
+
+def test_a_body_with_input_is_foreign_and_has_a_cap_of_its_own() -> None:
+    body = {"model": "m", "input": "Hi", "max_output_tokens": 7}
+    request = ChatDownstream().decode(json.dumps(body).encode(), Ask())
+    assert request.foreign
+    assert request.output_cap == 7
+
+
+def test_plain_bodies_are_not_foreign() -> None:
+    parts = [{"type": "text", "text": "x"}, {"type": "thinking", "thinking": [{"type": "text"}]}]
+    messages = [{"role": "user", "content": parts}]
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": "web_search"}]
+    assert not decode(messages=messages, tools=tools).foreign

@@ -8,22 +8,30 @@ import pytest
 
 from adapters.canonical import Usage
 from adapters.catalogue import Provider
-from adapters.codec import FailureKind, Request
+from adapters.codec import Ask, FailureKind, Request, Target
+from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
-from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsUpstream
+from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsRelay, EmbeddingsUpstream
 
 PROVIDER = Provider("p", "openai", "http://127.0.0.1")
+ENVELOPES = Envelopes(b"s" * 32, "account")
 
 
 def decode(**fields: object) -> Request:
-    return EmbeddingsDownstream().decode(json.dumps({"model": "m", **fields}).encode())
+    return EmbeddingsDownstream().decode(json.dumps({"model": "m", **fields}).encode(), Ask())
+
+
+def plain(body: bytes) -> EmbeddingsRelay:
+    target = Target(PROVIDER, "theirs", None, stream=False)
+    return EmbeddingsUpstream().passing(decode(input="x"), target, ENVELOPES).plain(body)
 
 
 @pytest.mark.parametrize("given", ["x", ["x", ""], [1, 2], [[1], [2, 3]]])
 def test_inputs_of_each_kind(given: object) -> None:
     request = decode(input=given, user="u", dimensions=8)
     assert (request.kind, request.stream, request.user_id) == ("embedding", False, "u")
-    sent = EmbeddingsUpstream().encode(request, PROVIDER, "theirs", None)
+    target = Target(PROVIDER, "theirs", None, stream=False)
+    sent = EmbeddingsUpstream().passing(request, target, ENVELOPES).body
     assert json.loads(sent) == {"model": "theirs", "input": given, "user": "u", "dimensions": 8}
 
 
@@ -56,7 +64,7 @@ def test_the_answer_is_renamed_and_its_usage_read() -> None:
         b'{"object":"list","data":[{"embedding":[0.10,1e-3],"index":0}],"model":"theirs",'
         b'"usage":{"prompt_tokens":7,"total_tokens":7}}'
     )
-    relay = EmbeddingsUpstream().plain(decode(input="x"), body)
+    relay = plain(body)
     assert relay.failure is None
     assert relay.body == body.replace(b"theirs", b"m")
     counted = relay.counted(999)
@@ -65,7 +73,7 @@ def test_the_answer_is_renamed_and_its_usage_read() -> None:
 
 
 def test_without_usage_the_input_is_counted() -> None:
-    relay = EmbeddingsUpstream().plain(decode(input="x"), b'{"data":[{}]}')
+    relay = plain(b'{"data":[{}]}')
     counted = relay.counted(10)
     assert counted.estimated
     assert counted.usage == Usage(input_tokens=3)
@@ -83,7 +91,7 @@ def test_without_usage_the_input_is_counted() -> None:
     ],
 )
 def test_answers_that_are_none(body: bytes, failure: FailureKind) -> None:
-    relay = EmbeddingsUpstream().plain(decode(input="x"), body)
+    relay = plain(body)
     assert relay.failure is not None
     assert relay.failure.kind == failure
     assert relay.body == b""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.codec import Request
+from adapters.codec import Ask, Request, Scan
 from adapters.estimate import Bound, bound, counted_tokens
 from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.embeddings import EmbeddingsDownstream
@@ -20,7 +21,7 @@ DATA = "A" * 400_000  # what a picture of 300 kB is in base64
 
 def request(content: object, **fields: object) -> Request:
     body = {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
-    return ChatDownstream().decode(json.dumps(body).encode())
+    return ChatDownstream().decode(json.dumps(body).encode(), Ask())
 
 
 def bounded(content: object, window: int = 0, **fields: object) -> Bound:
@@ -36,7 +37,7 @@ def test_four_bytes_are_a_token(text_bytes: int, tokens: int) -> None:
 def test_no_tokenizer_makes_more_tokens_than_the_bound(texts: list[str], ascii_only: bool) -> None:
     messages = [{"role": "user", "content": text} for text in texts]
     body = json.dumps({"model": "m", "messages": messages}, ensure_ascii=ascii_only)
-    found = bound(ChatDownstream().decode(body.encode("utf-8", "replace")))
+    found = bound(ChatDownstream().decode(body.encode("utf-8", "replace"), Ask()))
     per_message = 8  # more than any template adds
     assert found.input_tokens >= sum(len(text.encode("utf-8", "replace")) for text in texts) + (
         per_message * len(texts)
@@ -98,7 +99,7 @@ def test_what_cannot_be_read_is_bounded_all_the_same(content: object) -> None:
 
 def test_earlier_audio_counts_as_audio() -> None:
     body = {"model": "m", "messages": [{"role": "assistant", "audio": {"id": "a"}}]}
-    assert bound(ChatDownstream().decode(json.dumps(body).encode())).audio
+    assert bound(ChatDownstream().decode(json.dumps(body).encode(), Ask())).audio
 
 
 @pytest.mark.parametrize("fields", [{"audio": {"voice": "v"}}, {"modalities": ["text", "audio"]}])
@@ -117,5 +118,38 @@ def test_pieces_are_what_the_request_buys() -> None:
 
 def test_embeddings_have_a_window_for_each_input() -> None:
     body = json.dumps({"model": "m", "input": ["x" * 9000, "y" * 9000]}).encode()
-    found = bound(EmbeddingsDownstream().decode(body), 8192)
+    found = bound(EmbeddingsDownstream().decode(body, Ask()), 8192)
     assert found.input_tokens >= 18_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": [{"type": "text", "text": "x", "prompt_cache_breakpoint": {"ttl": "12h"}}]},
+        {"content": [{"type": "text", "text": "x", "cache_control": {"ttl": "1h"}}]},
+        {"content": "x", "prompt_cache_options": {"ttl": "12h"}},
+        {"content": "x", "prompt_cache_retention": "24h"},
+        {"content": "x", "tools": [{"cache_control": {"ttl": "1h"}}]},
+    ],
+)
+def test_what_is_kept_for_long_has_its_own_price(fields: Json) -> None:
+    assert bound(request(**fields)).long_cache
+
+
+def test_what_is_kept_for_minutes_is_not_kept_for_long() -> None:
+    mark: Json = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "5m"}}
+    assert not bounded([mark], prompt_cache_options={"ttl": "30m"}).long_cache
+
+
+def test_each_pass_may_fill_the_window_anew() -> None:
+    facts = msgspec.structs.replace(request("x"), scan=Scan(passes=3, pieces={"web_search": 10}))
+    once = msgspec.structs.replace(facts, scan=Scan())
+    assert bound(facts, 8000).input_tokens == bound(once, 8000).input_tokens + 2 * 8000
+    assert bound(facts).input_tokens > 2_000_000
+    assert bound(facts).pieces == {"web_search": 10}
+
+
+def test_media_inside_a_tools_result_is_found() -> None:
+    image = {"type": "image", "source": {"type": "base64", "data": DATA}}
+    found = bounded([{"type": "tool_result", "tool_use_id": "t", "content": [image]}], 100_000)
+    assert 20_000 <= found.input_tokens <= 20_300

@@ -212,13 +212,16 @@ def usages_within(draw: st.DrawFn, bound: Bound, output_tokens: int) -> Usage:
     inputs = draw(st.integers(0, bound.input_tokens))
     cached = draw(st.integers(0, inputs))
     written = draw(st.integers(0, inputs - cached))
+    kept = draw(st.integers(0, inputs - cached - written)) if bound.long_cache else 0
+    rest = inputs - cached - written - kept
     outputs = draw(st.integers(0, output_tokens + bound.predicted_tokens))
     reasoned = draw(st.integers(0, outputs))
     return Usage(
         input_tokens=inputs,
         cached_input_tokens=cached,
         cache_write_tokens=written,
-        audio_input_tokens=draw(st.integers(0, inputs - cached - written)) if bound.audio else 0,
+        cache_write_1h_tokens=kept,
+        audio_input_tokens=draw(st.integers(0, rest)) if bound.audio else 0,
         output_tokens=outputs,
         reasoning_tokens=reasoned,
         audio_output_tokens=draw(st.integers(0, outputs - reasoned)) if bound.audio else 0,
@@ -243,6 +246,7 @@ def test_no_usage_within_the_bound_costs_more_than_the_dearest(
         predicted_tokens=data.draw(st.integers(0, 100)),
         audio=data.draw(st.booleans()),
         pieces=data.draw(st.sampled_from([{}, {"web_search": 1}])),
+        long_cache=data.draw(st.booleans()),
     )
     output_tokens = data.draw(st.integers(0, 1000))
     usage = data.draw(usages_within(bound, output_tokens))

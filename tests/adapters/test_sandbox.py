@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from adapters import sandbox
 from adapters.canonical import Usage
 from adapters.catalogue import Provider
-from adapters.codec import FailureKind, PlainRelay, StreamRelay
+from adapters.codec import Ask, FailureKind, PlainRelay, StreamRelay, Target
+from adapters.envelope import Envelopes
 from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.chat_upstream import ChatUpstream
 from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsUpstream
@@ -32,6 +33,7 @@ from tests.fakes.sandbox import (
 )
 
 PROVIDER = Provider("sandbox", "openai", "http://127.0.0.1")
+ENVELOPES = Envelopes(b"s" * 32, "account")
 TEXT_MODELS = ["sandbox", "sandbox-long", "sandbox-slow", "sandbox-no-usage", "sandbox-cached"]
 TOOLS: list[Json] = [
     {
@@ -553,18 +555,18 @@ def relayed_stream(model: str) -> tuple[StreamRelay, bytes, str]:
 
 def asked(model: str, *, stream: bool) -> tuple[Played, StreamRelay]:
     body = json.dumps({"model": model, "messages": HELLO, "stream": stream}).encode()
-    request = ChatDownstream().decode(body)
-    sent = ChatUpstream().encode(request, PROVIDER, model, 100)
-    played = post("/v1/chat/completions", sent)
+    request = ChatDownstream().decode(body, Ask())
+    call = ChatUpstream().passing(request, Target(PROVIDER, model, 100, stream), ENVELOPES)
+    played = post("/v1/chat/completions", call.body)
     assert played.status == 200, played.body
-    return played, ChatUpstream().stream(request)
+    return played, call.stream()
 
 
 def relayed_plain(model: str) -> PlainRelay:
     body = json.dumps({"model": model, "messages": HELLO}).encode()
-    request = ChatDownstream().decode(body)
-    sent = ChatUpstream().encode(request, PROVIDER, model, 100)
-    return ChatUpstream().plain(request, post("/v1/chat/completions", sent).body)
+    request = ChatDownstream().decode(body, Ask())
+    call = ChatUpstream().passing(request, Target(PROVIDER, model, 100, stream=False), ENVELOPES)
+    return call.plain(post("/v1/chat/completions", call.body).body)
 
 
 WELL = ["sandbox", "sandbox-long", "sandbox-slow", "sandbox-usage-on-finish", "sandbox-cached"]
@@ -700,9 +702,10 @@ def test_every_failing_model_is_in_these_tables() -> None:
 
 def test_embeddings_go_through_the_gateway() -> None:
     body = b'{"model":"mine","input":["one","two"]}'
-    request = EmbeddingsDownstream().decode(body)
-    sent = EmbeddingsUpstream().encode(request, PROVIDER, "sandbox-embedding", None)
-    relay = EmbeddingsUpstream().plain(request, post("/v1/embeddings", sent).body)
+    request = EmbeddingsDownstream().decode(body, Ask())
+    target = Target(PROVIDER, "sandbox-embedding", None, stream=False)
+    call = EmbeddingsUpstream().passing(request, target, ENVELOPES)
+    relay = call.plain(post("/v1/embeddings", call.body).body)
     assert relay.failure is None
     assert relay.counted(0).usage == Usage(input_tokens=2)
     assert json.loads(relay.body)["model"] == "mine"

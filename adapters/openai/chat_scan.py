@@ -1,0 +1,232 @@
+"""What a Chat Completions body may cost, and whether it is one: read once, when it arrives.
+
+Media is found by the type of its part alone, as the provider does: other members may be there to
+deceive. What cannot be read is bounded by its bytes and by the window, and refused later on.
+
+Some clients (Cursor) send bodies of other protocols to this path: Responses items as `input`, or
+Anthropic's blocks and tools inside messages. Those are `foreign`: understood, never passed on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from adapters.codec import Scan
+from adapters.openai.body import Fields
+
+_IMAGE_TOKENS = 20_000  # the dearest known: full detail at 12 megapixels
+_AUDIO_BYTES_PER_SECOND = 500  # no container in use has fewer
+_AUDIO_TOKENS_PER_SECOND = 32
+_TEXT_TYPES = frozenset(
+    {"text", "refusal", "input_text", "output_text", "tool_use", "thinking", "redacted_thinking"}
+)
+_LONG_TTLS = ("1h", "12h", "24h")
+_RENDERED = ("messages", "tools", "functions", "input", "instructions")
+# Members of a body in which only the provider can see what is meant.
+_BY_REFERENCE = ("previous_response_id", "conversation", "prompt")
+_NULL = msgspec.Raw(b"null")
+_ABSENT = msgspec.Raw()
+
+
+class Scanned(NamedTuple):
+    """What a body may cost; `foreign`: it is not quite of this protocol."""
+
+    scan: Scan
+    foreign: bool
+
+
+class _Message(msgspec.Struct, gc=False):
+    """A message; or an item of `input`, where `output` is a tool's result."""
+
+    type: object = None
+    content: msgspec.Raw = _NULL
+    output: msgspec.Raw = _NULL
+    audio: msgspec.Raw = _NULL
+    cache_control: msgspec.Raw = _ABSENT
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: object = None
+    image_url: msgspec.Raw = _ABSENT
+    input_audio: msgspec.Raw = _ABSENT
+    file: msgspec.Raw = _ABSENT
+    file_data: msgspec.Raw = _ABSENT
+    source: msgspec.Raw = _ABSENT
+    content: msgspec.Raw = _ABSENT
+    signature: msgspec.Raw = _ABSENT
+    cache_control: msgspec.Raw = _ABSENT
+    prompt_cache_breakpoint: msgspec.Raw = _ABSENT
+
+
+class _Tool(msgspec.Struct, gc=False):
+    name: object = None
+    function: msgspec.Raw = _ABSENT
+    custom: msgspec.Raw = _ABSENT
+    cache_control: msgspec.Raw = _ABSENT
+
+
+class _CacheMark(msgspec.Struct, gc=False):
+    ttl: object = None
+
+
+_decode_messages = msgspec.json.Decoder(list[_Message]).decode
+_decode_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_part = msgspec.json.Decoder(_Part).decode
+_decode_tools = msgspec.json.Decoder(list[_Tool]).decode
+_decode_cache_mark = msgspec.json.Decoder(_CacheMark).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def scanned(fields: Fields) -> Scanned:
+    """What `fields` may cost. Never raises."""
+    found = _Found()
+    foreign = "messages" not in fields and "input" in fields
+    _scan_messages(found, fields["input"] if foreign else fields.get("messages", _NULL))
+    tools = _scan_tools(found, fields.get("tools")) + _count_items(fields.get("functions"))
+    text_bytes = sum([_size(fields.get(name, _ABSENT)) for name in _RENDERED])
+    scan = Scan(
+        text_bytes=text_bytes - found.media_bytes,
+        media_bytes=found.media_bytes,
+        media_tokens=found.media_tokens,
+        audio=found.audio or "audio" in fields or "modalities" in fields,
+        hidden=found.hidden or (foreign and any(name in fields for name in _BY_REFERENCE)),
+        tools=tools,
+        predicted_tokens=_size(fields.get("prediction", _ABSENT)),
+        long_cache=found.long_cache or _keeps_long(fields),
+    )
+    return Scanned(scan, foreign or found.foreign)
+
+
+class _Found:
+    """What is in a body beside text. `media_bytes` is its share of the body."""
+
+    __slots__ = ("audio", "foreign", "hidden", "long_cache", "media_bytes", "media_tokens")
+
+    def __init__(self) -> None:
+        self.media_bytes = 0
+        self.media_tokens = 0
+        self.audio = False
+        self.foreign = False
+        self.hidden = False  # something that only the provider can see
+        self.long_cache = False
+
+    def add_media(self, size: int, tokens: int) -> None:
+        self.media_bytes += size
+        self.media_tokens += tokens
+
+
+def _scan_messages(found: _Found, messages: msgspec.Raw) -> None:
+    if _begins(messages, b'"'):
+        return  # `input` may be one text
+    try:
+        for message in _decode_messages(messages):
+            if _is_given(message.audio):  # an earlier answer, by its id
+                found.audio = found.hidden = True
+            if message.type in ("item_reference", "compaction"):
+                found.hidden = True
+            _note_cache_mark(found, message.cache_control)
+            for parts in (message.content, message.output):
+                if _begins(parts, b"["):
+                    _scan_parts(found, parts)
+    except _UNREADABLE:
+        found.hidden = True
+
+
+def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = False) -> None:
+    for raw in _decode_parts(parts):
+        part = _decode_part(raw)
+        _note_cache_mark(found, part.cache_control)
+        _note_cache_mark(found, part.prompt_cache_breakpoint)
+        if isinstance(part.type, str) and part.type in _TEXT_TYPES:
+            # Mistral has parts of type `thinking`, too, but does not sign them.
+            if part.type in ("tool_use", "redacted_thinking") or part.signature:
+                found.foreign = True
+        elif part.type == "tool_result" and not inside_result:
+            found.foreign = True
+            if _begins(part.content, b"["):
+                _scan_parts(found, part.content, inside_result=True)
+        else:
+            _add_media(found, part)
+
+
+def _add_media(found: _Found, part: _Part) -> None:
+    if part.type in ("image_url", "input_image"):
+        found.add_media(_size(part.image_url), _IMAGE_TOKENS)
+        found.hidden = found.hidden or (part.type == "input_image" and not part.image_url)
+    elif part.type == "image":
+        found.add_media(_size(part.source), _IMAGE_TOKENS)
+        found.foreign = True
+    elif part.type == "input_audio":
+        size = _size(part.input_audio)
+        found.add_media(size, _audio_tokens(size))
+        found.audio = True
+    else:
+        found.add_media(_size(part.file) + _size(part.file_data) + _size(part.source), 0)
+        found.hidden = True
+        found.foreign = found.foreign or part.type == "document"
+
+
+def _scan_tools(found: _Found, tools: msgspec.Raw | None) -> int:
+    """How many tools there are."""
+    if tools is None:
+        return 0
+    try:
+        declared = _decode_tools(tools)
+    except _UNREADABLE:
+        return _count_items(tools)
+    for tool in declared:
+        _note_cache_mark(found, tool.cache_control)
+        # Ours are wrapped in their type; a name of its own is how the others begin.
+        if tool.name is not None and not tool.function and not tool.custom:
+            found.foreign = True
+    return len(declared)
+
+
+def _note_cache_mark(found: _Found, mark: msgspec.Raw) -> None:
+    if mark and _is_given(mark):
+        found.long_cache = found.long_cache or _is_long(mark)
+
+
+def _is_long(mark: msgspec.Raw) -> bool:
+    try:
+        return _decode_cache_mark(mark).ttl in _LONG_TTLS
+    except _UNREADABLE:
+        return False
+
+
+def _keeps_long(fields: Fields) -> bool:
+    """Whether the request as a whole asks to be cached for long."""
+    options, retention = fields.get("prompt_cache_options"), fields.get("prompt_cache_retention")
+    if options is not None and _is_long(options):
+        return True
+    try:
+        return retention is not None and _decode_text(retention) in _LONG_TTLS
+    except _UNREADABLE:
+        return False
+
+
+def _audio_tokens(base64_bytes: int) -> int:
+    seconds = base64_bytes * 3 // 4 // _AUDIO_BYTES_PER_SECOND + 1
+    return seconds * _AUDIO_TOKENS_PER_SECOND
+
+
+def _size(raw: msgspec.Raw) -> int:
+    return len(memoryview(raw))
+
+
+def _begins(raw: msgspec.Raw, opening: bytes) -> bool:
+    return bytes(memoryview(raw)[:1]) == opening
+
+
+def _is_given(raw: msgspec.Raw) -> bool:
+    return bytes(memoryview(raw)[:5]) != b"null"
+
+
+def _count_items(raw: msgspec.Raw | None) -> int:
+    try:
+        return 0 if raw is None else len(_decode_parts(raw))
+    except _UNREADABLE:
+        return 0
