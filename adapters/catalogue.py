@@ -17,7 +17,10 @@ Kind = str  # "chat", "embedding", …
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Where requests are sent. `base_url` has no trailing slash; header names are lower case."""
+    """Where requests are sent. `base_url` has no trailing slash; header names are lower case.
+
+    `responses`: a provider of OpenAI's protocol that has the Responses API under the same base URL.
+    """
 
     name: str
     protocol: Protocol
@@ -31,6 +34,11 @@ class Provider:
     idle_seconds: float = 120
     max_connections: int = 512
     output_cap_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    responses: bool = False
+
+    def protocol_for(self, asked: Protocol) -> Protocol:
+        """The protocol to speak where the client speaks `asked`: its own, if the provider can."""
+        return asked if asked == "openai-responses" and self.responses else self.protocol
 
 
 @dataclass(frozen=True, slots=True)

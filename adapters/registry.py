@@ -1,4 +1,9 @@
-"""Protocol name to codec, path to operation: written out, nothing registers itself."""
+"""Protocol name to codec, path to operation: written out, nothing registers itself.
+
+Three dialects share one port, and `/v1/models` even one path. A path under `/anthropic` or
+`/gemini` says which is meant; elsewhere the operation does, and for the list of models the headers:
+Google's key or client header, Anthropic's version header, else OpenAI.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +12,33 @@ from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from adapters.anthropic import routes as anthropic
+from adapters.anthropic.upstream import MessagesUpstream
 from adapters.catalogue import Kind, Protocol
-from adapters.codec import Operation, UpstreamCodec
+from adapters.codec import Operation, Refusals, UpstreamCodec
 from adapters.errors import InvalidRequest, MethodNotAllowed, NotFound
+from adapters.gemini import routes as gemini
+from adapters.gemini.upstream import GeminiUpstream
 from adapters.openai import routes as openai
 from adapters.openai.chat_upstream import ChatUpstream
-from adapters.openai.embeddings import EmbeddingsUpstream
+from adapters.openai.responses_upstream import ResponsesUpstream
 
-_UPSTREAMS: Mapping[tuple[Protocol, Kind], UpstreamCodec] = MappingProxyType(
+_UPSTREAMS: Mapping[Protocol, UpstreamCodec] = MappingProxyType(
     {
-        ("openai", "chat"): ChatUpstream(),
-        ("openai", "embedding"): EmbeddingsUpstream(),
+        "openai": ChatUpstream(),
+        "openai-responses": ResponsesUpstream(),
+        "anthropic": MessagesUpstream(),
+        "gemini": GeminiUpstream(),
     }
 )
 
-# What words an error where no operation is known: a path that nobody serves.
-DEFAULT_REFUSALS = openai.REFUSALS
+# What words an error where nothing is known of the caller.
+DEFAULT_REFUSALS: Refusals = openai.REFUSALS
 
-# What the numbers in the books mean: (surface, endpoint).
-ENDPOINTS: Mapping[int, tuple[str, str]] = MappingProxyType(
-    {operation.number: (operation.surface, operation.name) for operation in openai.ROUTES.values()}
-)
-
+_ANTHROPIC, _GEMINI = "/anthropic", "/gemini"
 _ID = "{id}"
-_EXACT = {route: operation for route, operation in openai.ROUTES.items() if _ID not in route[1]}
-_BY_PREFIX = {
-    (method, path.removesuffix(_ID)): operation
-    for (method, path), operation in openai.ROUTES.items()
-    if path.endswith(_ID)
-}
+
+Routes = Mapping[tuple[str, str], Operation]
 
 
 class Match(NamedTuple):
@@ -45,23 +48,98 @@ class Match(NamedTuple):
     id: str = ""
 
 
-def find(method: str, path: str) -> Match:
+class _Template(NamedTuple):
+    """A path with an id in it, which may hold slashes."""
+
+    method: str
+    before: str
+    after: str
+    operation: Operation
+
+    def id_in(self, path: str) -> str:
+        """The id, empty where the path is another."""
+        if len(path) <= len(self.before) + len(self.after):
+            return ""
+        if not (path.startswith(self.before) and path.endswith(self.after)):
+            return ""
+        return unquote(path[len(self.before) : len(path) - len(self.after)])
+
+
+class _Table:
+    """The paths of one dialect."""
+
+    def __init__(self, *routes: Routes) -> None:
+        everything = {route: op for table in routes for route, op in table.items()}
+        self._exact = {route: op for route, op in everything.items() if _ID not in route[1]}
+        templates = [
+            _Template(method, *path.split(_ID), operation)
+            for (method, path), operation in everything.items()
+            if _ID in path
+        ]
+        # The longer ending first: an id may hold slashes, `/cancel` is not part of one.
+        self._templates = sorted(templates, key=lambda each: -len(each.after))
+        self._methods = sorted({method for method, _ in everything})
+
+    def find(self, method: str, path: str) -> Match | None:
+        """What is at `path`, or None. Raises MethodNotAllowed where another method is served."""
+        found = self._lookup(method, path)
+        if found is not None:
+            return found
+        served = [other for other in self._methods if self._lookup(other, path) is not None]
+        if served:
+            raise MethodNotAllowed(f"{path} is served for {' and '.join(served)}, not {method}.")
+        return None
+
+    def _lookup(self, method: str, path: str) -> Match | None:
+        operation = self._exact.get((method, path))
+        if operation is not None:
+            return Match(operation)
+        for template in self._templates:
+            if template.method == method and (name := template.id_in(path)):
+                return Match(template.operation, name)
+        return None
+
+
+_OPENAI_TABLE = _Table(openai.ROUTES)
+_ANTHROPIC_TABLE = _Table(anthropic.ROUTES, anthropic.MODEL_ROUTES)
+_SHARED_TABLE = _Table(openai.ROUTES, anthropic.ROUTES)
+_EVERY_OPERATION = (*openai.OPERATIONS, *anthropic.OPERATIONS, *gemini.OPERATIONS)
+
+# What the numbers in the books mean: (surface, endpoint).
+ENDPOINTS: Mapping[int, tuple[str, str]] = MappingProxyType(
+    {operation.number: (operation.surface, operation.name) for operation in _EVERY_OPERATION}
+)
+
+
+def find(method: str, path: str, query: str = "", headers: Mapping[bytes, bytes] = {}) -> Match:  # noqa: B006
     """What a request line asks for; `path` is without its query, still percent-encoded.
 
     A slash at the end is ignored. Raises NotFound, or MethodNotAllowed where another method is
     served.
     """
-    operation = _EXACT.get((method, path))
-    if operation is not None:
-        return Match(operation)
     path = path.rstrip("/")
-    match = _lookup(method, path)
-    if match is not None:
-        return match
-    served = sorted({other for other, _ in openai.ROUTES if _lookup(other, path) is not None})
-    if served:
-        raise MethodNotAllowed(f"{path} is served for {' and '.join(served)}, not {method}.")
-    raise NotFound(f"There is nothing at {path or '/'}.")
+    found: Match | None
+    if path.startswith(f"{_ANTHROPIC}/"):
+        found = _ANTHROPIC_TABLE.find(method, path[len(_ANTHROPIC) :])
+    elif path.startswith(f"{_GEMINI}/"):
+        found = gemini.find(method, path[len(_GEMINI) :])
+    elif _names_models(path):
+        found = _find_models(method, path, query, headers)
+    else:
+        found = _SHARED_TABLE.find(method, path) or gemini.find(method, path)
+    if found is None:
+        raise NotFound(f"There is nothing at {path or '/'}.")
+    return Match(*found)
+
+
+def refusals(path: str, query: str, headers: Mapping[bytes, bytes]) -> Refusals:
+    """In whose words to refuse what is no operation at all: as far as the caller gives itself
+    away."""
+    if path.startswith(_ANTHROPIC) or _is_anthropic(headers):
+        return anthropic.REFUSALS
+    if path.startswith((_GEMINI, "/v1beta/", "/v1alpha/")) or _is_google(query, headers):
+        return gemini.REFUSALS
+    return DEFAULT_REFUSALS
 
 
 def upstream_codec(protocol: Protocol, kind: Kind) -> UpstreamCodec:
@@ -69,17 +147,34 @@ def upstream_codec(protocol: Protocol, kind: Kind) -> UpstreamCodec:
 
     Raises InvalidRequest where that combination cannot be served.
     """
-    codec = _UPSTREAMS.get((protocol, kind))
-    if codec is None:
-        raise InvalidRequest(f"This model's provider offers no {kind} endpoint.", param="model")
-    return codec
+    if kind not in ("chat", "embedding"):
+        raise InvalidRequest(f"Models for {kind} cannot be asked here.", param="model")
+    return _UPSTREAMS[protocol]
 
 
-def _lookup(method: str, path: str) -> Match | None:
-    operation = _EXACT.get((method, path))
-    if operation is not None:
-        return Match(operation)
-    for (served, prefix), operation in _BY_PREFIX.items():
-        if served == method and len(path) > len(prefix) and path.startswith(prefix):
-            return Match(operation, unquote(path[len(prefix) :]))
-    return None
+def _names_models(path: str) -> bool:
+    return path.startswith("/v1/models") and path[10:11] in ("", "/")
+
+
+def _find_models(
+    method: str, path: str, query: str, headers: Mapping[bytes, bytes]
+) -> Match | None:
+    """`/v1/models…`, which three dialects share; only Google's has calls below it."""
+    if method != "GET" or _is_google(query, headers):
+        found = gemini.find(method, path)
+        return None if found is None else Match(*found)
+    table = _ANTHROPIC_TABLE if _is_anthropic(headers) else _OPENAI_TABLE
+    return table.find(method, path)
+
+
+def _is_google(query: str, headers: Mapping[bytes, bytes]) -> bool:
+    return (
+        b"x-goog-api-key" in headers
+        or b"x-goog-api-client" in headers
+        or query.startswith("key=")
+        or "&key=" in query
+    )
+
+
+def _is_anthropic(headers: Mapping[bytes, bytes]) -> bool:
+    return b"anthropic-version" in headers

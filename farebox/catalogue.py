@@ -19,7 +19,7 @@ from adapters.catalogue import Catalogue, Kind, Model, PriceSchedule, Provider, 
 from adapters.pricing import build_schedule
 from adapters.settings import ModelSettings, PriceSettings, ProviderSettings, UpstreamRef
 from farebox import demo
-from farebox.config import SERVED_PROTOCOLS, Config, ConfigError, groups
+from farebox.config import Config, ConfigError, groups
 from farebox.decode import nearest
 from farebox.prices import KnownModel, known_models
 
@@ -30,7 +30,7 @@ _BUILT_IN_PRICE: Mapping[str, object] = {
     "output": "0.60",
 }
 _FREE: Mapping[str, object] = {"input": "0", "output": "0"}
-_CAPPED_BY_COMPLETION_TOKENS = ("openai", "azure")
+_OPENAI_PRESETS = ("openai", "azure")
 _OPENAI_HOST = "api.openai.com"
 
 
@@ -65,11 +65,7 @@ def catalogue(config: Config, built_in: BuiltIn | None = None) -> Catalogue:
         models = [_built_in_model(provider, *entry) for entry in built_in.models.items()]
         return Catalogue.build(models, [provider])
     providers = {settings.name or "": settings for settings in config.providers}
-    served = {
-        name: provider_of(settings)
-        for name, settings in providers.items()
-        if settings.protocol in SERVED_PROTOCOLS
-    }
+    served = {name: provider_of(settings) for name, settings in providers.items()}
     composer = _Composer(config, providers, served)
     models = [
         model
@@ -110,7 +106,7 @@ def provider_of(settings: ProviderSettings) -> Provider:
     assert settings.auth is not None, "completed by farebox.config"
     keys = settings.api_key or ()
     host = urlsplit(settings.base_url).hostname
-    named = settings.preset in _CAPPED_BY_COMPLETION_TOKENS or host == _OPENAI_HOST
+    openai = settings.preset in _OPENAI_PRESETS or host == _OPENAI_HOST
     return Provider(
         name=settings.name,
         protocol=settings.protocol,
@@ -123,7 +119,8 @@ def provider_of(settings: ProviderSettings) -> Provider:
         first_byte_seconds=settings.first_byte_seconds,
         idle_seconds=settings.idle_seconds,
         max_connections=settings.max_connections,
-        output_cap_field="max_completion_tokens" if named else "max_tokens",
+        output_cap_field="max_completion_tokens" if openai else "max_tokens",
+        responses=openai and settings.protocol == "openai",
     )
 
 

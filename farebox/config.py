@@ -34,7 +34,6 @@ from proxy.settings import (
 )
 
 DEFAULT_FILE = "farebox.toml"
-SERVED_PROTOCOLS = frozenset({"openai"})
 SECRET_BYTES_MIN = 32
 MARGIN_MAX = 10
 
@@ -82,7 +81,7 @@ class Config:
     @property
     def sandbox(self) -> bool:
         """Whether the sandbox provider serves: no provider that can is configured."""
-        return not any(provider.protocol in SERVED_PROTOCOLS for provider in self.providers)
+        return not self.providers
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -401,7 +400,4 @@ def _not_yet(
     for provider in providers:
         path = f'providers["{provider.name}"]'
         later[f"{path}.shadow_api_key"] = bool(provider.shadow_api_key)
-        later[f'{path} speaks "{provider.protocol}"; its models are left out'] = (
-            provider.protocol not in SERVED_PROTOCOLS
-        )
     return (f"not in this version yet: {what}" for what, used in later.items() if used)

@@ -168,6 +168,7 @@ class Worker:
             metrics=metrics,
             log=Log(partial(os.write, _LOG_FD)),
             load=Load(exchanges_max=config.server.max_connections),
+            secret=secret,
         )
         listener = Listener(
             listening,
@@ -206,6 +207,7 @@ class Worker:
                 gateway.watch,
                 gateway.deadlines,
                 gateway.upstreams,
+                gateway.keep_alives,
                 gateway.load,
                 gateway.log,
             ):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from adapters.errors import AccountSuspended, InvalidAPIKey, PermissionDenied
+from adapters.errors import AccountSuspended, InvalidAPIKey
 from ledger.client import LimitRef
 from ledger.keys import keyed_hash
 from proxy.connection import Head
@@ -97,12 +97,6 @@ def principal(keyring: Keyring, head: Head, now: float) -> Principal:
     if known.suspended:
         raise AccountSuspended(f"The account {known.account!r} is suspended.")
     return known
-
-
-def may_use(principal: Principal, model: str) -> None:
-    """Raises PermissionDenied where the key is restricted to other models."""
-    if principal.models and model not in principal.models:
-        raise PermissionDenied(f"This API key may not use the model {model!r}.", param="model")
 
 
 def _keys(headers: Mapping[bytes, bytes], query: str) -> set[str]:

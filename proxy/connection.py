@@ -107,6 +107,7 @@ class Connection:
         self.response_started = False
         self._h11 = h11.Connection(h11.SERVER)
         self._leftover = b""
+        self._owed = b""  # of a frame that was sent in part
         self.body_bytes: int | None = 0  # as declared; None: chunked
         self._body_pending = False
         self._continue_awaited = False
@@ -305,10 +306,11 @@ class Connection:
     async def send(self, data: bytes) -> None:
         """Send bytes as they are. Raises ClientGone; a failed send poisons the connection."""
         try:
-            await self.transport.send(data)
+            await self.transport.send(self._owed + data if self._owed else data)
         except OSError as error:
             self.reusable = False
             raise ClientGone from error
+        self._owed = b""
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole response in one piece."""
@@ -320,20 +322,48 @@ class Connection:
 
     async def start_stream(self, status: int, headers: Headers, first: bytes) -> None:
         """Send the head of a response of unknown length together with its first bytes."""
-        framing = [("transfer-encoding", "chunked")] if self._chunked else []
-        if not self._chunked:
-            self.reusable = False  # the end of the body is the end of the connection
-        head = render_head(status, [*headers, *framing, *self._connection_header()])
-        await self._start(head + self._frame(first))
+        await self._start(self._stream_head(status, headers) + self._frame(first))
 
     async def send_chunk(self, data: bytes) -> None:
         """Send the next bytes of a stream."""
         await self.send(self._frame(data))
 
+    def beat(self, data: bytes) -> None:
+        """Send a few bytes of a stream if there is room for them now.
+
+        Never waits and never raises: a client that is gone is found out by the next send.
+        """
+        if not data:
+            return
+        owed = len(self._owed)
+        frame = self._owed + self._frame(data)
+        try:
+            taken = self.transport.send_now(frame)
+        except OSError:
+            return
+        # Half a frame is completed by the next send; one that was not begun is forgotten.
+        self._owed = frame[taken:] if taken > owed else frame[taken:owed]
+
+    def beat_head(self, status: int, headers: Headers, first: bytes) -> None:
+        """Begin a stream that way. What does not fit goes out with the next send."""
+        frame = self._stream_head(status, headers) + self._frame(first)
+        self.response_started = True
+        try:
+            taken = self.transport.send_now(frame)
+        except OSError:
+            taken = 0
+        self._owed = frame[taken:]
+
     async def end_stream(self, final: bytes) -> None:
         """Send the last bytes of a stream and its end, in one piece."""
         end = _LAST_CHUNK if self._chunked else b""
         await self.send(self._frame(final) + end)
+
+    def _stream_head(self, status: int, headers: Headers) -> bytes:
+        framing = [("transfer-encoding", "chunked")] if self._chunked else []
+        if not self._chunked:
+            self.reusable = False  # the end of the body is the end of the connection
+        return render_head(status, [*headers, *framing, *self._connection_header()])
 
     async def _start(self, data: bytes) -> None:
         self.response_started = True

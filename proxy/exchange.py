@@ -30,6 +30,8 @@ import traceback
 import trio
 
 from adapters import registry
+from adapters.codec import Ask, Operation
+from adapters.envelope import Envelopes
 from adapters.errors import (
     APIError,
     InsufficientBalance,
@@ -39,7 +41,9 @@ from adapters.errors import (
     RequestTimeout,
     UpstreamTimeout,
 )
-from proxy import authenticate, fallback, models, relay, reserve, route
+from proxy import authenticate, count, fallback, models, relay, reserve, route, state
+from proxy.authenticate import Principal
+from proxy.calls import Calls
 from proxy.connection import ClientGone, Connection, Head, Stage
 from proxy.gateway import Gateway
 from proxy.record import CLIENT_CLOSED, Record
@@ -97,27 +101,58 @@ async def serve_exchange(
     gateway: Gateway, connection: Connection, head: Head, record: Record
 ) -> None:
     """Steps 2 to 10. Raises APIError and ClientGone, and leaves nothing held."""
-    operation, name = registry.find(head.method, head.path)
+    record.refusals = registry.refusals(head.path, head.query, head.headers)
+    operation, name = registry.find(head.method, head.path, head.query, head.headers)
     record.enter(operation)
     principal = authenticate.principal(gateway.keyring, head, gateway.wall())
     record.principal = principal
+    ask = Ask(name, head.query, head.headers)
     if operation.codec is None:
-        await _list_models(gateway, connection, name, record)
+        await _look_up(gateway, connection, operation, ask, principal, record)
         return
     with gateway.load.admit():
-        request = operation.codec.decode(await _read_body(connection, record))
+        body = await _read_body(connection, record)
+        request = operation.codec.decode(body, ask)
+        if operation.action == "generate" and request.protocol == "openai-responses":
+            request = await state.resolve(gateway.responses, principal, request)
         found = route.find(gateway.snapshot, principal, request.model, request.kind)
         record.ask(found.model.id, stream=request.stream)
+        envelopes = Envelopes(gateway.secret, str(principal.account_id))
+        calls = Calls(operation.codec, request, envelopes, int(gateway.wall()))
+        if operation.action == "count":
+            await count.serve(gateway, connection, operation, found, calls, record)
+            return
         need = reserve.Need.of(request, found.model)
         async with reserve.Hold(
             gateway.ledger, principal, found, need, record, operation.number
         ) as hold:
             conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
-            headers = record.id_headers() + hold.headers(conversation)
-            hold.answer = await fallback.first_event(
-                gateway, request, found, need.output_cap, hold.reservation, record
-            )
-            await relay.deliver(gateway, connection, hold, record, headers)
+            candidates = calls.in_order(found, body)
+            opening = relay.Opening(connection, record, calls, hold.headers(conversation))
+            with gateway.keep_alives.pulse(opening.beat) as pulse:
+                hold.answer = await fallback.first_event(
+                    gateway, calls, candidates, need.output_cap, hold.reservation, record
+                )
+                await relay.deliver(gateway, opening, hold, pulse)
+
+
+async def _look_up(
+    gateway: Gateway,
+    connection: Connection,
+    operation: Operation,
+    ask: Ask,
+    principal: Principal,
+    record: Record,
+) -> None:
+    """Answer what needs no model: the list of models, and responses that were kept."""
+    if operation.action == "models":
+        body = models.answer(gateway.snapshot, principal, operation, ask)
+    else:
+        body = await state.answer(gateway.responses, principal, operation.name, ask.id, ask.query)
+    await connection.skip_body()
+    record.status = 200
+    headers = [("content-type", "application/json"), *record.id_headers()]
+    await connection.respond(200, headers, body)
 
 
 async def _next_head(gateway: Gateway, connection: Connection) -> Head | None:
@@ -140,14 +175,6 @@ async def _read_body(connection: Connection, record: Record) -> bytes:
     body = await connection.read_body(connection.settings.max_body_bytes)
     record.client_seconds += trio.current_time() - started
     return body
-
-
-async def _list_models(gateway: Gateway, connection: Connection, name: str, record: Record) -> None:
-    body = models.answer(gateway.snapshot, name)
-    await connection.skip_body()
-    record.status = 200
-    headers = [("content-type", "application/json"), *record.id_headers()]
-    await connection.respond(200, headers, body)
 
 
 def _too_late(connection: Connection) -> APIError:

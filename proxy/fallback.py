@@ -15,20 +15,21 @@ from dataclasses import dataclass
 
 import trio
 
-from adapters import registry
-from adapters.codec import FailureKind, PlainRelay, Request, StreamRelay, UpstreamFailure
+from adapters.codec import Call, FailureKind, PlainRelay, StreamRelay, UpstreamFailure
 from adapters.errors import (
     APIError,
+    RequestNotExpressible,
     UpstreamOverloaded,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from ledger.client import Reservation
 from ledger.store import EventStatus
+from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.record import Record
-from proxy.route import Candidate, Route
-from proxy.upstream import AttemptFailed, UpstreamResponse
+from proxy.route import Candidate
+from proxy.upstream import AttemptFailed, Sent, UpstreamResponse
 
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
 _ERROR_BYTES_MAX = 64 * 1024
@@ -76,25 +77,35 @@ class _Failed(Exception):
 
 async def first_event(
     gateway: Gateway,
-    request: Request,
-    route: Route,
+    calls: Calls,
+    candidates: Sequence[Candidate],
     output_cap: int | None,
     reservation: Reservation,
     record: Record,
 ) -> Answer:
-    """The first upstream that answers. Raises APIError where none does."""
+    """The first upstream that answers. Raises APIError where none does.
+
+    A candidate whose protocol cannot express the request is passed over: another may.
+    """
     failures: list[_Failed] = []
-    for candidate in route.candidates:
+    inexpressible: RequestNotExpressible | None = None
+    for candidate in candidates:
         provider = candidate.upstream.provider
         started = trio.current_time()
+        try:
+            call = calls.at(candidate, output_cap)
+        except RequestNotExpressible as error:
+            inexpressible = inexpressible or error
+            continue
         record.attempts += 1
         record.provider, record.upstream = provider.name, candidate.upstream.name
+        record.dropped = call.dropped
         try:
-            answer = await _attempt(gateway, request, candidate, output_cap)
+            answer = await _attempt(gateway, call, candidate, stream=calls.request.stream)
         except _Failed as failed:
             gateway.metrics.attempt(provider.name, failed.outcome).inc()
             failures.append(failed)
-            last = candidate is route.candidates[-1] or not failed.failure.retryable
+            last = candidate is candidates[-1] or not failed.failure.retryable
             _book(reservation, candidate, failed, started, last=last)
             if last:
                 break
@@ -103,6 +114,10 @@ async def first_event(
             return answer
         finally:
             record.upstream_seconds += trio.current_time() - started
+    if not failures:
+        assert inexpressible is not None, "a route has candidates"
+        raise inexpressible
+    reservation.void()  # where the last candidates were passed over, nobody has done so yet
     raise _refusal(failures, record.provider)
 
 
@@ -128,25 +143,22 @@ def _book(
         )
 
 
-async def _attempt(
-    gateway: Gateway, request: Request, candidate: Candidate, output_cap: int | None
-) -> Answer:
+async def _attempt(gateway: Gateway, call: Call, candidate: Candidate, *, stream: bool) -> Answer:
     """One upstream up to the point where it is committed. Raises _Failed."""
-    upstream, provider = candidate.upstream, candidate.upstream.provider
-    codec = registry.upstream_codec(provider.protocol, request.kind)
-    body = codec.encode(request, provider, upstream.model, output_cap)
+    provider = candidate.upstream.provider
+    sent = Sent(call.path, call.body, stream, call.headers)
     try:
-        response = await gateway.upstreams.post(provider, codec.path, body, stream=request.stream)
+        response = await gateway.upstreams.post(provider, sent)
         try:
             if response.status != 200:
                 error = await response.read(_ERROR_BYTES_MAX, provider.idle_seconds)
-                raise _said(codec.read_error(response.status, response.headers, error))
-            if request.stream:
-                stream = codec.stream(request)
-                first = await _first_content(response, stream, provider.idle_seconds)
-                return StreamAnswer(candidate, stream, response, first)
+                raise _said(call.read_error(response.status, response.headers, error))
+            if stream:
+                relay = call.stream()
+                first = await _first_content(response, relay, provider.idle_seconds)
+                return StreamAnswer(candidate, relay, response, first)
             whole = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds)
-            plain = codec.plain(request, whole)
+            plain = call.plain(whole)
             if plain.failure is not None:
                 raise _said(plain.failure)
             return PlainAnswer(candidate, plain)

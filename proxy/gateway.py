@@ -15,6 +15,7 @@ from ledger.client import Ledger
 from proxy.admit import Load
 from proxy.authenticate import Keyring
 from proxy.deadlines import Deadlines
+from proxy.keep_alive import KeepAlives
 from proxy.metrics import Metrics
 from proxy.record import Log
 from proxy.route import Snapshot
@@ -30,7 +31,10 @@ def wall_seconds() -> float:
 
 @dataclass(slots=True)
 class Gateway:
-    """A worker's parts. `snapshot` and `settings` are replaced whole on reload."""
+    """A worker's parts. `snapshot` and `settings` are replaced whole on reload.
+
+    `secret` seals what clients carry for us between requests.
+    """
 
     settings: ServerSettings
     snapshot: Snapshot
@@ -41,6 +45,8 @@ class Gateway:
     metrics: Metrics
     log: Log
     load: Load
+    secret: bytes
+    keep_alives: KeepAlives = field(default_factory=KeepAlives)
     deadlines: Deadlines = field(default_factory=Deadlines)
     wall: Callable[[], float] = wall_seconds
     draining: bool = False

@@ -56,6 +56,7 @@ class Record:
         "attempts",
         "client_seconds",
         "code",
+        "dropped",
         "endpoint",
         "estimated",
         "first_byte",
@@ -94,6 +95,7 @@ class Record:
         self.stream = False
         self.estimated = False
         self.attempts = 0
+        self.dropped: tuple[str, ...] = ()
         self.reserved = 0
         self.principal: Principal | None = None
         self.usage: Usage | None = None
@@ -111,6 +113,13 @@ class Record:
     def id_headers(self) -> Headers:
         """The request id under the names that the SDKs read."""
         return [("x-request-id", self.id), ("request-id", self.id)]
+
+    def answer_headers(self) -> Headers:
+        """What is known of the answer when its head goes out."""
+        headers = self.id_headers()
+        if self.dropped:
+            headers.append(("x-farebox-dropped", ",".join(self.dropped)))
+        return headers
 
     def start(self) -> None:
         """The head has arrived: waiting before that was not the request's."""
@@ -162,6 +171,7 @@ class Record:
                 model=self.model,
                 upstream=self.upstream,
                 attempts=self.attempts,
+                dropped=",".join(self.dropped),
                 stream=self.stream,
                 reserved_usd=format_usd(self.reserved),
                 input_tokens=usage.input_tokens if usage else 0,
@@ -189,6 +199,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     model: str = "unknown"
     upstream: str = ""
     attempts: int = 0
+    dropped: str = ""
     stream: bool = False
     reserved_usd: str = "0"
     input_tokens: int = 0

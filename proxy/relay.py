@@ -11,47 +11,87 @@ import trio
 from adapters.codec import Headers, UpstreamFailure
 from adapters.errors import APIError, UpstreamTimeout, UpstreamUnavailable
 from ledger.money import format_usd
+from proxy.calls import Calls
 from proxy.connection import Connection
 from proxy.deadlines import NEVER, Deadline
 from proxy.fallback import PlainAnswer, StreamAnswer
 from proxy.gateway import Gateway
+from proxy.keep_alive import Pulse
 from proxy.record import Record
 from proxy.reserve import Hold
 from proxy.upstream import AttemptFailed
 
-_STREAM_HEADERS: Headers = [
-    ("content-type", "text/event-stream; charset=utf-8"),
-    ("cache-control", "no-cache"),
-    ("x-accel-buffering", "no"),
-]
+_STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
 
 
-async def deliver(
-    gateway: Gateway,
-    connection: Connection,
-    hold: Hold,
-    record: Record,
-    headers: Headers,
-) -> None:
+class Opening:
+    """The head of an answer, before it is known which upstream serves it.
+
+    `headers` are what the reservation and the route have to say.
+    """
+
+    __slots__ = ("_calls", "_headers", "connection", "record")
+
+    def __init__(
+        self, connection: Connection, record: Record, calls: Calls, headers: Headers
+    ) -> None:
+        self.connection = connection
+        self.record = record
+        self._calls = calls
+        self._headers = headers
+
+    def beat(self) -> None:
+        """A sign of life while no upstream has said anything, in the surface's own form."""
+        request, keep_alive = self._calls.request, self._calls.codec.keep_alive
+        if not (request.stream and keep_alive):
+            return
+        if self.connection.response_started:
+            self.connection.beat(keep_alive)
+        else:
+            self.record.status = 200
+            self.connection.beat_head(200, self._stream_head(), keep_alive)
+
+    async def stream(self, first: bytes) -> None:
+        """Begin a streamed answer. Raises ClientGone."""
+        self.record.status = 200
+        if self.connection.response_started:
+            await self.connection.send_chunk(first)
+        else:
+            await self.connection.start_stream(200, self._stream_head(), first)
+
+    async def plain(self, headers: Headers, body: bytes) -> None:
+        """Send a whole answer. Raises ClientGone."""
+        self.record.status = 200
+        content_type = [("content-type", "application/json")]
+        await self.connection.respond(200, content_type + self._known() + headers, body)
+
+    def _stream_head(self) -> Headers:
+        content_type = self._calls.codec.stream_type(self._calls.request)
+        return [("content-type", content_type), *_STREAM_HEADERS, *self._known()]
+
+    def _known(self) -> Headers:
+        return self.record.answer_headers() + self._headers
+
+
+async def deliver(gateway: Gateway, opening: Opening, hold: Hold, pulse: Pulse) -> None:
     """Bring the answer of `hold` to the client. Raises ClientGone."""
-    record.status = 200
+    pulse.stop()
     match hold.answer:
         case PlainAnswer() as answer:
-            await _plain(answer, connection, hold, record, headers)
+            await _plain(answer, opening, hold)
         case StreamAnswer() as answer:
             gateway.metrics.open_streams.inc()
             try:
-                await _stream(gateway, answer, connection, hold, record, headers)
+                await _stream(gateway, answer, opening, hold, pulse)
             finally:
                 gateway.metrics.open_streams.dec()
         case None:
             raise AssertionError("there is nothing to deliver")
 
 
-async def _plain(
-    answer: PlainAnswer, connection: Connection, hold: Hold, record: Record, headers: Headers
-) -> None:
+async def _plain(answer: PlainAnswer, opening: Opening, hold: Hold) -> None:
     """Settle, then send an answer that is complete already."""
+    record = opening.record
     record.first_byte = trio.current_time()
     settled = hold.settle()
     money = [("x-farebox-cost-usd", format_usd(settled.charge))]
@@ -59,30 +99,25 @@ async def _plain(
         money.append(("x-farebox-balance-usd", format_usd(settled.balance)))
     if record.estimated:
         money.append(("x-farebox-estimated", "true"))
-    content_type = [("content-type", "application/json")]
     sending = trio.current_time()
-    await connection.respond(200, content_type + headers + money, answer.relay.body)
+    await opening.plain(money, answer.relay.body)
     record.client_seconds += trio.current_time() - sending
 
 
 async def _stream(
-    gateway: Gateway,
-    answer: StreamAnswer,
-    connection: Connection,
-    hold: Hold,
-    record: Record,
-    headers: Headers,
+    gateway: Gateway, answer: StreamAnswer, opening: Opening, hold: Hold, pulse: Pulse
 ) -> None:
     """Relay a stream to its end.
 
     Where the upstream breaks, the client gets an error in its own grammar, never a clean end, and
     is charged for what was produced.
     """
-    relay = answer.relay
+    relay, connection, record = answer.relay, opening.connection, opening.record
     record.first_byte = trio.current_time()
-    await connection.start_stream(200, _STREAM_HEADERS + headers, answer.first)
+    await opening.stream(answer.first)
+    pulse.beat = lambda: connection.beat(relay.keep_alive())
     with gateway.deadlines.new() as idle:
-        failure = await _pass_on(answer, connection, record, idle) or relay.failure
+        failure = await _pass_on(answer, connection, record, idle, pulse) or relay.failure
     if idle.scope.cancelled_caught:
         failure = UpstreamFailure("timeout", "the upstream stopped sending")
     if failure is None:
@@ -93,11 +128,11 @@ async def _stream(
     hold.settle(cut=True)
     error = _broken(failure)
     record.code = error.code
-    await connection.end_stream(record.refusals.error_event(error, record.id))
+    await connection.end_stream(relay.error_event(error, record.id))
 
 
 async def _pass_on(
-    answer: StreamAnswer, connection: Connection, record: Record, idle: Deadline
+    answer: StreamAnswer, connection: Connection, record: Record, idle: Deadline, pulse: Pulse
 ) -> UpstreamFailure | None:
     """Relay until the upstream has ended; why it ended early, as far as its bytes do not tell."""
     relay, response = answer.relay, answer.response
@@ -105,6 +140,7 @@ async def _pass_on(
     now = trio.current_time()
     while not relay.ended:
         idle.at = now + idle_seconds
+        pulse.since = now
         try:
             data = await response.receive()
         except AttemptFailed as failed:
@@ -112,7 +148,7 @@ async def _pass_on(
         received = trio.current_time()
         record.upstream_seconds += received - now
         out = relay.feed(data) if data else relay.close()
-        idle.at = NEVER  # how slowly the client reads is not the upstream's doing
+        idle.at = pulse.since = NEVER  # how slowly the client reads is not the upstream's doing
         if out:
             await connection.send_chunk(out)
         now = trio.current_time()

@@ -82,6 +82,36 @@ class Need:
         )
 
 
+async def admit(
+    ledger: Ledger, principal: Principal, route: Route, record: Record, endpoint: int
+) -> Headers:
+    """Count a request that costs nothing: limits and suspension hold for it, credit does not.
+
+    The headers tell what is left of the limits. Raises APIError.
+    """
+    first = route.candidates[0]
+    try:
+        reservation = await ledger.reserve(
+            ReservationRequest(
+                request_id=record.request_id,
+                account_id=principal.account_id,
+                key_id=principal.key_id,
+                pools=principal.pools,
+                amount=0,
+                tokens=0,
+                limits=_limits(principal, route),
+                model_id=route.model_id,
+                provider_id=first.provider_id,
+                price_id=first.base_price.price_id,
+                endpoint=endpoint,
+            )
+        )
+    except LedgerError as error:
+        raise _refusal(error) from error
+    reservation.void()
+    return limit_headers(reservation.limits)
+
+
 class Hold:
     """A reservation for the time of one exchange. Leaving it settles or gives back, always.
 
@@ -125,8 +155,10 @@ class Hold:
     async def __aenter__(self) -> Self:
         try:
             self.reservation = await self._ledger.reserve(self._request)
+        except InsufficientCredit as error:
+            raise self._insufficient(error) from error
         except LedgerError as error:
-            raise self._refusal(error) from error
+            raise _refusal(error) from error
         return self
 
     async def __aexit__(
@@ -142,7 +174,8 @@ class Hold:
         if self.answer is not None:
             self.settle(cut=True)
         elif self._record.attempts:
-            tried = self._route.candidates[self._record.attempts - 1]
+            name = self._record.upstream
+            tried = next(each for each in self._route.candidates if each.upstream.name == name)
             self.reservation.void(
                 status=EventStatus.CANCELLED,
                 provider_id=tried.provider_id,
@@ -173,23 +206,6 @@ class Hold:
             cut=cut,
         )
 
-    def _refusal(self, error: LedgerError) -> errors.APIError:
-        """The ledger's refusals as what the client is told."""
-        match error:
-            case InsufficientCredit():
-                return self._insufficient(error)
-            case RateLimited():
-                return _rate_limited(error)
-            case AccountSuspended():
-                return errors.AccountSuspended("The account is suspended.")
-            case LedgerUnavailable():
-                return errors.LedgerUnavailable(
-                    "The ledger cannot confirm credit right now; try again shortly.",
-                    retry_after=error.retry_after,
-                )
-            case _:
-                raise error
-
     def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:
         affordable = self._need.affordable_output_tokens(self._route, error.available)
         whose = "prepaid balance" if error.kind == "account" else "budget of this key or project"
@@ -206,6 +222,22 @@ class Hold:
             required_usd=format_usd(error.required),
             affordable_output_tokens=affordable,
         )
+
+
+def _refusal(error: LedgerError) -> errors.APIError:
+    """The ledger's refusals as what the client is told."""
+    match error:
+        case RateLimited():
+            return _rate_limited(error)
+        case AccountSuspended():
+            return errors.AccountSuspended("The account is suspended.")
+        case LedgerUnavailable():
+            return errors.LedgerUnavailable(
+                "The ledger cannot confirm credit right now; try again shortly.",
+                retry_after=error.retry_after,
+            )
+        case _:
+            raise error
 
 
 def _limits(principal: Principal, route: Route) -> tuple[LimitRef, ...]:

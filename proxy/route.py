@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from adapters.catalogue import Catalogue, Model, PriceSchedule, Rates, Upstream
-from adapters.errors import InvalidRequest, ModelNotAvailable
+from adapters.errors import InvalidRequest, ModelNotAvailable, PermissionDenied
 from ledger.money import Price
-from proxy.authenticate import Principal, may_use
+from proxy.authenticate import Principal
+
+_VIRTUAL = ("auto", "balanced", "cost-saver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,11 @@ class BookIds:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that may be asked for by name."""
+    """Everything that may be asked for by name. `virtual` are the names that lists show."""
 
     catalogue: Catalogue
     routes: Mapping[str, Route]
+    virtual: tuple[str, ...] = ()
 
     @classmethod
     def build(cls, catalogue: Catalogue, ids: BookIds, *, brand: str, reference: str) -> Snapshot:
@@ -84,11 +87,12 @@ class Snapshot:
             if candidates:
                 routes[name] = Route(model, ids.models[model.id], candidates)
         meant = routes.get(reference) or _first_chat(routes)
-        if meant is not None:
-            virtual = Route(meant.model, meant.model_id, meant.candidates, "reference")
-            for kind in ("auto", "balanced", "cost-saver"):
-                routes[f"{brand}/{kind}"] = routes[f"{brand}-{kind}"] = virtual
-        return cls(catalogue, routes)
+        if meant is None:
+            return cls(catalogue, routes)
+        virtual = Route(meant.model, meant.model_id, meant.candidates, "reference")
+        for kind in _VIRTUAL:
+            routes[f"{brand}/{kind}"] = routes[f"{brand}-{kind}"] = virtual
+        return cls(catalogue, routes, tuple(f"{brand}/{kind}" for kind in _VIRTUAL))
 
 
 def _names(
@@ -105,6 +109,11 @@ def _first_chat(routes: Mapping[str, Route]) -> Route | None:
     return next((route for route in routes.values() if route.model.kind == "chat"), None)
 
 
+def allowed(principal: Principal, name: str, route: Route) -> bool:
+    """Whether the caller's key may use a route under this name, or under its model's own."""
+    return not principal.models or name in principal.models or route.model.id in principal.models
+
+
 def find(snapshot: Snapshot, principal: Principal, name: str, kind: str) -> Route:
     """The route of the model called `name` for this caller.
 
@@ -117,8 +126,8 @@ def find(snapshot: Snapshot, principal: Principal, name: str, kind: str) -> Rout
             f"The model {name!r} is not available here; GET /v1/models lists what is.",
             param="model",
         )
-    if principal.models and name not in principal.models:
-        may_use(principal, route.model.id)
+    if not allowed(principal, name, route):
+        raise PermissionDenied(f"This API key may not use the model {name!r}.", param="model")
     if route.model.kind != kind:
         raise InvalidRequest(
             f"The model {name!r} is for {route.model.kind}, not for {kind}.", param="model"

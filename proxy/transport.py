@@ -30,6 +30,10 @@ class Transport(Protocol):
         """Send all of `data`. Cancelled or failed half-way, the stream is unusable."""
         ...
 
+    def send_now(self, data: bytes) -> int:
+        """Send what there is room for without waiting; how many bytes were taken."""
+        ...
+
     def send_eof(self) -> None:
         """Say that nothing more will be sent; what the peer still sends can be received."""
         ...
@@ -74,6 +78,9 @@ class SocketTransport:
             while sent < len(data):
                 await trio.lowlevel.wait_writable(self._socket)
                 sent += self._try_to_send(view[sent:])
+
+    def send_now(self, data: bytes) -> int:
+        return self._try_to_send(data)
 
     def _try_to_send(self, data: bytes | memoryview) -> int:
         try:
@@ -125,6 +132,9 @@ class TLSTransport:
             await self._stream.send_all(data)
         except trio.BrokenResourceError as error:
             raise ConnectionResetError("TLS connection broken") from error
+
+    def send_now(self, data: bytes) -> int:
+        return 0  # what goes to providers always waits
 
     def send_eof(self) -> None:
         self.close()  # TLS has no half-open state worth keeping

@@ -95,6 +95,17 @@ class Origin:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One POST. `path` is relative to the base URL and may have a query; `headers` are added to
+    the provider's."""
+
+    path: str
+    body: bytes
+    stream: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+
+
 class UpstreamResponse:
     """An answer whose head has arrived. Close it, or read it to its end, exactly once."""
 
@@ -167,9 +178,7 @@ class Upstreams:
         self._dialer = dialer
         self._pools: dict[tuple[str, str, int, tuple[str, ...]], _Pool] = {}
 
-    async def post(
-        self, provider: Provider, path: str, body: bytes, *, stream: bool
-    ) -> UpstreamResponse:
+    async def post(self, provider: Provider, sent: Sent) -> UpstreamResponse:
         """Send one request and wait for the head of its answer.
 
         Where the provider refuses one of several API keys, the key rests for a while and the
@@ -178,36 +187,29 @@ class Upstreams:
         pool = self._pool(provider)
         for _ in provider.api_keys[1:]:
             api_key = pool.next_key()
-            response = await self._post(pool, provider, api_key, path, body, stream=stream)
+            response = await self._post(pool, provider, api_key, sent)
             if response.status not in _KEY_REFUSED:
                 return response
             response.close()
             pool.rest(api_key)
-        return await self._post(pool, provider, pool.next_key(), path, body, stream=stream)
+        return await self._post(pool, provider, pool.next_key(), sent)
 
     async def _post(
-        self,
-        pool: _Pool,
-        provider: Provider,
-        api_key: str,
-        path: str,
-        body: bytes,
-        *,
-        stream: bool,
+        self, pool: _Pool, provider: Provider, api_key: str, sent: Sent
     ) -> UpstreamResponse:
         """One try with one key.
 
         A connection that was idle may have been closed by the provider at that very moment: then
         the request is sent once more over a new one. Raises AttemptFailed.
         """
-        head = pool.request_head(provider, api_key, path, len(body), stream=stream)
+        head = pool.request_head(provider, api_key, sent)
         stale = False
         while True:
             connection = None if stale else pool.take_idle()
             connection = connection or await _connected(pool, provider, unused=stale)
             try:
                 with trio.move_on_after(provider.first_byte_seconds):
-                    await connection.exchange(head, body)
+                    await connection.exchange(head, sent.body)
                     return UpstreamResponse(connection, pool)
             except _StaleConnection:
                 pool.discard(connection)
@@ -400,7 +402,7 @@ class _Pool:
         self._idle: deque[_Connection] = deque()
         self._open = 0
         self._waiting = trio.lowlevel.ParkingLot()
-        self._heads: dict[tuple[Provider, str, str, bool], bytes] = {}
+        self._heads: dict[tuple[object, ...], bytes] = {}
         self._keys: deque[str] = deque(provider.api_keys or ("",))
         self._resting: dict[str, float] = {}
 
@@ -480,28 +482,29 @@ class _Pool:
         while self._idle and (everything or self._idle[0].idle_since < oldest):
             self.discard(self._idle.popleft())
 
-    def request_head(
-        self, provider: Provider, api_key: str, path: str, length: int, *, stream: bool
-    ) -> bytes:
+    def request_head(self, provider: Provider, api_key: str, sent: Sent) -> bytes:
         """A request head; all but the length is written once per provider, key and path."""
-        key = (provider, api_key, path, stream)
+        key = (provider, api_key, sent.path, sent.stream, sent.headers)
         fixed = self._heads.get(key)
         if fixed is None:
             if len(self._heads) > 1024:
                 self._heads.clear()  # keys and settings change seldom: a bound, nothing more
-            fixed = self._heads[key] = _fixed_head(self._origin, provider, api_key, path, stream)
-        return fixed + b"content-length: %d\r\n\r\n" % length
+            fixed = self._heads[key] = _fixed_head(self._origin, provider, api_key, sent)
+        return fixed + b"content-length: %d\r\n\r\n" % len(sent.body)
 
 
-def _fixed_head(origin: Origin, provider: Provider, api_key: str, path: str, stream: bool) -> bytes:
+def _fixed_head(origin: Origin, provider: Provider, api_key: str, sent: Sent) -> bytes:
     query = "&".join(f"{quote(name)}={quote(value)}" for name, value in provider.query)
-    target = origin.prefix + path + (f"?{query}" if query else "")
+    target = origin.prefix + sent.path
+    if query:
+        target += f"{'&' if '?' in target else '?'}{query}"
     own = {
         "host": origin.authority,
         "user-agent": "farebox",
-        "accept": "text/event-stream" if stream else "application/json",
+        "accept": "text/event-stream" if sent.stream else "application/json",
         "accept-encoding": "identity",
         "content-type": "application/json",
+        **dict(sent.headers),
         **dict(provider.headers),
     }
     lines = [f"POST {target} HTTP/1.1"]
@@ -509,7 +512,7 @@ def _fixed_head(origin: Origin, provider: Provider, api_key: str, path: str, str
         lines.append(_AUTH_HEADERS[provider.auth].format(api_key))
     lines += [f"{name}: {value}" for name, value in own.items()]
     head = "\r\n".join(lines).encode("latin-1")
-    assert head.count(b"\n") == len(lines) - 1, "configuration admits no line breaks"
+    assert head.count(b"\n") == len(lines) - 1, "neither configuration nor h11 admit line breaks"
     return head + b"\r\n"
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
-from adapters.catalogue import Model
+from adapters.codec import Listed
 
 
-def model_list(models: Iterable[Model]) -> bytes:
-    """The body of `GET /v1/models`."""
-    return msgspec.json.encode({"object": "list", "data": [_entry(model) for model in models]})
+class ModelList:
+    """`GET /v1/models` and `GET /v1/models/{id}`; there are no pages. A `codec.Listing`."""
+
+    def page(self, models: Sequence[Listed], query: str) -> bytes:
+        return msgspec.json.encode({"object": "list", "data": [_entry(each) for each in models]})
+
+    def entry(self, model: Listed) -> bytes:
+        return msgspec.json.encode(_entry(model))
 
 
-def model_entry(model: Model) -> bytes:
-    """The body of `GET /v1/models/{id}`."""
-    return msgspec.json.encode(_entry(model))
-
-
-def _entry(model: Model) -> dict[str, object]:
+def _entry(listed: Listed) -> dict[str, object]:
+    model = listed.model
     return {
-        "id": model.id,
+        "id": listed.id,
         "object": "model",
         "created": model.created,
         "owned_by": model.owned_by,

@@ -270,10 +270,12 @@ async def running(
             metrics=Metrics(),
             log=Log(lines.append),
             load=Load(exchanges_max=1000),
+            secret=SECRET,
             wall=lambda: 1_800_000_000.0,
         )
         await nursery.start(server.run)
         nursery.start_soon(gateway.log.run)
         nursery.start_soon(gateway.deadlines.run)
+        nursery.start_soon(gateway.keep_alives.run)
         yield World(gateway, store, server, network, nursery, lines)
         nursery.cancel_scope.cancel()

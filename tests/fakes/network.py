@@ -63,6 +63,16 @@ class MemoryTransport:
             view = view[room:]
             pipe.changed.unpark_all()
 
+    def send_now(self, data: bytes) -> int:
+        self._check()
+        pipe = self._outgoing
+        if pipe.broken or pipe.ended:
+            raise BrokenPipeError("peer closed")
+        taken = max(0, min(len(data), BUFFER_BYTES - len(pipe.data)))
+        pipe.data += data[:taken]
+        pipe.changed.unpark_all()
+        return taken
+
     def send_eof(self) -> None:
         self._outgoing.ended = True
         self._outgoing.changed.unpark_all()

@@ -30,7 +30,8 @@ CREDIT = 10**10
 
 def events_of(body: bytes) -> list[dict[str, object] | str]:
     """The data of a stream's events; `[DONE]` as it is."""
-    found = [part.removeprefix("data: ") for part in body.decode().split("\n\n") if part]
+    parts = [part for part in body.decode().split("\n\n") if part.startswith("data: ")]
+    found = [part.removeprefix("data: ") for part in parts]
     return [data if data == "[DONE]" else json.loads(data) for data in found]
 
 
@@ -355,7 +356,12 @@ async def test_a_failed_upstream_costs_nothing(
     script, status, code = FAILURES[name]
     async with running({"p": ScriptedProvider(script)}) as world:
         answer = await world.connect().call(CHAT, ASK_STREAM if streaming else ASK)
-        assert (answer.status, answer.error["code"]) == (status, code)
+        if streaming and name == "silence":  # keep-alives have brought the head of the answer
+            last = events_of(answer.body)[-1]
+            assert isinstance(last, dict)
+            assert last["error"]["code"] == code  # type: ignore[index,call-overload] # the envelope
+        else:
+            assert (answer.status, answer.error["code"]) == (status, code)
         assert b"sk-secret" not in answer.body
         assert b"internal" not in answer.body
         if status == 503:

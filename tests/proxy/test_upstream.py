@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from adapters.catalogue import Provider
 from proxy.transport import Transport
-from proxy.upstream import AttemptFailed, Upstreams
+from proxy.upstream import AttemptFailed, Upstreams, Sent
 from tests.fakes.network import MemoryDialer
 
 PROVIDER = Provider("p", "openai", "http://upstream:9/v1", api_keys=("k1",))
@@ -56,7 +56,7 @@ def reach(nursery: trio.Nursery, host: Handler | OSError) -> tuple[Upstreams, Me
 
 
 async def call(upstreams: Upstreams, provider: Provider = PROVIDER) -> bytes:
-    response = await upstreams.post(provider, "/chat/completions", b"{}", stream=False)
+    response = await upstreams.post(provider, Sent("/chat/completions", b"{}"))
     try:
         return await response.read(1000, provider.idle_seconds)
     finally:
@@ -139,7 +139,7 @@ async def test_a_request_that_fells_its_server_is_sent_twice_at_most(
 async def test_an_answer_that_is_given_up_costs_its_connection(nursery: trio.Nursery) -> None:
     host = Host(CHUNKED, PLAIN)
     upstreams, dialer = reach(nursery, host)
-    response = await upstreams.post(PROVIDER, "/x", b"{}", stream=True)
+    response = await upstreams.post(PROVIDER, Sent("/x", b"{}", stream=True))
     assert await response.receive() == b"ab"
     response.close()
     response.close()

@@ -1,0 +1,242 @@
+"""`python -m benchmarks.codecs`: what one event of a stream costs in the codecs alone.
+
+Every surface at every provider protocol, without network or ledger: a stream as the provider sends
+it, one event a read, through the relay that the data plane would use. CPU time of this process,
+the median of several rounds with the pairs taking turns. Three questions: what does an event cost
+(targets: 10 µs where bytes pass, 40 µs translated), does it stay flat over 10 MB, and how much
+memory does a stream hold, next to the text that it has carried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from adapters import registry
+from adapters.catalogue import Protocol, Provider
+from adapters.codec import Ask, StreamRelay, Target
+from adapters.envelope import Envelopes
+from adapters.translate import Translation
+
+PASSING_US_MAX = 10.0
+TRANSLATED_US_MAX = 40.0
+_WORD = " lorem ipsum"
+_ENVELOPES = Envelopes(b"b" * 32, "1")
+
+Json = dict[str, object]
+
+
+def _named(event: Json) -> bytes:
+    return f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
+
+
+def _unnamed(event: Json) -> bytes:
+    return f"data: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
+
+
+# -- one text answer of `words` deltas, as each protocol streams it --------------------------------
+
+
+def _chat(words: int) -> Iterator[bytes]:
+    def chunk(delta: Json, **more: object) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": None, **more}
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1}
+        return _unnamed({**head, "model": "m", "choices": [choice], "usage": None})
+
+    yield chunk({"role": "assistant", "content": ""})
+    for _ in range(words):
+        yield chunk({"content": _WORD})
+    yield chunk({}, finish_reason="stop")
+    usage = {"prompt_tokens": 9, "completion_tokens": words, "total_tokens": 9 + words}
+    yield _unnamed({"id": "chatcmpl-1", "model": "m", "choices": [], "usage": usage})
+    yield b"data: [DONE]\n\n"
+
+
+def _responses(words: int) -> Iterator[bytes]:
+    number = iter(range(words + 100))
+
+    def event(kind: str, **more: object) -> bytes:
+        return _named({"type": f"response.{kind}", "sequence_number": next(number), **more})
+
+    text = _WORD * words
+    response = {"id": "resp_1", "object": "response", "model": "m", "status": "in_progress"}
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress"}
+    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    part = {"type": "output_text", "annotations": [], "text": ""}
+    yield event("created", response={**response, "output": []})
+    yield event("in_progress", response={**response, "output": []})
+    yield event("output_item.added", output_index=0, item={**item, "content": []})
+    yield event("content_part.added", **place, part=part)
+    for _ in range(words):
+        yield event("output_text.delta", **place, delta=_WORD, logprobs=[])
+    yield event("output_text.done", **place, text=text, logprobs=[])
+    yield event("content_part.done", **place, part={**part, "text": text})
+    done = {**item, "status": "completed", "content": [{**part, "text": text}]}
+    yield event("output_item.done", output_index=0, item=done)
+    usage = {
+        "input_tokens": 9,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": words,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": words + 9,
+    }
+    yield event(
+        "completed", response={**response, "status": "completed", "output": [done], "usage": usage}
+    )
+
+
+def _messages(words: int) -> Iterator[bytes]:
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 9, "output_tokens": 1},
+    }
+    yield _named({"type": "message_start", "message": message})
+    block = {"type": "text", "text": ""}
+    yield _named({"type": "content_block_start", "index": 0, "content_block": block})
+    for _ in range(words):
+        delta = {"type": "text_delta", "text": _WORD}
+        yield _named({"type": "content_block_delta", "index": 0, "delta": delta})
+    yield _named({"type": "content_block_stop", "index": 0})
+    ending = {"stop_reason": "end_turn", "stop_sequence": None}
+    yield _named({"type": "message_delta", "delta": ending, "usage": {"output_tokens": words}})
+    yield _named({"type": "message_stop"})
+
+
+def _gemini(words: int) -> Iterator[bytes]:
+    def chunk(at: int, **more: object) -> bytes:
+        content = {"parts": [{"text": _WORD}], "role": "model"}
+        usage = {"promptTokenCount": 9, "candidatesTokenCount": at, "totalTokenCount": 9 + at}
+        candidate = {"content": content, "index": 0, **more}
+        event = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "m"}
+        return f"data: {json.dumps(event | {'responseId': 'r'})}\r\n\r\n".encode()
+
+    for at in range(1, words):
+        yield chunk(at)
+    yield chunk(words, finishReason="STOP")
+
+
+_STREAMS: dict[Protocol, Callable[[int], Iterator[bytes]]] = {
+    "openai": _chat,
+    "openai-responses": _responses,
+    "anthropic": _messages,
+    "gemini": _gemini,
+}
+
+_HELLO: list[Json] = [{"role": "user", "content": "Hello"}]
+_REQUESTS: dict[Protocol, tuple[str, Json]] = {
+    "openai": ("/v1/chat/completions", {"model": "m", "messages": _HELLO, "stream": True}),
+    "openai-responses": ("/v1/responses", {"model": "m", "input": "Hello", "stream": True}),
+    "anthropic": (
+        "/v1/messages",
+        {"model": "m", "max_tokens": 100, "messages": _HELLO, "stream": True},
+    ),
+    "gemini": (
+        "/v1beta/models/m:streamGenerateContent?alt=sse",
+        {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A surface at a provider protocol."""
+
+    surface: Protocol
+    provider: Protocol
+
+    @property
+    def passes(self) -> bool:
+        """Whether bytes go through as they came."""
+        return self.surface == self.provider
+
+    def relay(self) -> StreamRelay:
+        """A relay for one streamed answer."""
+        path, body = _REQUESTS[self.surface]
+        path, _, query = path.partition("?")
+        found = registry.find("POST", path, query)
+        codec = found.operation.codec
+        assert codec is not None, "it generates"
+        request = codec.decode(json.dumps(body).encode(), Ask(found.id, query))
+        provider = Provider("p", self.provider, "http://p")
+        upstream = registry.upstream_codec(self.provider, "chat")
+        target = Target(provider, "m", 100, stream=True)
+        if self.passes:
+            return upstream.passing(request, target, _ENVELOPES).stream()
+        prompt = codec.prompt(request, _ENVELOPES)
+        return Translation(codec, upstream, request, prompt, target, _ENVELOPES).stream()
+
+
+PAIRS = [Pair(surface, provider) for surface in _REQUESTS for provider in _STREAMS]
+
+
+def cost_us(pair: Pair, events: list[bytes]) -> float:
+    """CPU microseconds an event takes."""
+    relay = pair.relay()
+    gc.collect()
+    begun = time.process_time_ns()
+    for event in events:
+        relay.feed(event)
+    spent = time.process_time_ns() - begun
+    relay.close()
+    if relay.failure is not None or not relay.terminal:
+        raise AssertionError(f"{pair}: {relay.failure}")
+    return spent / 1000 / len(events)
+
+
+def held_bytes(pair: Pair, events: list[bytes]) -> int:
+    """What the relay holds before the last event of a stream."""
+    relay = pair.relay()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for event in events[:-4]:
+            relay.feed(event)
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.codecs", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--words", type=int, default=2000, help="deltas of the short stream")
+    parser.add_argument("--megabytes", type=int, default=10, help="size of the long stream")
+    options = parser.parse_args()
+    print(f"{'surface':17} {'provider':17} {'µs/event':>9} {'at 10 MB':>9} {'KiB held per MB':>16}")
+    exceeded = 0
+    short = {name: list(make(options.words)) for name, make in _STREAMS.items()}
+    costs: dict[Pair, list[float]] = {pair: [] for pair in PAIRS}
+    for _ in range(options.rounds):
+        for pair in PAIRS:
+            costs[pair].append(cost_us(pair, short[pair.provider]))
+    for pair in PAIRS:
+        make = _STREAMS[pair.provider]
+        size = sum(map(len, short[pair.provider])) / options.words
+        long = list(make(int(options.megabytes * 1e6 / size)))
+        median = statistics.median(costs[pair])
+        at_length = statistics.median(cost_us(pair, long) for _ in range(3))
+        held = held_bytes(pair, long) / 1024 / (sum(map(len, long)) / 1e6)
+        limit = PASSING_US_MAX if pair.passes else TRANSLATED_US_MAX
+        mark = " !" if max(median, at_length) > limit else ""
+        exceeded += bool(mark)
+        print(
+            f"{pair.surface:17} {pair.provider:17} {median:9.1f} {at_length:9.1f} {held:16.1f}{mark}"
+        )
+    return 1 if exceeded else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""One request as each of its candidates gets it: passed on, or translated.
+
+The canonical prompt is made at most once, and only where some candidate speaks another protocol
+than the client. Nothing is sent here.
+"""
+
+from __future__ import annotations
+
+from adapters import registry
+from adapters.canonical import Prompt, Thinking, ToolCall
+from adapters.codec import Call, CountCall, DownstreamCodec, Request, Target, UpstreamCodec
+from adapters.envelope import MARKS, Envelopes
+from adapters.translate import Translation
+from proxy.route import Candidate, Route
+
+
+class Calls:
+    """The calls of one request. `created` is now, in seconds since the epoch."""
+
+    __slots__ = ("_codec", "_created", "_envelopes", "_prompt", "request")
+
+    def __init__(
+        self, codec: DownstreamCodec, request: Request, envelopes: Envelopes, created: int
+    ) -> None:
+        self.request = request
+        self._codec = codec
+        self._envelopes = envelopes
+        self._created = created
+        self._prompt: Prompt | None = None
+
+    @property
+    def codec(self) -> DownstreamCodec:
+        """The client's side."""
+        return self._codec
+
+    def at(self, candidate: Candidate, output_cap: int | None) -> Call:
+        """The call of one candidate.
+
+        Raises RequestNotExpressible where its provider's protocol has no place for something that
+        was asked, and InvalidRequest where the body is malformed.
+        """
+        upstream, target = self._target(candidate, output_cap)
+        if self._passes(candidate):
+            return upstream.passing(self.request, target, self._envelopes)
+        return Translation(
+            self._codec,
+            upstream,
+            self.request,
+            self.prompt(),
+            target,
+            self._envelopes,
+            self._created,
+        )
+
+    def counting(self, candidate: Candidate) -> CountCall | None:
+        """The question for one candidate's own token counter; None where it has none.
+
+        Raises as `at` does.
+        """
+        upstream, target = self._target(candidate, None)
+        if self._passes(candidate):
+            return upstream.counting_passing(self.request, target)
+        return upstream.counting(self.prompt(), target)
+
+    def prompt(self) -> Prompt:
+        """The canonical request."""
+        if self._prompt is None:
+            self._prompt = self._codec.prompt(self.request, self._envelopes)
+        return self._prompt
+
+    def in_order(self, route: Route, body: bytes) -> tuple[Candidate, ...]:
+        """The candidates to try, best first.
+
+        A conversation with signed reasoning in it stays where that was signed, as long as that
+        provider is among them: only there it is worth anything.
+        """
+        if len(route.candidates) == 1 or not any(mark in body for mark in MARKS):
+            return route.candidates
+        signers = {
+            part.blob.provider
+            for turn in self.prompt().turns
+            for part in turn.parts
+            if isinstance(part, Thinking | ToolCall) and part.blob is not None
+        }
+        return tuple(
+            sorted(route.candidates, key=lambda each: each.upstream.provider.name not in signers)
+        )
+
+    def _passes(self, candidate: Candidate) -> bool:
+        request = self.request
+        provider = candidate.upstream.provider
+        return provider.protocol_for(request.protocol) == request.protocol and not request.foreign
+
+    def _target(self, candidate: Candidate, output_cap: int | None) -> tuple[UpstreamCodec, Target]:
+        provider = candidate.upstream.provider
+        protocol = provider.protocol_for(self.request.protocol)
+        upstream = registry.upstream_codec(protocol, self.request.kind)
+        return upstream, Target(provider, candidate.upstream.model, output_cap, self.request.stream)

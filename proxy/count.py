@@ -1,0 +1,91 @@
+"""How many input tokens a request has: the provider's own count, else our estimate.
+
+A count costs nothing, so no credit is set aside; it does count as a request where requests are
+limited. It is never refused for want of a counter: clients that get no number send something
+dearer instead. What is our own estimate is said so in `x-farebox-estimated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import trio
+
+from adapters import estimate
+from adapters.codec import CountCall, CountingCodec, Headers, Operation
+from adapters.errors import RequestNotExpressible
+from proxy import reserve
+from proxy.calls import Calls
+from proxy.connection import Connection
+from proxy.gateway import Gateway
+from proxy.record import Record
+from proxy.route import Candidate, Route
+from proxy.upstream import AttemptFailed, Sent
+
+_ANSWER_BYTES_MAX = 64 * 1024
+_SECONDS = 10.0  # clients wait for a count before they ask; an estimate now is worth more
+
+
+async def serve(
+    gateway: Gateway,
+    connection: Connection,
+    operation: Operation,
+    route: Route,
+    calls: Calls,
+    record: Record,
+) -> None:
+    """Answer with a count. Raises RateLimited, AccountSuspended and ClientGone."""
+    assert record.principal is not None, "it was authenticated"
+    codec = cast("CountingCodec", operation.codec)
+    limits = await reserve.admit(gateway.ledger, record.principal, route, record, operation.number)
+    headers: Headers = [
+        ("content-type", "application/json"),
+        *record.id_headers(),
+        ("x-farebox-model", route.model.id),
+        *limits,
+    ]
+    tokens = await _asked(gateway, calls, route.candidates, record)
+    if tokens is None:
+        record.estimated = True
+        headers.append(("x-farebox-estimated", "true"))
+        tokens = estimate.counted(calls.request)
+    record.status = 200
+    await connection.respond(200, headers, codec.counted(tokens))
+
+
+async def _asked(
+    gateway: Gateway, calls: Calls, candidates: Sequence[Candidate], record: Record
+) -> int | None:
+    """The first count that a provider gives."""
+    for candidate in candidates:
+        try:
+            call = calls.counting(candidate)
+        except RequestNotExpressible:
+            continue
+        if call is None:
+            continue
+        started = trio.current_time()
+        tokens = await _ask(gateway, call, candidate)
+        record.upstream_seconds += trio.current_time() - started
+        if tokens is not None:
+            record.provider = candidate.upstream.provider.name
+            record.upstream = candidate.upstream.name
+            return tokens
+    return None
+
+
+async def _ask(gateway: Gateway, call: CountCall, candidate: Candidate) -> int | None:
+    provider = candidate.upstream.provider
+    sent = Sent(call.path, call.body, headers=call.headers)
+    with trio.move_on_after(_SECONDS):
+        try:
+            response = await gateway.upstreams.post(provider, sent)
+            try:
+                body = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds)
+            finally:
+                response.close()
+        except AttemptFailed:
+            return None
+        return call.read(body) if response.status == 200 else None
+    return None
