@@ -1,0 +1,116 @@
+"""Media inside a request: data URLs, what the bytes really are, and what they may cost at most.
+
+Clients name media types carelessly and some providers check them, so the first bytes decide where
+they are known. The bounds are those of the dearest provider: which one serves is not known when
+the money is reserved.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from urllib.parse import unquote_to_bytes
+
+from adapters.errors import InvalidRequest
+
+IMAGE_TOKENS = 20_000  # the dearest known: full detail at 12 megapixels
+AUDIO_TOKENS_PER_SECOND = 32
+AUDIO_BYTES_PER_SECOND = 500  # no container in use has fewer
+DOCUMENT_BYTES_PER_PAGE = 500
+DOCUMENT_PAGES_MAX = 600
+PAGE_TOKENS = IMAGE_TOKENS + 3_000  # a page is billed as an image and as its text
+
+_MAGIC_BYTES = 16
+_MAGIC_CHARACTERS = 24  # of base64, for as many bytes
+_WHITE_SPACE = re.compile(r"\s+")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"%PDF-", "application/pdf"),
+    (b"OggS", "audio/ogg"),
+    (b"fLaC", "audio/flac"),
+    (b"ID3", "audio/mp3"),
+)
+_RIFF = {b"WEBP": "image/webp", b"WAVE": "audio/wav"}
+_SAME_BYTES = (frozenset(("audio/mp3", "audio/mpeg")), frozenset(("audio/wav", "audio/x-wav")))
+
+
+def parse_data_url(url: str, field: str) -> tuple[str, str]:
+    """The media type, corrected by the data, and the data as base64.
+
+    Raises InvalidRequest naming `field` where there is no data, or none that can be decoded.
+    """
+    head, comma, data = url.partition(",")
+    if not comma or not data.strip():
+        raise InvalidRequest(f"{field}: the data URL is empty.", param=field)
+    named = head.partition(":")[2].split(";")[0].strip().lower()
+    encoded = _WHITE_SPACE.sub("", data)
+    if not _is_base64(head, encoded):
+        encoded = b64encode(unquote_to_bytes(data)).decode()
+    encoded = _normal(encoded, field)
+    return sniffed(encoded, named), encoded
+
+
+def data_url(media_type: str, data: str) -> str:
+    """The data URL of base64 `data`."""
+    return f"data:{media_type};base64,{data}"
+
+
+def sniffed(data_base64: str, media_type: str) -> str:
+    """What the data is by its first bytes, else `media_type`."""
+    found = _by_magic(_first_bytes(data_base64))
+    if found is None or any(found in same and media_type in same for same in _SAME_BYTES):
+        return media_type
+    return found
+
+
+def image_tokens(data_base64: str = "") -> int:
+    """The most input tokens that an image is billed as."""
+    return IMAGE_TOKENS
+
+
+def audio_tokens(base64_bytes: int) -> int:
+    """The most input tokens that so much audio is billed as."""
+    seconds = base64_bytes * 3 // 4 // AUDIO_BYTES_PER_SECOND + 1
+    return seconds * AUDIO_TOKENS_PER_SECOND
+
+
+def document_tokens(base64_bytes: int) -> int:
+    """The most input tokens that a document of so many bytes is billed as."""
+    pages = base64_bytes * 3 // 4 // DOCUMENT_BYTES_PER_PAGE + 1
+    return min(pages, DOCUMENT_PAGES_MAX) * PAGE_TOKENS
+
+
+def _is_base64(head: str, data: str) -> bool:
+    """Whether a data URL says so, or looks like it: the mark is often forgotten."""
+    return head.lower().rstrip().endswith(";base64") or _BASE64.fullmatch(data) is not None
+
+
+def _normal(encoded: str, field: str) -> str:
+    """Base64 in the standard alphabet and with its padding."""
+    encoded = encoded.translate(_URL_SAFE).rstrip("=")
+    encoded += "=" * (-len(encoded) % 4)
+    try:
+        b64decode(encoded, validate=True)
+    except (Base64Error, ValueError):
+        raise InvalidRequest(f"{field}: the data is not valid base64.", param=field) from None
+    return encoded
+
+
+def _first_bytes(data_base64: str) -> bytes:
+    try:
+        return b64decode(data_base64[:_MAGIC_CHARACTERS])
+    except (Base64Error, ValueError):
+        return b""
+
+
+def _by_magic(data: bytes) -> str | None:
+    if data[:4] == b"RIFF":
+        return _RIFF.get(data[8:12])
+    return next((found for magic, found in _MAGIC if data.startswith(magic)), None)
