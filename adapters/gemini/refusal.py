@@ -46,7 +46,7 @@ class GeminiRefusals:
     """The refusing half of each Gemini downstream codec."""
 
     def error_body(self, error: APIError, request_id: str) -> bytes:
-        return msgspec.json.encode({"error": _error_object(error, request_id, self._delay(error))})
+        return msgspec.json.encode({"error": _error_object(error, request_id)})
 
     def error_headers(self, error: APIError) -> Headers:
         """As on the OpenAI surface; Google's own SDKs read `RetryInfo` or nothing."""
@@ -55,35 +55,28 @@ class GeminiRefusals:
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return sse.event(self.error_body(error, request_id))
 
-    def _delay(self, error: APIError) -> str | None:
-        return dict(self.error_headers(error)).get("retry-after")
 
-
-def _error_object(error: APIError, request_id: str, delay: str | None) -> dict[str, object]:
+def _error_object(error: APIError, request_id: str) -> dict[str, object]:
     status = _CANONICAL.get(error.status, "INTERNAL" if error.status >= 500 else "INVALID_ARGUMENT")
-    return {
+    found: dict[str, object] = {
         **error.details,
         "code": error.status,
         "message": message_of(error, request_id),
         "status": status,
-        "details": _details(error, delay),
-        **_balance(error),
+        "details": _details(error),
     }
+    if isinstance(error, InsufficientBalance):
+        found |= {"type": error.code, **balance_of(error)}
+    return found
 
 
-def _details(error: APIError, delay: str | None) -> list[dict[str, object]]:
+def _details(error: APIError) -> list[dict[str, object]]:
     details: list[dict[str, object]] = [
         {"@type": f"{_TYPES}ErrorInfo", "reason": error.code, "domain": _DOMAIN}
     ]
     if error.param is not None:
         violation = {"field": error.param, "description": error.message}
         details.append({"@type": f"{_TYPES}BadRequest", "fieldViolations": [violation]})
-    if delay is not None:
+    if (delay := dict(retry_headers(error)).get("retry-after")) is not None:
         details.append({"@type": f"{_TYPES}RetryInfo", "retryDelay": f"{delay}s"})
     return details
-
-
-def _balance(error: APIError) -> dict[str, object]:
-    if not isinstance(error, InsufficientBalance):
-        return {}
-    return {"type": error.code, **balance_of(error)}
