@@ -1,0 +1,451 @@
+"""The items of a Responses input, as the turns of a conversation.
+
+What the model made of one answer (reasoning, messages, calls) are items that follow each other;
+they become one turn of the assistant's. Items of tools that the provider ran are left out by their
+name: nobody else can tell what they mean. What would leave a gap in the conversation is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from adapters.canonical import (
+    Audio,
+    Blob,
+    Cache,
+    Document,
+    HostedTool,
+    Image,
+    Part,
+    Refusal,
+    ResultPart,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+)
+from adapters.envelope import Envelopes
+from adapters.errors import InvalidRequest, RequestNotExpressible
+from adapters.media import parse_data_url, sniffed
+from adapters.openai.responses_tools import SEARCH_NAME, Declared, read_tools
+
+Role = Literal["system", "user", "assistant"]
+
+_ROLES: Mapping[str, Role] = {
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+_TTLS: Mapping[object, Cache] = {"12h": "12h", "30m": "30m"}
+_AUDIO = {"wav": "audio/wav", "mp3": "audio/mp3"}
+_SAFE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_ABSENT = msgspec.Raw()
+
+
+class _Item(msgspec.Struct, gc=False):
+    type: str | None = None
+    id: object = None
+    role: object = None
+    content: msgspec.Raw = _ABSENT
+    summary: msgspec.Raw = _ABSENT
+    encrypted_content: object = None
+    call_id: str | None = None
+    name: str | None = None
+    namespace: str | None = None
+    arguments: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    output: msgspec.Raw = _ABSENT
+    execution: object = None
+    tools: msgspec.Raw = _ABSENT
+    reasoning: msgspec.Raw = _ABSENT
+    text: msgspec.Raw = _ABSENT
+
+
+class _Mark(msgspec.Struct, gc=False):
+    ttl: object = None
+
+
+class _Url(msgspec.Struct, gc=False):
+    url: str
+
+
+class _Sound(msgspec.Struct, gc=False):
+    data: str
+    format: str = "wav"
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: str = ""
+    text: str | None = None
+    refusal: str | None = None
+    image_url: str | _Url | None = None
+    detail: object = None
+    file_id: str | None = None
+    file_data: str | None = None
+    file_url: str | None = None
+    filename: str | None = None
+    input_audio: _Sound | None = None
+    prompt_cache_breakpoint: _Mark | None = None
+
+
+_decode_items = msgspec.json.Decoder(str | list[msgspec.Raw] | None).decode
+_decode_item = msgspec.json.Decoder(_Item).decode
+_decode_parts = msgspec.json.Decoder(str | list[_Part] | None).decode
+_decode_part = msgspec.json.Decoder(_Part).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class Conversation:
+    """Reads items one after the other.
+
+    `reasoning` and `text` are the settings of the last `configuration_update`, as raw JSON.
+    """
+
+    __slots__ = (
+        "_envelopes",
+        "_names",
+        "_signature",
+        "_turns",
+        "dropped",
+        "hosted",
+        "reasoning",
+        "text",
+        "tools",
+    )
+
+    def __init__(self, envelopes: Envelopes) -> None:
+        self.tools: list[Tool] = []
+        self.hosted: list[HostedTool] = []
+        self.dropped: dict[str, None] = {}
+        self.reasoning = _ABSENT
+        self.text = _ABSENT
+        self._envelopes = envelopes
+        self._turns: list[tuple[Role, list[Part]]] = []
+        self._names: list[tuple[str, str]] = []  # of calls without a result: name and id
+        self._signature: Blob | None = None  # of the call that follows
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return tuple(Turn(role=role, parts=tuple(parts)) for role, parts in self._turns)
+
+    def read(self, raw: msgspec.Raw, param: str, role: Role) -> None:
+        """Add a text of `role`, or items. Raises InvalidRequest, RequestNotExpressible."""
+        if not raw:
+            return
+        try:
+            items = _decode_items(raw)
+        except _UNREADABLE:
+            raise InvalidRequest(
+                f"{param} must be a string, or a list of items.", param=param
+            ) from None
+        if isinstance(items, str):
+            self._turns.append((role, [Text(text=items)]))
+            return
+        for at, item in enumerate(items or ()):
+            self._read_item(item, f"{param}[{at}]")
+
+    def _read_item(self, raw: msgspec.Raw, where: str) -> None:
+        try:
+            item = _decode_item(raw)
+        except _UNREADABLE as error:
+            raise InvalidRequest(f"{where} is no proper item: {error}.", param=where) from None
+        kind = item.type or "message"
+        read = _READERS.get(kind)
+        if read is not None:
+            read(self, item, where)
+        elif kind in _GAPS:
+            raise RequestNotExpressible(
+                f"{where}: the provider of this model knows no {kind} items.", param=where
+            )
+        else:
+            self._drop(kind)
+
+    # -- items ------------------------------------------------------------------------------------
+
+    def _message(self, item: _Item, where: str) -> None:
+        role = _ROLES.get(item.role) if isinstance(item.role, str) else None
+        if role is None:
+            raise InvalidRequest(
+                f"{where}.role must be user, assistant, system or developer.", param=f"{where}.role"
+            )
+        parts = read_parts(item.content, f"{where}.content")
+        if role == "assistant":
+            self._assistant(*parts)
+        else:
+            self._turns.append((role, list(parts)))
+
+    def _reasoning(self, item: _Item, where: str) -> None:
+        blob = None
+        if isinstance(item.encrypted_content, str):
+            # A value that is not ours was made by another provider than the one that serves.
+            blob = self._envelopes.open(item.encrypted_content)
+        texts = read_parts(item.summary, f"{where}.summary")
+        texts = texts or read_parts(item.content, f"{where}.content")
+        text = "\n\n".join(part.text for part in texts if isinstance(part, Text))
+        if blob is not None and blob.kind == "call" and not text:
+            self._signature = blob
+        elif blob is not None and blob.kind == "text":
+            self._before_text(Thinking(text=text, blob=blob))
+        elif text or blob is not None:
+            self._assistant(Thinking(text=text, blob=blob))
+
+    def _call(self, item: _Item, where: str) -> None:
+        free = item.type == "custom_tool_call"
+        if not item.name:
+            raise InvalidRequest(f"{where}.name is required.", param=f"{where}.name")
+        self._add_call(
+            ToolCall(
+                id=self._call_id(item, where),
+                name=item.name,
+                arguments=_text_or_json(item.input if free else item.arguments),
+                free=free,
+                namespace=item.namespace or "",
+            )
+        )
+
+    def _result(self, item: _Item, where: str) -> None:
+        call_id = item.call_id or self._id_of(item.name or "", where)
+        self._names = [(name, id_) for name, id_ in self._names if id_ != call_id]
+        content = read_parts(item.output, f"{where}.output")
+        kept = tuple(part for part in content if isinstance(part, ResultPart))
+        self._tool_result(ToolResult(call_id=call_id, content=kept, name=item.name or ""))
+
+    def _search_call(self, item: _Item, where: str) -> None:
+        if item.execution == "server":
+            self._drop("tool_search_call")
+            return
+        self._add_call(
+            ToolCall(
+                id=self._call_id(item, where),
+                name=SEARCH_NAME,
+                arguments=_text_or_json(item.arguments),
+                search=True,
+            )
+        )
+
+    def _search_output(self, item: _Item, where: str) -> None:
+        """The tools that were found can be called from here on, and are the result."""
+        found = self._declare(item.tools, f"{where}.tools")
+        if item.execution == "server":
+            self._drop("tool_search_output")
+            return
+        call_id = item.call_id or self._id_of(SEARCH_NAME, where)
+        self._names = [(name, id_) for name, id_ in self._names if id_ != call_id]
+        text = "\n".join(_listed(tool) for tool in found.tools) or "No tools were found."
+        self._tool_result(ToolResult(call_id=call_id, content=(Text(text=text),), name=SEARCH_NAME))
+
+    def _additional_tools(self, item: _Item, where: str) -> None:
+        self._declare(item.tools, f"{where}.tools")
+        self.dropped["approx:additional_tools"] = None
+
+    def _configuration(self, item: _Item, where: str) -> None:
+        self.reasoning = item.reasoning or self.reasoning
+        self.text = item.text or self.text
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _drop(self, kind: str) -> None:
+        self.dropped[kind if _SAFE_NAME.fullmatch(kind) else "input"] = None
+
+    def _declare(self, raw: msgspec.Raw, where: str) -> Declared:
+        found = read_tools(raw, where) if raw else Declared()
+        known = {(tool.namespace, tool.name) for tool in self.tools}
+        self.tools += [tool for tool in found.tools if (tool.namespace, tool.name) not in known]
+        self.hosted += found.hosted
+        return found
+
+    def _assistant(self, *parts: Part) -> None:
+        if self._turns and self._turns[-1][0] == "assistant":
+            self._turns[-1][1].extend(parts)
+        else:
+            self._turns.append(("assistant", list(parts)))
+
+    def _before_text(self, thinking: Thinking) -> None:
+        """A text's signature comes behind it in the items, and goes before it in the turn."""
+        parts = self._turns[-1][1] if self._turns and self._turns[-1][0] == "assistant" else []
+        at = next((at for at in reversed(range(len(parts))) if isinstance(parts[at], Text)), None)
+        if at is None:
+            self._assistant(thinking)
+        else:
+            parts.insert(at, thinking)
+
+    def _add_call(self, call: ToolCall) -> None:
+        if self._signature is not None:
+            call = msgspec.structs.replace(call, blob=self._signature)
+            self._signature = None
+        self._names.append((call.name, call.id))
+        self._assistant(call)
+
+    def _tool_result(self, result: ToolResult) -> None:
+        """Results that follow each other are one turn."""
+        if self._turns and _ends_in_result(self._turns[-1][1]):
+            self._turns[-1][1].append(result)
+        else:
+            self._turns.append(("user", [result]))
+
+    def _call_id(self, item: _Item, where: str) -> str:
+        call_id = item.call_id or (item.id if isinstance(item.id, str) else "")
+        if not call_id:
+            raise InvalidRequest(f"{where}.call_id is required.", param=f"{where}.call_id")
+        return call_id
+
+    def _id_of(self, name: str, where: str) -> str:
+        """The first call of `name` that has no result yet."""
+        for called, id_ in self._names:
+            if called == name:
+                return id_
+        raise InvalidRequest(
+            f"{where}.call_id is required: no call before it waits for a result.",
+            param=f"{where}.call_id",
+        )
+
+
+_READERS: Mapping[str, Callable[[Conversation, _Item, str], None]] = {
+    "message": Conversation._message,
+    "reasoning": Conversation._reasoning,
+    "function_call": Conversation._call,
+    "custom_tool_call": Conversation._call,
+    "function_call_output": Conversation._result,
+    "custom_tool_call_output": Conversation._result,
+    "tool_search_call": Conversation._search_call,
+    "tool_search_output": Conversation._search_output,
+    "additional_tools": Conversation._additional_tools,
+    "configuration_update": Conversation._configuration,
+}
+# Without these the conversation is another one.
+_GAPS = frozenset({"item_reference", "compaction", "compaction_trigger"})
+
+
+def _ends_in_result(parts: Sequence[Part]) -> bool:
+    return bool(parts) and isinstance(parts[-1], ToolResult)
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def read_parts(raw: msgspec.Raw, where: str) -> tuple[Part, ...]:
+    """The parts of a message or of a result. Raises InvalidRequest, RequestNotExpressible."""
+    if not raw:
+        return ()
+    try:
+        parts = _decode_parts(raw)
+    except _UNREADABLE as error:
+        parts = _one_object(raw, where, error)
+    if isinstance(parts, str):
+        return (Text(text=parts),)
+    return tuple(_part(part, f"{where}[{at}]") for at, part in enumerate(parts or ()))
+
+
+def _one_object(raw: msgspec.Raw, where: str, error: Exception) -> Sequence[_Part]:
+    """A part that stands alone; anything else is no content."""
+    try:
+        return [_decode_part(raw)]
+    except _UNREADABLE:
+        raise InvalidRequest(
+            f"{where} must be a string, or a list of parts: {error}.", param=where
+        ) from None
+
+
+def _part(part: _Part, where: str) -> Part:
+    read = _PARTS.get(part.type)
+    if read is None:
+        raise RequestNotExpressible(
+            f"{where}: content of type {part.type!r} is not known here.", param=where
+        )
+    return read(part, where)
+
+
+def _text(part: _Part, where: str) -> Part:
+    return Text(text=_required(part.text, f"{where}.text"), cache=_cache(part))
+
+
+def _refusal(part: _Part, where: str) -> Part:
+    return Refusal(text=_required(part.refusal, f"{where}.refusal"))
+
+
+def _image(part: _Part, where: str) -> Part:
+    url = part.image_url.url if isinstance(part.image_url, _Url) else part.image_url
+    detail = part.detail if isinstance(part.detail, str) else ""
+    if not url:
+        file_id = _required(part.file_id, f"{where}.image_url")
+        return Image(file_id=file_id, detail=detail, cache=_cache(part))
+    if not _is_data(url):
+        return Image(url=url, detail=detail, cache=_cache(part))
+    media_type, data = parse_data_url(url, f"{where}.image_url")
+    return Image(media_type=media_type, data=data, detail=detail, cache=_cache(part))
+
+
+def _file(part: _Part, where: str) -> Part:
+    name, cache = part.filename or "", _cache(part)
+    if not part.file_data:
+        if part.file_url:
+            return Document(url=part.file_url, name=name, cache=cache)
+        file_id = _required(part.file_id, f"{where}.file_data")
+        return Document(file_id=file_id, name=name, cache=cache)
+    given = part.file_data if _is_data(part.file_data) else f"data:;base64,{part.file_data}"
+    named, data = parse_data_url(given, f"{where}.file_data")
+    media_type = named or sniffed(data, "application/pdf")
+    if media_type.startswith("text/"):
+        text = b64decode(data).decode(errors="replace")
+        return Document(media_type=media_type, text=text, name=name, cache=cache)
+    return Document(media_type=media_type, data=data, name=name, cache=cache)
+
+
+def _audio(part: _Part, where: str) -> Part:
+    sound = part.input_audio
+    if sound is None or not sound.data:
+        raise InvalidRequest(f"{where}.input_audio is required.", param=f"{where}.input_audio")
+    return Audio(media_type=_AUDIO.get(sound.format, f"audio/{sound.format}"), data=sound.data)
+
+
+_PARTS: Mapping[str, Callable[[_Part, str], Part]] = {
+    "input_text": _text,
+    "output_text": _text,
+    "text": _text,
+    "summary_text": _text,
+    "reasoning_text": _text,
+    "refusal": _refusal,
+    "input_image": _image,
+    "computer_screenshot": _image,
+    "input_file": _file,
+    "input_audio": _audio,
+}
+
+
+def _required(value: str | None, where: str) -> str:
+    if value is None:
+        raise InvalidRequest(f"{where} is required.", param=where)
+    return value
+
+
+def _cache(part: _Part) -> Cache:
+    mark = part.prompt_cache_breakpoint
+    return "" if mark is None else _TTLS.get(mark.ttl, "30m")
+
+
+def _is_data(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def _text_or_json(raw: msgspec.Raw) -> str:
+    """A text; some clients send the object itself, whose JSON it is then."""
+    if not raw:
+        return ""
+    try:
+        return _decode_text(raw)
+    except _UNREADABLE:
+        return "" if bytes(raw) == b"null" else bytes(raw).decode(errors="replace")
+
+
+def _listed(tool: Tool) -> str:
+    name = f"{tool.namespace}.{tool.name}" if tool.namespace else tool.name
+    return f"{name}: {tool.description}" if tool.description else name
