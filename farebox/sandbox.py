@@ -7,6 +7,7 @@ ends when its standard input does: the process that started it holds the other e
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from urllib.parse import unquote
 
 import msgspec
 import trio
@@ -29,6 +31,7 @@ from proxy.transport import Transport
 _BODY_BYTES_MAX = 64 * 1024 * 1024
 _SETTINGS = ServerSettings(keep_alive_seconds=3600)
 _CALLS_PATH = "/sandbox/calls"
+_MODEL_IN_PATH = re.compile(r"/v1(?:beta|alpha)?/models/([^/:]+):\w+")
 
 
 class Calls:
@@ -37,8 +40,11 @@ class Calls:
     def __init__(self) -> None:
         self._by_model: Counter[str] = Counter()
 
-    def count(self, body: bytes) -> None:
-        """Count the request's model, or `?` where the body names none."""
+    def count(self, path: str, body: bytes) -> None:
+        """Count the model that the path (Gemini) or the body names, or `?` where neither does."""
+        if found := _MODEL_IN_PATH.fullmatch(path):
+            self._by_model[unquote(found[1])] += 1
+            return
         try:
             model = msgspec.json.decode(body, type=_Named).model
         except msgspec.MsgspecError:
@@ -76,8 +82,9 @@ async def _serve_request(calls: Calls, connection: Connection) -> bool:
         await connection.respond(200, [("content-type", "application/json")], calls.as_json())
         return True
     if head.method == "POST":
-        calls.count(body)
-    return await _perform(connection, sandbox.respond(head.method, head.path, head.headers, body))
+        calls.count(head.path, body)
+    target = f"{head.path}?{head.query}" if head.query else head.path
+    return await _perform(connection, sandbox.respond(head.method, target, head.headers, body))
 
 
 async def _perform(connection: Connection, script: Iterable[sandbox.Action]) -> bool:
@@ -106,7 +113,10 @@ async def _perform(connection: Connection, script: Iterable[sandbox.Action]) -> 
 
 @asynccontextmanager
 async def upstream() -> AsyncIterator[str]:
-    """Run the sandbox provider in a child process; yields its OpenAI base URL."""
+    """Run the sandbox provider in a child process; yields its OpenAI base URL.
+
+    Without its `/v1` that is the base URL of Anthropic's Messages and of Gemini's API.
+    """
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
     with listening:

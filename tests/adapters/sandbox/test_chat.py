@@ -45,6 +45,17 @@ TOOLS: list[Json] = [
     }
 ]
 
+CALLED: list[Json] = [
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "Rain"},
+]
+
 
 def first_choice(answer: Json) -> Json:
     choices = answer["choices"]
@@ -132,7 +143,7 @@ REFUSED: list[tuple[Json, str | None, str | None]] = [
     ({"top_p": 1.1}, "top_p", "decimal_above_max_value"),
     ({"top_logprobs": 2}, "top_logprobs", None),
     ({"stop": 1}, "stop", "invalid_type"),
-    ({"stop": [1]}, "stop", "invalid_type"),
+    ({"stop": [1]}, "stop[0]", "invalid_type"),
     ({"stop": list("abcde")}, "stop", "array_above_max_length"),
     ({"user": 1}, "user", "invalid_type"),
     ({"metadata": {"a": "b"}}, "metadata", None),
@@ -192,7 +203,7 @@ def test_refuses_what_openai_refuses(change: Json, param: str | None, code: str 
         {"store": True, "metadata": {"a": "b"}},
         {"messages": [{"role": "assistant", "content": None}, *HELLO]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
-        {"messages": [{"role": "tool", "tool_call_id": "call_1", "content": "Rain"}]},
+        {"messages": [*HELLO, *CALLED]},
         {"response_format": {"type": "text"}},
         {"reasoning_effort": "low", "verbosity": "low", "user": "u", "service_tier": "flex"},
     ],
@@ -455,7 +466,7 @@ def test_the_chosen_function_is_called() -> None:
         {"tools": TOOLS, "tool_choice": "none"},
         {
             "tools": TOOLS,
-            "messages": [*HELLO, {"role": "tool", "tool_call_id": "c", "content": "Rain"}],
+            "messages": [*HELLO, *CALLED],
         },
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from openai.lib._pydantic import to_strict_json_schema
 from pydantic import BaseModel, Field
 
-from adapters.schema_example import example
+from adapters.sandbox.schema_example import example
 
 
 class Color(enum.Enum):

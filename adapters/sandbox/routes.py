@@ -1,0 +1,64 @@
+"""From a request's head to the protocol that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import unquote
+
+from adapters.sandbox import openai_words
+from adapters.sandbox.chat_answer import CREATED, complete
+from adapters.sandbox.embeddings import embed
+from adapters.sandbox.models import MODELS, Model
+from adapters.sandbox.script import Action, Data, Head, Json, Refused, json_answer
+
+Serve = Callable[[], Iterable[Action]]
+
+
+def respond(
+    method: str, target: str, headers: Mapping[bytes, bytes], body: bytes
+) -> Iterable[Action]:
+    """The script of the answer to one request. Header names are in lower case. Never raises."""
+    path, _, _query = target.partition("?")
+    try:
+        return _openai(method, path, headers, body)
+    except Refused as refused:
+        return (Head(refused.status, refused.headers), Data(refused.body))
+
+
+def _openai(
+    method: str, path: str, headers: Mapping[bytes, bytes], body: bytes
+) -> Iterable[Action]:
+    openai_words.check_authorization(headers)
+    name = unquote(path.removeprefix("/v1/models/"))
+    methods: Mapping[str, Serve]
+    if path == "/v1/chat/completions":
+        methods = {"POST": lambda: complete(body)}
+    elif path == "/v1/embeddings":
+        methods = {"POST": lambda: embed(body)}
+    elif path == "/v1/models":
+        methods = {"GET": _list}
+    elif path.startswith("/v1/models/"):
+        methods = {"GET": lambda: json_answer(_listed(name, openai_words.found_model(name)))}
+    else:
+        raise openai_words.refused(404, f"Invalid URL ({method} {path})")
+    serve = methods.get(method)
+    if serve is None:
+        raise openai_words.refused(
+            405, f"Not allowed to {method} on {path}.", code="method_not_supported"
+        )
+    return serve()
+
+
+def _list() -> Iterable[Action]:
+    entries = [_listed(name, model) for name, model in MODELS.items()]
+    return json_answer({"object": "list", "data": entries})
+
+
+def _listed(name: str, model: Model) -> Json:
+    return {
+        "id": name,
+        "object": "model",
+        "created": CREATED,
+        "owned_by": "farebox",
+        "description": model.description,
+    }
