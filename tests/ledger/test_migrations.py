@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from farebox.embedded import EmbeddedPostgres
+from ledger.directory import Directory
 from ledger.migrate import Migration, MigrationError, load, migrate
 from tests.fakes.postgres import FAST
 
@@ -90,6 +91,60 @@ def test_a_range_with_rows_in_the_default_partition_is_left_there(database: str)
         connection.execute("SELECT ledger.create_partitions(130)")
         after = connection.execute("SELECT count(*) FROM ledger.transfer_default").fetchone()
         assert before == after == (1,)
+
+
+KEY_OF = "SELECT wrapped FROM stored.key_of(%s, %s, %s)"
+SECRETS = (b"secret-1", b"secret-2")
+
+
+@pytest.fixture
+def project(database: str) -> int:
+    with Directory(database) as directory:
+        directory.create_account("a")
+        return directory.create_project("a", "p").project_id
+
+
+def test_a_project_has_one_key_for_each_secret(database: str, project: int) -> None:
+    with psycopg.connect(database) as connection:
+        for wrapped in (b"first", b"second"):
+            for secret in SECRETS:
+                found = connection.execute(KEY_OF, [project, secret, secret + wrapped]).fetchall()
+                assert found == [(secret + b"first",)]
+
+
+def test_a_deleted_project_has_no_key_and_gets_none(database: str, project: int) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(KEY_OF, [project, SECRETS[0], b"key"])
+        with Directory(database) as directory:
+            directory.delete_project("a", "p")
+        assert connection.execute("SELECT count(*) FROM stored.project_key").fetchone() == (0,)
+        assert connection.execute(KEY_OF, [project, SECRETS[0], b"key"]).fetchall() == []
+        assert connection.execute(KEY_OF, [project + 1, SECRETS[0], b"key"]).fetchall() == []
+
+
+def test_no_key_appears_while_its_project_is_deleted(database: str, project: int) -> None:
+    with psycopg.connect(database) as deleting, psycopg.connect(database) as asking:
+        deleting.execute("UPDATE directory.project SET deleted_at = now()")
+        asking.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            asking.execute(KEY_OF, [project, SECRETS[0], b"key"])
+        asking.rollback()
+        deleting.commit()
+        assert asking.execute(KEY_OF, [project, SECRETS[0], b"key"]).fetchall() == []
+
+
+def test_a_purge_takes_no_more_than_it_may(database: str, project: int) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "INSERT INTO stored.response SELECT %s, 'r' || n, '', 1, now(),"
+            " now() + (n - 4) * interval '1 hour', 0, '', '' FROM generate_series(1, 10) AS n",
+            [project],
+        )
+        counts = [connection.execute("SELECT stored.purge(now(), 3)").fetchone() for _ in range(3)]
+        assert counts == [(3,), (1,), (0,)]
+        connection.execute("UPDATE directory.project SET deleted_at = now()")
+        counts = [connection.execute("SELECT stored.purge(now(), 4)").fetchone() for _ in range(3)]
+        assert counts == [(4,), (2,), (0,)]
 
 
 @pytest.mark.skipif(
