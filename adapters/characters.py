@@ -1,41 +1,36 @@
 """Characters that were cut in halves.
 
 JSON writes a character beyond U+FFFF as two escapes, a surrogate pair; some servers cut their
-deltas between the two. Half a character cannot be encoded, so nothing may leave with one: `Joiner`
-holds the first half back until the second comes, and puts U+FFFD where it never does.
+deltas between the two. Half a character cannot be encoded, so none may leave: the first half waits
+for the second, and becomes U+FFFD where that never comes.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_HIGH, _HIGH_LAST = "\ud800", "\udbff"
-REPLACEMENT = "�"
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_FIRST_HALF, _LAST_FIRST_HALF = "\ud800", "\udbff"
 
 
-class Joiner:
-    """One text that arrives in pieces. What comes out can always be encoded."""
+def joined(half: str, piece: str) -> tuple[str, str]:
+    """The text of a half that waited and the piece behind it, and the half that waits now.
 
-    __slots__ = ("_half",)
-
-    def __init__(self) -> None:
-        self._half = ""  # a first half that waits
-
-    def feed(self, piece: str) -> str:
-        """What can be let out after `piece`; sometimes nothing."""
-        if piece.isascii() and not self._half:
-            return piece
-        text = self._half + piece
-        self._half = ""
-        if text and _HIGH <= text[-1] <= _HIGH_LAST:
-            text, self._half = text[:-1], text[-1]
-        return whole(text)
-
-    def close(self) -> str:
-        """What stands for a half that was left alone."""
-        left, self._half = self._half, ""
-        return REPLACEMENT if left else ""
+    At the end of the text, `REPLACEMENT` stands for a half that still waits.
+    """
+    text = half + piece
+    if text and _FIRST_HALF <= text[-1] <= _LAST_FIRST_HALF:
+        return whole(text[:-1]), text[-1]
+    return whole(text), ""
 
 
 def whole(text: str) -> str:
@@ -43,3 +38,24 @@ def whole(text: str) -> str:
     if text.isascii() or _SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def decode(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
+    """What `decoder` reads, also where strings in it hold half a character, which it refuses.
+
+    Raises msgspec.MsgspecError. A type with raw members cannot be read with halves.
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.DecodeError:
+        if _ESCAPED_SURROGATE.search(data) is None:
+            raise
+        return _decoded_with_halves(decoder.type, data)
+
+
+def _decoded_with_halves(type: type[T], data: bytes) -> T:  # noqa: A002
+    try:
+        value: object = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
+    return msgspec.convert(value, type)

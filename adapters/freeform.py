@@ -13,7 +13,7 @@ import re
 import msgspec
 
 from adapters.canonical import Grammar, Tool
-from adapters.characters import Joiner, whole
+from adapters.characters import REPLACEMENT, joined, whole
 
 _KEY = "input"
 _HEAD = '{"input":"'
@@ -31,7 +31,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 class Unwrapper:
     """The raw text in the JSON arguments of one call, as they arrive."""
 
-    __slots__ = ("_characters", "_matched", "_other", "_pieces", "_rest", "_value")
+    __slots__ = ("_half", "_matched", "_other", "_pieces", "_rest", "_value")
 
     def __init__(self) -> None:
         self._matched = 0  # how much of `_HEAD` was seen
@@ -39,7 +39,7 @@ class Unwrapper:
         self._other = False  # the arguments are something else: wait for all of them
         self._pieces: list[str] = []  # all of them, until the value begins
         self._rest = ""  # an escape that is not complete
-        self._characters = Joiner()
+        self._half = ""  # of a character
 
     def feed(self, piece: str) -> str:
         """The raw text that `piece` adds."""
@@ -56,7 +56,7 @@ class Unwrapper:
     def close(self) -> str:
         """What is left to add when the arguments are complete, or were cut."""
         if self._matched == len(_HEAD):
-            return self._characters.close()
+            return REPLACEMENT if self._half else ""
         return whole(_fallback("".join(self._pieces))) if self._other else ""
 
     def _match(self, piece: str) -> int | None:
@@ -98,7 +98,8 @@ class Unwrapper:
             else:
                 self._value = False
                 break
-        return self._characters.feed("".join(out))
+        raw, self._half = joined(self._half, "".join(out))
+        return raw
 
 
 def _fallback(text: str) -> str:

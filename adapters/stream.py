@@ -6,22 +6,24 @@ saw, in the provider's own order and under the provider's own keys; what comes o
 these rules by construction, whichever protocol it was:
 
 1. Blocks follow one another: one is closed before the next is opened. What arrives for a later
-   block waits (bounded) until the one before it is complete.
+   block waits (bounded) until the one before it is complete; then it comes out in one go.
 2. Indexes count from 0 without gaps; each block is closed exactly once.
 3. An answer ends with exactly one `Finish`, or with a failure and nothing after it.
 4. An upstream that ends without its own last word has failed (`truncated`).
 5. Every call has an id, unique in the answer and safe in every protocol.
-6. A call in the answer makes `tool_calls` of a plain end, and no call makes a plain end of
+6. No text has half a character in it: where an upstream cuts between the two halves of a
+   surrogate pair, the first one waits for the second.
+7. A call in the answer makes `tool_calls` of a plain end, and no call makes a plain end of
    `tool_calls`: agents act on the reason.
 """
 
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Hashable, Mapping
 from secrets import token_hex
 from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
@@ -41,11 +43,16 @@ from adapters.canonical import (
     Usage,
     Used,
 )
+from adapters.characters import REPLACEMENT, joined, whole
 from adapters.codec import Counted, FailureKind, UpstreamFailure
 from adapters.estimate import counted_tokens
 from adapters.names import safe_id
+from adapters.nesting import Nesting
 
 WAITING_BYTES_MAX = 16 * 1024 * 1024
+
+_WAITING_BYTES = 128  # what anything that waits takes beside its text
+_CALLS = ("call", "free_call")
 
 
 class State(enum.Enum):
@@ -71,27 +78,50 @@ GRAMMAR: Mapping[tuple[State, type], State] = MappingProxyType(
 )
 
 
-class _Waiting(NamedTuple):
-    """A block that has to wait, and all that arrived for it."""
+class _Block:
+    """One block: open, or waiting with all that arrived for it."""
 
-    open: Open
-    events: list[Delta | Meta]
+    __slots__ = ("closed", "half", "implicit", "key", "nesting", "opening", "waiting")
+
+    def __init__(self, key: Hashable, opening: Open, *, implicit: bool) -> None:
+        self.key = key
+        self.opening = opening
+        self.implicit = implicit  # it ends without being closed
+        self.closed = False
+        self.half = ""  # of a character, at the end of its text
+        self.nesting = Nesting() if implicit and opening.kind == "call" else None
+        self.waiting: list[str | Meta] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether another block may follow."""
+        if self.nesting is None:
+            return self.closed or self.implicit
+        return self.closed or self.nesting.complete
 
 
 class Composer:
-    """Builds the events of one answer. A block is named by any `key` of the reader's."""
+    """Builds the events of one answer. A block is named by any `key` of the reader's.
+
+    In most protocols a block ends when the upstream says so. In Chat Completions nothing does:
+
+    - Text is told with `run`, and ends where anything else begins.
+    - A call is opened as `implicit`. It ends when something else has begun *and* its arguments are
+      complete JSON; until then the other thing waits, for fragments of several calls may
+      interleave. A call without arguments yet is not complete: two calls may be named before the
+      arguments of either come. What waits longest waits for the end of the answer, never in vain.
+    """
 
     __slots__ = (
+        "_block",
+        "_by_key",
         "_calls",
-        "_closed",
         "_events",
-        "_finished",
         "_id",
         "_ids",
         "_index",
-        "_key",
-        "_kind",
         "_reason",
+        "_settled",
         "_waiting",
         "_waiting_bytes",
         "failure",
@@ -103,14 +133,13 @@ class Composer:
         self.failure: UpstreamFailure | None = None
         self._events: list[Event] = []
         self._index = -1  # of the block that was opened last
-        self._key: Hashable = None  # of the open block
-        self._kind: BlockKind | None = None
+        self._block: _Block | None = None  # the open one
+        self._waiting: deque[_Block] = deque()  # in their order
+        self._by_key: dict[Hashable, _Block] = {}  # those waiting that are not closed
+        self._waiting_bytes = 0
+        self._settled: set[Hashable] = set()  # implicit blocks that were ended by what followed
         self._calls = 0
         self._reason: Finish | None = None
-        self._waiting: dict[Hashable, _Waiting] = {}
-        self._waiting_bytes = 0
-        self._closed: set[Hashable] = set()  # blocks that were closed while they waited
-        self._finished = False
         self._id = ""  # of the answer
         self._ids: set[str] = set()  # of its calls
 
@@ -119,26 +148,41 @@ class Composer:
     def start(self, id: str = "", model: str = "", usage: Usage | None = None) -> None:  # noqa: A002
         """The answer begins. Said again, it is ignored: some servers repeat their first chunk."""
         if self.state is State.IDLE:
-            self._id = id
-            self._emit(Start(id, model, usage))
+            self._id = whole(id)
+            self._emit(Start(self._id, whole(model), usage))
 
-    def open(self, key: Hashable, kind: BlockKind, id: str = "", name: str = "") -> None:  # noqa: A002
-        """Block `key` begins; it waits while another is open."""
-        if self._ended():
+    def open(
+        self,
+        key: Hashable,
+        kind: BlockKind,
+        id: str = "",  # noqa: A002
+        name: str = "",
+        *,
+        implicit: bool = False,
+    ) -> None:
+        """Block `key` begins; it waits while another is open. A block of the same key ends."""
+        if self.ended:
             return
         self.start()
-        if kind in ("call", "free_call"):
+        if kind in _CALLS:
             id = self._id_of_call(id)  # noqa: A001
-        block = Open(-1, kind, id, name)
-        if self.state is State.INSIDE or self._waiting:
-            self._waiting[key] = _Waiting(block, [])
-        else:
-            self._begin(key, block)
+        if self.knows(key):
+            self.close(key)
+        self._queue(_Block(key, Open(-1, kind, id, whole(name)), implicit=implicit))
 
     def delta(self, key: Hashable, text: str) -> None:
         """More of block `key`."""
-        if text:
-            self._inside(key, Delta(-1, text), len(text))
+        if not text:
+            return
+        block = self._block
+        if block is not None and block.key == key:
+            self._say(block, text)
+            if self._waiting:
+                self._advance()
+        elif (later := self._by_key.get(key)) is not None:
+            self._hold(later, text)
+        elif not (key in self._settled and text.isspace()):
+            self._stray()
 
     def meta(
         self,
@@ -150,66 +194,89 @@ class Composer:
         logprobs: tuple[Logprob, ...] = (),
     ) -> None:
         """A fact about block `key`."""
-        self._inside(key, Meta(-1, signature, kind, citation, logprobs), len(signature))
+        block = self._block
+        if citation is not None:
+            citation = Citation(whole(citation.url), whole(citation.title))
+        event = Meta(self._index, whole(signature), kind, citation, tuple(map(_whole, logprobs)))
+        if block is not None and block.key == key:
+            self._emit(event)
+        elif (later := self._by_key.get(key)) is not None:
+            self._hold(later, event)
+        else:
+            self._stray()
 
     def close(self, key: Hashable) -> None:
         """Block `key` is complete. Closing what is not open is nothing."""
-        if self.state is State.INSIDE and key == self._key:
-            self._emit(Close(self._index))
-            self._next()
-        elif key in self._waiting:
-            self._closed.add(key)
+        block = self._block
+        if block is not None and block.key == key:
+            block.closed = True
+            self._advance()
+        elif (later := self._by_key.pop(key, None)) is not None:
+            later.closed = True
 
-    def run(self, kind: BlockKind, text: str) -> None:
+    def run(self, kind: BlockKind, text: str) -> Hashable:
         """Text of `kind` in a protocol without blocks: it continues the last run of its kind, or
-        ends whatever was open and begins a new one."""
-        if not text or self._ended():
-            return
-        if self.state is not State.INSIDE or self._kind is not kind:
-            self.close_all()
-            self.open((kind, self._index + 1), kind)
-        self.delta(self._key, text)
+        ends whatever was open and begins a new one. Returns the key of the run.
+
+        An implicit call that is not complete is not ended: the run waits.
+        """
+        if not text or self.ended:
+            return None
+        last = self._waiting[-1] if self._waiting else self._block
+        if last is None or last.opening.kind != kind or last.closed:
+            self.start()
+            self._close_explicit()
+            last = _Block(object(), Open(-1, kind), implicit=True)
+            self._queue(last)
+        self.delta(last.key, text)
+        return last.key
 
     def close_all(self) -> None:
         """Whatever is open or waits is complete."""
-        self._closed.update(self._waiting)
-        while self.state is State.INSIDE:
-            self.close(self._key)
+        for block in self._waiting:
+            block.closed = True
+        self._by_key.clear()
+        if self._block is not None:
+            self._block.closed = True
+            self._advance()
 
     def used(self, usage: Usage) -> None:
         """The usage up to now."""
-        if not self._ended():
+        if not self.ended:
             self.start()
             self._emit(Used(usage))
 
     def reason(self, reason: FinishReason, stop_sequence: str = "", detail: str = "") -> None:
         """Why the answer ends; `finish` says when. The first reason stays."""
         if self._reason is None:
-            self._reason = Finish(reason, stop_sequence, detail)
+            self._reason = Finish(reason, whole(stop_sequence), whole(detail))
 
     def finish(self) -> None:
         """The upstream said its last word. Without a reason before it, that is a failure."""
-        if self._ended():
+        if self.ended:
             return
         if self._reason is None:
             self.fail("truncated", "The stream ended before the answer did.")
             return
         self.start()
         self.close_all()
-        self._emit(msgspec.structs.replace(self._reason, reason=self._corrected()))
+        self._emit(msgspec.structs.replace(self._reason, reason=self._corrected(self._reason)))
 
     def fail(self, kind: FailureKind, message: str, failure: UpstreamFailure | None = None) -> None:
         """The answer is broken; what was taken down before stays."""
-        if not self._ended():
+        if not self.ended:
             self.failure = failure or UpstreamFailure(kind, message)
-            self._finished = True
+            self.state = State.ENDED
+            self._block = None
+            self._waiting.clear()
+            self._by_key.clear()
 
     # -- what the reader is asked -----------------------------------------------------------------
 
     @property
     def ended(self) -> bool:
         """Whether nothing more can come: a finish, or a failure."""
-        return self._ended()
+        return self.state is State.ENDED
 
     @property
     def has_reason(self) -> bool:
@@ -219,16 +286,16 @@ class Composer:
     @property
     def open_key(self) -> Hashable:
         """The key of the open block, None where none is."""
-        return self._key if self.state is State.INSIDE else None
+        return None if self._block is None else self._block.key
 
     @property
     def open_kind(self) -> BlockKind | None:
         """The kind of the open block, None where none is."""
-        return self._kind if self.state is State.INSIDE else None
+        return None if self._block is None else self._block.opening.kind
 
     def knows(self, key: Hashable) -> bool:
-        """Whether block `key` is open or waits."""
-        return (self.state is State.INSIDE and key == self._key) or key in self._waiting
+        """Whether block `key` is open or waits, and was not closed."""
+        return (self._block is not None and self._block.key == key) or key in self._by_key
 
     def take(self) -> list[Event]:
         """The events since the last time."""
@@ -237,21 +304,88 @@ class Composer:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _ended(self) -> bool:
-        return self._finished or self.state is State.ENDED
-
     def _emit(self, event: Event) -> None:
         state = GRAMMAR.get((self.state, type(event)))
         assert state is not None, f"{type(event).__name__} in state {self.state}"
         self.state = state
         self._events.append(event)
 
-    def _begin(self, key: Hashable, block: Open) -> None:
+    def _say(self, block: _Block, text: str) -> None:
+        """Text of the open block. Past the grammar's table, as most events come through here."""
+        if block.half or not text.isascii():
+            text, block.half = joined(block.half, text)
+            if not text:
+                return
+        self._events.append(Delta(self._index, text))
+        if block.nesting is not None:
+            block.nesting.feed(text)
+
+    def _queue(self, block: _Block) -> None:
+        """A new block: it is opened at once if it can be."""
+        self._waiting.append(block)
+        self._by_key[block.key] = block
+        self._count_waiting(_WAITING_BYTES)
+        self._advance()
+
+    def _hold(self, block: _Block, what: str | Meta) -> None:
+        """Keep what arrived for a block that waits."""
+        block.waiting.append(what)
+        self._count_waiting(_size(what))
+
+    def _count_waiting(self, size: int) -> None:
+        self._waiting_bytes += size
+        if self._waiting_bytes > WAITING_BYTES_MAX:
+            self.fail("protocol", "Blocks of the answer overlap for too long.")
+
+    def _stray(self) -> None:
+        self.fail("protocol", "The answer goes on with a block that is not open.")
+
+    def _close_explicit(self) -> None:
+        """Whatever would not end by itself is complete."""
+        for block in self._waiting:
+            if not block.implicit:
+                block.closed = True
+                self._by_key.pop(block.key, None)
+        if self._block is not None and not self._block.implicit:
+            self._block.closed = True
+        self._advance()
+
+    def _advance(self) -> None:
+        """End the open block if it is over, and open those that waited, as far as possible."""
+        while True:
+            block = self._block
+            if block is not None and (block.closed or (self._waiting and block.complete)):
+                self._end(block)
+            elif block is None and self._waiting:
+                self._begin(self._waiting.popleft())
+            else:
+                return
+
+    def _begin(self, block: _Block) -> None:
         self._index += 1
-        self._key, self._kind = key, block.kind
-        if block.kind in ("call", "free_call"):
+        self._block = block
+        if not block.closed:
+            del self._by_key[block.key]
+        self._waiting_bytes -= _WAITING_BYTES
+        opening = block.opening
+        if opening.kind in _CALLS:
             self._calls += 1
-        self._emit(Open(self._index, block.kind, block.id, block.name))
+        self._emit(msgspec.structs.replace(opening, index=self._index))
+        for what in block.waiting:
+            self._waiting_bytes -= _size(what)
+            if isinstance(what, str):
+                self._say(block, what)
+            else:
+                self._emit(msgspec.structs.replace(what, index=self._index))
+        block.waiting.clear()
+
+    def _end(self, block: _Block) -> None:
+        self._block = None
+        if block.half:
+            self._emit(Delta(self._index, REPLACEMENT))
+        if not block.closed:
+            self._settled.add(block.key)
+        self._emit(Close(self._index))
 
     def _id_of_call(self, given: str) -> str:
         """An id that every client accepts, and no other call of this answer has."""
@@ -262,48 +396,26 @@ class Composer:
         self._ids.add(chosen)
         return chosen
 
-    def _inside(self, key: Hashable, event: Delta | Meta, size: int) -> None:
-        if self._ended():
-            return
-        if self.state is State.INSIDE and key == self._key:
-            self._emit(self._numbered(event))
-        elif (waiting := self._waiting.get(key)) is not None:
-            self._waiting_bytes += size
-            if self._waiting_bytes > WAITING_BYTES_MAX:
-                self.fail("protocol", "Blocks of the answer overlap for too long.")
-            else:
-                waiting.events.append(event)
-        else:
-            self.fail("protocol", "The answer goes on with a block that is not open.")
-
-    def _next(self) -> None:
-        """A block was closed: the one that has waited longest follows, whole if it is complete."""
-        self._key, self._kind = None, None
-        if not self._waiting:
-            return
-        key = next(iter(self._waiting))
-        block, events = self._waiting.pop(key)
-        self._begin(key, block)
-        for event in events:
-            self._emit(self._numbered(event))
-            self._waiting_bytes -= len(event.text if isinstance(event, Delta) else event.signature)
-        if key in self._closed:
-            self._closed.discard(key)
-            self.close(key)
-
-    def _numbered(self, event: Delta | Meta) -> Event:
-        if isinstance(event, Delta):
-            return Delta(self._index, event.text)
-        return msgspec.structs.replace(event, index=self._index)
-
-    def _corrected(self) -> FinishReason:
-        assert self._reason is not None, "finish asked"
-        reason = self._reason.reason
-        if self._calls and reason in ("end", "stop_sequence", "pause"):
+    def _corrected(self, finish: Finish) -> FinishReason:
+        if self._calls and finish.reason in ("end", "stop_sequence", "pause"):
             return "tool_calls"
-        if not self._calls and reason == "tool_calls":
+        if not self._calls and finish.reason == "tool_calls":
             return "end"
-        return reason
+        return finish.reason
+
+
+def _whole(logprob: Logprob) -> Logprob:
+    if logprob.token.isascii() and all(token.isascii() for token, _ in logprob.top):
+        return logprob
+    top = tuple((whole(token), value) for token, value in logprob.top)
+    return Logprob(whole(logprob.token), logprob.logprob, top)
+
+
+def _size(waiting: str | Meta) -> int:
+    """What something that waits is counted as."""
+    if isinstance(waiting, str):
+        return len(waiting) + _WAITING_BYTES
+    return len(waiting.signature) + _WAITING_BYTES * (1 + len(waiting.logprobs))
 
 
 class Meter:
@@ -341,14 +453,13 @@ class Meter:
         kind = type(event)
         if kind is Delta:
             self._deltas += 1
-            text = event.text  # type: ignore[union-attr] # it is a Delta
-            self._text_bytes += len(text) if text.isascii() else len(text.encode(errors="replace"))
+            self._text_bytes += _utf8_bytes(event.text)  # type: ignore[union-attr] # it is a Delta
         elif kind is Used:
             self._usage = event.usage  # type: ignore[union-attr] # it is a Used
         elif isinstance(event, Open):
             if event.name:
                 self._opened += 1
-                self._text_bytes += len(event.name.encode())
+                self._text_bytes += _utf8_bytes(event.name)
         elif isinstance(event, Start):
             self._usage = event.usage or self._usage
         elif isinstance(event, Finish):
@@ -372,3 +483,7 @@ class Meter:
                 usage = msgspec.structs.replace(usage, output_tokens=tokens)
         pieces = {**self._pieces, **usage.pieces}
         return Counted(msgspec.structs.replace(usage, pieces=pieces), estimated)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
