@@ -1,0 +1,178 @@
+"""Between two Gemini ends: the body as it came, the answer as it comes.
+
+Changed on the way out are the cap, the name of the model, and signatures that only another
+provider could check; on the way back the name of the model, and what stands between chunks: Google
+sends nothing there, and its SDKs read nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from adapters.codec import Request, Target, UpstreamFailure
+from adapters.envelope import MARKS, Envelopes
+from adapters.errors import APIError, InvalidRequest
+from adapters.gemini import fields
+from adapters.gemini.failure import read_failure
+from adapters.gemini.framing import Framing, framing
+from adapters.gemini.reader import GeminiReader
+from adapters.gemini.refusal import GeminiRefusals
+from adapters.gemini.signature import SKIP_VALIDATION, blob_in, sealed_in
+from adapters.gemini.traits import traits_of
+from adapters.openai.body import Fields
+from adapters.passing import PassingPlain, PassingStream
+from adapters.stream import Meter
+
+_encode = msgspec.json.encode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_REFUSALS = GeminiRefusals()
+_CONFIG = "generationConfig"
+_CAP = "maxOutputTokens"
+_VERSION_KEY = b'"modelVersion"'
+_VERSION = re.compile(rb'"modelVersion"[ \t\r\n]*:[ \t\r\n]*"((?:[^"\\]|\\.)*)"')
+_DONE = b"[DONE]"
+_SIGNATURE = "thoughtSignature"
+
+
+class GeminiPassing:
+    """A request of this protocol, as it came. Implements `codec.Call`."""
+
+    __slots__ = ("_request", "body", "path")
+
+    dropped: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def __init__(self, request: Request, target: Target, envelopes: Envelopes, path: str) -> None:
+        self.path = path
+        self.body = _body(request, target, envelopes)
+        self._request = request
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return read_failure(status, headers, body)
+
+    def stream(self) -> PassingStream:
+        request = self._request
+        manner = GeminiManner(request.model, framing(request.array))
+        return PassingStream(GeminiReader(passing=True), Meter(request.pieces), manner)
+
+    def plain(self, body: bytes) -> PassingPlain:
+        request = self._request
+        shown = renamed(body, _encode(request.model))
+        return PassingPlain(GeminiReader(passing=True), Meter(request.pieces), body, shown)
+
+
+class GeminiManner:
+    """One stream's chunks on their way through. Implements `passing.Manner`."""
+
+    __slots__ = ("_framing", "_model")
+
+    def __init__(self, model: str, frames: Framing) -> None:
+        self._model = _encode(model)
+        self._framing = frames
+
+    def shown(self, raw: bytes, payload: bytes) -> bytes:
+        if not payload or payload.startswith(_DONE):
+            return b""
+        if b"\n" in payload:
+            payload = payload.replace(b"\n", b" ")  # between tokens: text has it escaped
+        return self._framing.item(renamed(payload, self._model))
+
+    def end(self) -> bytes:
+        return self._framing.end()
+
+    def keep_alive(self) -> bytes:
+        return b""
+
+    def error_event(self, error: APIError, request_id: str) -> bytes:
+        return self._framing.item(_REFUSALS.error_body(error, request_id)) + self._framing.end()
+
+
+def renamed(answer: bytes, model: bytes) -> bytes:
+    """The answer under the client's name of the model (as JSON), all else byte for byte."""
+    if _VERSION_KEY not in answer:
+        return answer
+    found = list(_VERSION.finditer(answer))
+    if len(found) != 1 or b'"functionCall"' in answer:  # it may stand in arguments
+        return _renamed_member(answer, model)
+    start, end = found[0].span(1)
+    return answer[: start - 1] + model + answer[end + 1 :]
+
+
+def _renamed_member(answer: bytes, model: bytes) -> bytes:
+    try:
+        members = _decode_members(answer)
+    except fields.UNREADABLE:
+        return answer
+    if "modelVersion" in members:
+        members["modelVersion"] = msgspec.Raw(model)
+    return _encode(members)
+
+
+# -- the body -------------------------------------------------------------------------------------
+
+
+def _body(request: Request, target: Target, envelopes: Envelopes) -> bytes:
+    members = dict(request.fields)
+    members.pop("model", None)  # the path names it
+    if target.output_cap is not None:
+        _write_cap(members, target.output_cap)
+    key = fields.spelled(members, "contents")
+    if any(mark in bytes(members[key]) for mark in MARKS):
+        members[key] = _without_envelopes(members[key], target, envelopes)
+    return _encode(members)
+
+
+def _write_cap(members: Fields, cap: int) -> None:
+    """Allow as many tokens as were reserved."""
+    key = fields.spelled(members, _CONFIG)
+    config: Fields = {}
+    if key in members and bytes(members[key]) != b"null":
+        config = fields.raw_members(members[key], key)
+    config[fields.spelled(config, _CAP)] = msgspec.Raw(b"%d" % cap)
+    members[key] = msgspec.Raw(_encode(config))
+
+
+def _without_envelopes(contents: msgspec.Raw, target: Target, envelopes: Envelopes) -> msgspec.Raw:
+    """The contents with what was sealed here opened for the model that made it, and taken out for
+    any other."""
+    try:
+        kept = []
+        for each in fields.items(contents, "contents"):
+            content = fields.raw_members(each, "contents")
+            key = fields.spelled(content, "parts")
+            parts = [
+                part
+                for raw in fields.items(content.get(key), key)
+                if (part := _unsealed(raw, target, envelopes)) is not None
+            ]
+            if parts:
+                content[key] = msgspec.Raw(_encode(parts))
+                kept.append(content)
+    except InvalidRequest:
+        return contents  # for the provider to judge
+    return msgspec.Raw(_encode(kept))
+
+
+def _unsealed(raw: msgspec.Raw, target: Target, envelopes: Envelopes) -> Fields | None:
+    """One part; None where it was nothing but the place of an envelope."""
+    part = fields.raw_members(raw, "contents.parts")
+    names = fields.named(part)
+    signature = fields.text(names, _SIGNATURE)
+    if not sealed_in(signature):
+        return part
+    key = fields.spelled(part, _SIGNATURE)
+    blob = blob_in(signature, envelopes)
+    if blob is not None and target.accepts(blob):
+        part[key] = msgspec.Raw(_encode(blob.value))
+    elif "functionCall" in names and traits_of(target.model).wants_signatures:
+        part[key] = msgspec.Raw(_encode(SKIP_VALIDATION))
+    else:
+        del part[key]
+        if not fields.text(names, "text") and names.keys() <= {"text", "thought", _SIGNATURE}:
+            return None
+    return part
