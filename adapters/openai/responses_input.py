@@ -158,7 +158,7 @@ class Conversation:
             item = _decode_item(raw)
         except _UNREADABLE as error:
             raise InvalidRequest(f"{where} is no proper item: {error}.", param=where) from None
-        kind = item.type or "message"
+        kind = item.type or ("message" if item.role is not None else "item_reference")
         read = _READERS.get(kind)
         if read is not None:
             read(self, item, where)

@@ -51,6 +51,7 @@ _ABSENT = msgspec.Raw()
 
 class _Item(msgspec.Struct, gc=False):
     type: object = None
+    role: object = None
     content: msgspec.Raw = _ABSENT
     output: msgspec.Raw = _ABSENT
     tools: msgspec.Raw = _ABSENT
@@ -167,6 +168,8 @@ class _Found:
                 )
 
     def _scan_item(self, item: _Item) -> None:
+        if item.type is None and item.role is None:
+            self.hidden = True  # a reference whose type was left out
         if isinstance(item.type, str):
             self.hidden = self.hidden or item.type in _REFERENCE_ITEMS
             if item.type == "image_generation_call":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from adapters.canonical import Usage
 
 _TOKENS_MAX = 2**40  # more than any window; beyond it a figure is an error, not a count
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 _encode = msgspec.json.encode
 
@@ -51,6 +53,12 @@ def response_object(id: str, model: str, created: int) -> dict[str, object]:  # 
         "usage": None,
         "user": None,
     }
+
+
+def without_halves(data: bytes) -> bytes:
+    """JSON in which no text can have half a character, as servers write them that cut text by
+    UTF-16 units."""
+    return _SURROGATE.sub(b"?", data)
 
 
 # -- usage ----------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""A Responses stream between two ends of this protocol: what is done to its events on the way.
+
+Only events that carry the response itself name the model; their bytes are edited, all others pass
+as they came. Numbers and the response are remembered, so that an error of ours goes on where the
+stream was.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from adapters import sse
+from adapters.errors import APIError
+from adapters.openai.responses_failed import failed_at_once, failure_events
+
+_RESPONSE = b'"response"'  # never inside a string, where its quotes would be escaped
+_NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
+_KEEP_ALIVE = b": keep-alive\n\n"
+_ABSENT = msgspec.Raw()
+
+Members = dict[str, msgspec.Raw]
+
+_decode_members = msgspec.json.Decoder(Members).decode
+_encode = msgspec.json.encode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class ResponsesManner:
+    """What one stream's client sees. Implements `passing.Manner`."""
+
+    __slots__ = ("_model", "_response", "_sequence")
+
+    def __init__(self, model: str) -> None:
+        self._model = msgspec.Raw(_encode(model))
+        self._response: Members = {}
+        self._sequence = 0  # of the next event
+
+    def shown(self, raw: bytes, payload: bytes) -> bytes:
+        if (number := _NUMBER.search(payload)) is not None:
+            self._sequence = int(number[1]) + 1
+        if _RESPONSE not in payload:
+            return raw
+        try:
+            members = _decode_members(payload)
+            response = _decode_members(members.get("response", _ABSENT))
+        except _UNREADABLE:
+            return raw
+        if "model" in response:
+            response["model"] = self._model
+        self._response = response
+        members["response"] = msgspec.Raw(_encode(response))
+        return sse.with_data(raw, _encode(members))
+
+    def end(self) -> bytes:
+        return b""
+
+    def keep_alive(self) -> bytes:
+        return _KEEP_ALIVE
+
+    def error_event(self, error: APIError, request_id: str) -> bytes:
+        if not self._response:
+            return failed_at_once(error, request_id)
+        return failure_events(error, request_id, self._sequence, self._response)
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """A whole response under another name of its model; every other byte of a value stays."""
+    try:
+        members = _decode_members(body)
+    except _UNREADABLE:
+        return body
+    if "model" in members:
+        members["model"] = msgspec.Raw(_encode(model))
+    return _encode(members)

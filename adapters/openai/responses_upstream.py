@@ -1,0 +1,191 @@
+"""The Responses API as a client: the request a provider gets, and how its answer is read.
+
+Between two ends of this protocol the body goes as it came, apart from the model's name, the caps
+that the money was reserved for, and reasoning that this provider could not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from adapters.canonical import Prompt
+from adapters.codec import CountCall, Encoded, Headers, Request, Target, UpstreamFailure
+from adapters.envelope import MARKS, Envelopes, is_sealed
+from adapters.openai.failure import read_failure
+from adapters.openai.responses_encode import Encoder, encode_json
+from adapters.openai.responses_passing import ResponsesManner, with_model
+from adapters.openai.responses_reader import ResponsesReader
+from adapters.openai.responses_scan import TOOL_CALLS_DEFAULT
+from adapters.openai.responses_state import final_response
+from adapters.passing import PassingPlain, PassingStream
+from adapters.stream import Meter
+
+_PATH = "/responses"
+_COUNT_PATH = "/responses/input_tokens"
+_REASONING = b'"reasoning"'
+_FALSE = b"false"
+# What the token counter knows of a request.
+_COUNTED = frozenset(
+    {
+        "conversation",
+        "input",
+        "instructions",
+        "model",
+        "parallel_tool_calls",
+        "personality",
+        "previous_response_id",
+        "reasoning",
+        "text",
+        "tool_choice",
+        "tools",
+        "truncation",
+    }
+)
+
+
+class _Item(msgspec.Struct, gc=False):
+    type: object = None
+    content: list[object] | None = None
+    encrypted_content: object = None
+
+
+class _Count(msgspec.Struct, gc=False):
+    input_tokens: int
+
+
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_item = msgspec.json.Decoder(_Item).decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_count = msgspec.json.Decoder(_Count).decode
+_encode = msgspec.json.encode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class ResponsesUpstream:
+    """The provider's side. Implements `codec.UpstreamCodec`."""
+
+    def encode(self, prompt: Prompt, target: Target) -> Encoded:
+        encoder = Encoder(prompt, target)
+        body = encode_json(encoder.body())
+        return Encoded(
+            path=_PATH,
+            body=body,
+            reader=ResponsesReader,
+            dropped=encoder.losses.names,
+            stops_itself=False,
+            names=encoder.names,
+        )
+
+    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> Passing:
+        fields = dict(request.fields)
+        fields["model"] = msgspec.Raw(_encode(target.model))
+        if target.output_cap is not None:
+            fields["max_output_tokens"] = msgspec.Raw(b"%d" % target.output_cap)
+        if request.scan.passes > 1 and not _is_set(fields, "max_tool_calls"):
+            # More calls than were reserved for would be read, and billed, again and again.
+            fields["max_tool_calls"] = msgspec.Raw(b"%d" % TOOL_CALLS_DEFAULT)
+        if "input" in fields:
+            stored = bytes(fields.get("store", b"")) != _FALSE
+            fields["input"] = _readable(fields["input"], target, envelopes, stored=stored)
+        return Passing(_PATH, _encode(fields), list(request.forward), request)
+
+    def counting(self, prompt: Prompt, target: Target) -> CountCall | None:
+        return CountCall(_COUNT_PATH, encode_json(Encoder(prompt, target).input_body()), _count)
+
+    def counting_passing(self, request: Request, target: Target) -> CountCall | None:
+        fields = {name: raw for name, raw in request.fields.items() if name in _COUNTED}
+        fields["model"] = msgspec.Raw(_encode(target.model))
+        return CountCall(_COUNT_PATH, _encode(fields), _count)
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return read_failure(status, headers, body)
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A request as it came. Implements `codec.Call`."""
+
+    path: str
+    body: bytes
+    headers: Headers
+    request: Request
+    dropped: tuple[str, ...] = ()
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return read_failure(status, headers, body)
+
+    def stream(self) -> PassingStream:
+        request = self.request
+        return PassingStream(
+            ResponsesReader(), Meter(request.pieces), ResponsesManner(request.model)
+        )
+
+    def plain(self, body: bytes) -> PassingPlain:
+        request = self.request
+        shown = with_model(final_response(body) or body, request.model)
+        return PassingPlain(ResponsesReader(), Meter(request.pieces), body, shown)
+
+
+def _readable(
+    items: msgspec.Raw, target: Target, envelopes: Envelopes, *, stored: bool
+) -> msgspec.Raw:
+    """The input without reasoning that the provider cannot read.
+
+    That is what another provider signed; and, where nothing is stored, what has no more than an
+    id: the provider would look for it in vain, and refuse the request.
+    """
+    raw = bytes(memoryview(items))
+    sealed = any(mark in raw for mark in MARKS)
+    if not raw.startswith(b"[") or not (sealed or (not stored and _REASONING in raw)):
+        return items
+    try:
+        kept = [
+            shown
+            for item in _decode_items(items)
+            if (shown := _shown(item, target, envelopes, stored=stored)) is not None
+        ]
+    except _UNREADABLE:
+        return items
+    return msgspec.Raw(_encode(kept))
+
+
+def _shown(
+    raw: msgspec.Raw, target: Target, envelopes: Envelopes, *, stored: bool
+) -> msgspec.Raw | None:
+    """An item as the provider gets it; None where it is left out."""
+    try:
+        item = _decode_item(raw)
+    except _UNREADABLE:
+        return raw
+    value = item.encrypted_content
+    if item.type != "reasoning":
+        return raw
+    if not isinstance(value, str) or not value:
+        return raw if stored or item.content else None
+    if not is_sealed(value):
+        return raw
+    blob = envelopes.open(value)
+    if blob is None or blob.kind != "reasoning" or not target.accepts(blob):
+        return None
+    members = _decode_members(raw)
+    members["encrypted_content"] = msgspec.Raw(_encode(blob.value))
+    return msgspec.Raw(_encode(members))
+
+
+def _is_set(fields: dict[str, msgspec.Raw], name: str) -> bool:
+    return bytes(fields.get(name, b"null")) != b"null"
+
+
+def _count(body: bytes) -> int | None:
+    try:
+        count = _decode_count(body).input_tokens
+    except _UNREADABLE:
+        return None
+    return count if count >= 0 else None
