@@ -1,0 +1,84 @@
+"""Anthropic's answers on their way to an Anthropic client, under the client's name of the model."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from adapters import sse
+from adapters.anthropic import wire
+from adapters.anthropic.refusal import AnthropicRefusals
+from adapters.errors import APIError
+
+_REFUSALS = AnthropicRefusals()
+_EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event:")
+_STOP = b'"message_stop"'
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.encode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+
+
+class MessagesManner:
+    """Implements `passing.Manner`: the model's name stands only in the first event."""
+
+    __slots__ = ("_shown_model", "_started", "_stopped")
+
+    def __init__(self, shown_model: str) -> None:
+        self._shown_model = shown_model
+        self._started = False
+        self._stopped = False
+
+    def shown(self, raw: bytes, payload: bytes) -> bytes:
+        if not payload:
+            return raw
+        if not self._started and wire.MESSAGE_START in payload:
+            self._started = True
+            raw = _renamed_start(raw, payload, self._shown_model)
+        if _STOP in payload:
+            self._stopped = True
+        return raw if raw.startswith(b"event:") else _named(raw, payload)
+
+    def end(self) -> bytes:
+        """SDKs want the last event, even of servers that leave it out."""
+        return b"" if self._stopped else wire.MESSAGE_STOP
+
+    def keep_alive(self) -> bytes:
+        return wire.PING
+
+    def error_event(self, error: APIError, request_id: str) -> bytes:
+        return _REFUSALS.error_event(error, request_id)
+
+
+def renamed(message: bytes, model: str) -> bytes:
+    """A message under another name of its model; every other byte of a value stays."""
+    try:
+        members = _decode_members(message)
+    except _UNREADABLE:
+        return message  # a key of it is no proper text: of no use to anybody, and no reason to fail
+    if "model" in members:
+        members["model"] = msgspec.Raw(_encode(model))
+    return _encode(members)
+
+
+def _renamed_start(raw: bytes, payload: bytes, model: str) -> bytes:
+    try:
+        members = _decode_members(payload)
+    except _UNREADABLE:
+        return raw
+    if "message" not in members:
+        return raw
+    members["message"] = msgspec.Raw(renamed(bytes(members["message"]), model))
+    return sse.with_data(raw, _encode(members))
+
+
+def _named(raw: bytes, payload: bytes) -> bytes:
+    """An event with its name, without which SDKs skip it."""
+    if _EVENT_LINE.search(raw) is not None:
+        return raw
+    try:
+        name = bytes(_decode_members(payload)["type"]).strip(b'"')
+    except (*_UNREADABLE, KeyError):
+        return raw
+    return b"event: %b\n%b" % (name, raw)

@@ -1,0 +1,206 @@
+"""The Messages API as a client: the request a provider gets, and what its answers mean.
+
+Where the client speaks this protocol, too, its body goes on member by member, with its own version
+and betas: only the model's name and the cap are ours, and reasoning that was signed elsewhere is
+taken out. Where that leaves a turn of calls without the reasoning that a budget demands, thinking
+is given up for this request instead of the conversation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from adapters.anthropic.encode import build
+from adapters.anthropic.failure import read_failure
+from adapters.anthropic.passing import MessagesManner, renamed
+from adapters.anthropic.reader import MessagesReader
+from adapters.canonical import Prompt
+from adapters.codec import CountCall, Encoded, Request, Target, UpstreamFailure
+from adapters.envelope import MARKS, Envelopes, is_sealed
+from adapters.losses import Losses
+from adapters.openai.body import Fields
+from adapters.passing import PassingPlain, PassingStream
+from adapters.stream import Meter
+
+PATH = "/v1/messages"
+COUNT_PATH = "/v1/messages/count_tokens"
+
+_VERSION = "anthropic-version"
+# What the token counter does not take.
+_NOT_COUNTED = frozenset(
+    {"max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "metadata"}
+    | {"service_tier", "container", "inference_geo", "diagnostics", "fallbacks", "tags"}
+)
+_EMPTY_SIGNATURE = re.compile(rb'"signature"\s*:\s*""')
+_THINKING = ("thinking", "redacted_thinking")
+
+
+class _Block(msgspec.Struct):
+    type: object = None
+    signature: object = None
+    data: object = None
+
+
+class _Thinking(msgspec.Struct):
+    type: object = None
+
+
+class _Count(msgspec.Struct):
+    input_tokens: int
+
+
+_decode_members = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_blocks = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_block = msgspec.json.Decoder(_Block).decode
+_decode_thinking = msgspec.json.Decoder(_Thinking | None).decode
+_decode_count = msgspec.json.Decoder(_Count).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_encode = msgspec.json.encode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class MessagesUpstream:
+    """Providers that speak `POST /v1/messages`."""
+
+    def encode(self, prompt: Prompt, target: Target) -> Encoded:
+        losses = Losses(target.provider.name)
+        built = build(prompt, target, losses)
+        return Encoded(
+            PATH,
+            _encode(built.members),
+            MessagesReader,
+            ((_VERSION, built.version),),
+            losses.names,
+            names=built.names,
+        )
+
+    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> MessagesCall:
+        fields = dict(request.fields)
+        fields["model"] = msgspec.Raw(_encode(target.model))
+        if target.output_cap is not None and bytes(fields.get("max_tokens", b"")) != b"0":
+            fields["max_tokens"] = msgspec.Raw(b"%d" % target.output_cap)
+        dropped = _take_out_what_was_signed_elsewhere(fields)
+        return MessagesCall(_encode(fields), request, dropped)
+
+    def counting(self, prompt: Prompt, target: Target) -> CountCall:
+        built = build(prompt, target, Losses(target.provider.name))
+        members = {name: value for name, value in built.members.items() if name not in _NOT_COUNTED}
+        return CountCall(COUNT_PATH, _encode(members), _read_count, ((_VERSION, built.version),))
+
+    def counting_passing(self, request: Request, target: Target) -> CountCall:
+        fields = {name: raw for name, raw in request.fields.items() if name not in _NOT_COUNTED}
+        fields["model"] = msgspec.Raw(_encode(target.model))
+        _take_out_what_was_signed_elsewhere(fields)
+        return CountCall(COUNT_PATH, _encode(fields), _read_count, request.forward)
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return read_failure(status, headers, body)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesCall:
+    """A request as it came, at a provider of its own protocol. Implements `codec.Call`."""
+
+    body: bytes
+    request: Request
+    dropped: tuple[str, ...] = ()
+    path: str = PATH
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return self.request.forward
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return read_failure(status, headers, body)
+
+    def stream(self) -> PassingStream:
+        request = self.request
+        return PassingStream(MessagesReader(), Meter(request.pieces), MessagesManner(request.model))
+
+    def plain(self, body: bytes) -> PassingPlain:
+        shown = renamed(body, self.request.model)
+        return PassingPlain(MessagesReader(), Meter(self.request.pieces), body, shown)
+
+
+def _read_count(body: bytes) -> int | None:
+    try:
+        count = _decode_count(body).input_tokens
+    except _UNREADABLE:
+        return None
+    return count if count >= 0 else None
+
+
+# -- reasoning of others --------------------------------------------------------------------------
+
+
+def _take_out_what_was_signed_elsewhere(fields: Fields) -> tuple[str, ...]:
+    """Change the messages of `fields`, and the wish to think where it cannot be met any more;
+    returns what is to be reported."""
+    raw = fields["messages"]
+    body = bytes(raw)
+    foreign = any(mark in body for mark in MARKS) or _EMPTY_SIGNATURE.search(body) is not None
+    by_budget = _thinks_by_budget(fields)
+    if not foreign and not by_budget:
+        return ()
+    try:
+        messages = _decode_members(raw)
+        if foreign:
+            messages = [_without_foreign_thinking(message) for message in messages]
+            fields["messages"] = msgspec.Raw(_encode(messages))
+        if by_budget and _has_lost_reasoning(messages):
+            del fields["thinking"]
+            fields.pop("context_management", None)  # what is in it presupposes thinking
+            return ("degraded:thinking",)
+    except (*_UNREADABLE, KeyError):
+        pass  # it is not what it should be: the provider will say so
+    return ()
+
+
+def _thinks_by_budget(fields: Fields) -> bool:
+    try:
+        thinking = _decode_thinking(fields["thinking"]) if "thinking" in fields else None
+    except _UNREADABLE:
+        return False
+    return thinking is not None and thinking.type == "enabled"
+
+
+def _without_foreign_thinking(message: Fields) -> Fields:
+    content = message["content"]
+    if bytes(memoryview(content)[:1]) != b"[":
+        return message
+    blocks = _decode_blocks(content)
+    kept = [block for block in blocks if not _is_foreign(block)]
+    if len(kept) == len(blocks):
+        return message
+    return {**message, "content": msgspec.Raw(_encode(kept))}
+
+
+def _is_foreign(raw: msgspec.Raw) -> bool:
+    """Whether a block is reasoning that this provider did not sign."""
+    block = _decode_block(raw)
+    if block.type not in _THINKING:
+        return False
+    signature = block.signature if block.type == "thinking" else block.data
+    return not isinstance(signature, str) or not signature or is_sealed(signature)
+
+
+def _has_lost_reasoning(messages: list[Fields]) -> bool:
+    """Whether the last message has results of calls that no reasoning leads to any more."""
+    if len(messages) < 2 or _decode_text(messages[-2]["role"]) != "assistant":
+        return False
+    results, calls = _types(messages[-1]["content"]), _types(messages[-2]["content"])
+    return "tool_result" in results and "tool_use" in calls and calls[0] not in _THINKING
+
+
+def _types(content: msgspec.Raw) -> list[object]:
+    if bytes(memoryview(content)[:1]) != b"[":
+        return []
+    return [_decode_block(block).type for block in _decode_blocks(content)]
