@@ -39,8 +39,12 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One request. `tools` are those that may be called; `shape` is what the answer has to look
-    like, `shapeless` where it only has to be JSON. `name` tells requests apart, for ids."""
+    """One request.
+
+    `tools` are those that may be called, all at once where `parallel`; `shape` is what the answer
+    has to look like. `name` tells requests apart, for ids. A model that reasons does so where it
+    `may_reason`, and any model where it `must_reason`.
+    """
 
     model: str
     name: str
@@ -51,8 +55,8 @@ class Asked:
     cap: int | None = None
     stop: Sequence[str] = ()
     tools: Sequence[Tool] = ()
+    parallel: bool = True
     shape: Json | None = None
-    shapeless: bool = False
     must_reason: bool = False
     may_reason: bool = True
 

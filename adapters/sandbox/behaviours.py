@@ -90,8 +90,8 @@ def call_one(asked: Asked) -> Answer:
 
 
 def call_all(asked: Asked) -> Answer:
-    """Calls of all tools in one turn."""
-    return _calling(asked, asked.tools)
+    """Calls of all tools in one turn, where that is allowed."""
+    return _calling(asked, asked.tools if asked.parallel else asked.tools[:1])
 
 
 def _calling(asked: Asked, tools: Sequence[Tool]) -> Answer:

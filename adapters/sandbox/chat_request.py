@@ -66,7 +66,6 @@ def read_chat(body: bytes) -> ChatRequest:
     _check_family(fields)
     messages = objects(fields["messages"])
     _check_calls(messages)
-    tools, shape = list(_tools(fields)), an_object(fields.get("response_format"))
     _check_schemas(fields)
     said = [_said(message) for message in messages]
     options = an_object(fields.get("stream_options"))
@@ -80,9 +79,9 @@ def read_chat(body: bytes) -> ChatRequest:
         stream=fields.get("stream") is True,
         cap=next((an_integer(fields[name]) for name in _CAPS if name in fields), None),
         stop=(stop,) if isinstance(stop, str) else strings(stop),
-        tools=tools,
-        shape=_schema_of(shape),
-        shapeless=shape.get("type") == "json_object",
+        tools=list(_tools(fields)),
+        parallel=fields.get("parallel_tool_calls") is not False,
+        shape=_schema_of(an_object(fields.get("response_format"))),
     )
     return ChatRequest(
         asked,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
-from adapters.sandbox import openai_words
+from adapters.sandbox import anthropic_words, openai_words
+from adapters.sandbox.anthropic_answer import count_tokens, list_models, message, show_model
 from adapters.sandbox.chat_answer import CREATED, complete
 from adapters.sandbox.embeddings import embed
 from adapters.sandbox.models import MODELS, Model
@@ -17,12 +18,49 @@ Serve = Callable[[], Iterable[Action]]
 def respond(
     method: str, target: str, headers: Mapping[bytes, bytes], body: bytes
 ) -> Iterable[Action]:
-    """The script of the answer to one request. Header names are in lower case. Never raises."""
-    path, _, _query = target.partition("?")
+    """The script of the answer to one request: `target` is its path, and its query if it has one.
+
+    Header names are in lower case. Never raises.
+    """
+    path, _, query = target.partition("?")
     try:
+        if _is_anthropic(path, headers):
+            return _anthropic(method, path, dict(parse_qsl(query)), headers, body)
         return _openai(method, path, headers, body)
     except Refused as refused:
         return (Head(refused.status, refused.headers), Data(refused.body))
+
+
+def _is_anthropic(path: str, headers: Mapping[bytes, bytes]) -> bool:
+    """Of the lists of models, which all have one path, by the version that it asks for."""
+    if path.removeprefix("/v1").startswith("/messages"):
+        return True
+    return b"anthropic-version" in headers and path.startswith("/v1/models")
+
+
+def _anthropic(
+    method: str,
+    path: str,
+    query: Mapping[str, str],
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+) -> Iterable[Action]:
+    anthropic_words.check_headers(headers)
+    name = unquote(path.removeprefix("/v1/models/"))
+    methods: Mapping[str, Serve] = {}
+    match path.removeprefix("/v1"):
+        case "/messages":
+            methods = {"POST": lambda: message(headers, body)}
+        case "/messages/count_tokens":
+            methods = {"POST": lambda: count_tokens(headers, body)}
+        case "/models":
+            methods = {"GET": lambda: list_models(query)}
+        case listed if listed.startswith("/models/"):
+            methods = {"GET": lambda: show_model(name)}
+    serve = methods.get(method)
+    if serve is None:
+        raise anthropic_words.refused("Not Found", 405 if methods else 404)
+    return serve()
 
 
 def _openai(
