@@ -1,0 +1,177 @@
+"""What requests have to do with kept responses: going on from one, being kept, asking for one.
+
+A request that goes on from a response gets the whole conversation, so that any provider can answer
+it. It stays with the project: other projects' ids are as unknown as those that never were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from adapters.codec import Request
+from adapters.errors import InvalidRequest, NotFound
+from adapters.openai import responses_state
+from proxy.authenticate import Principal
+from proxy.state import Link, ResponseStore, Stored
+
+_REFERENCES_MAX = 500
+
+Stop = Callable[[], bytes]
+
+
+class Running:
+    """The responses that this worker is making right now, so that they can be cancelled."""
+
+    def __init__(self) -> None:
+        self._stops: dict[tuple[int, str], Stop] = {}
+
+    @contextmanager
+    def entered(self, project_id: int, response_id: str, stop: Stop) -> Iterator[None]:
+        """For the time of the block `stop` ends the response, and gives the object to answer."""
+        key = (project_id, response_id)
+        self._stops[key] = stop
+        try:
+            yield
+        finally:
+            if self._stops.get(key) is stop:
+                del self._stops[key]
+
+    def stop(self, project_id: int, response_id: str) -> bytes | None:
+        """End a response; None where it is not running."""
+        stop = self._stops.pop((project_id, response_id), None)
+        return None if stop is None else stop()
+
+
+@dataclass(slots=True)
+class Responses:
+    """Where responses are kept, for how long, and which are running."""
+
+    store: ResponseStore
+    retention_seconds: float
+    wall: Callable[[], float]
+    running: Running = field(default_factory=Running)
+
+
+class Resolved(NamedTuple):
+    """A request with the whole conversation in it, and what has to be kept of it.
+
+    `input` are the items of this turn alone, None where nothing is to be kept.
+    """
+
+    request: Request
+    previous: str
+    input: tuple[msgspec.Raw, ...] | None
+
+
+async def resolve(responses: Responses, principal: Principal, request: Request) -> Resolved:
+    """Fetch whatever the request only names.
+
+    Raises NotFound for ids that the project does not have, RequestTooLarge for a conversation that
+    became too long, and Overloaded where the store does not answer.
+    """
+    store, project_id, fields = responses.store, principal.project_id, request.fields
+    keeps = responses_state.stored_wish(fields) and responses.retention_seconds > 0
+    previous = responses_state.previous(fields)
+    if named := responses_state.references(fields):
+        found = await _items(store, project_id, named)
+        request = responses_state.with_references(request, found)
+    own = tuple(responses_state.input_items(request)) if keeps else None
+    if previous:
+        history = await _history(store, project_id, previous)
+        request = responses_state.with_history(request, history)
+    return Resolved(request, previous, own)
+
+
+def keep(responses: Responses, principal: Principal, resolved: Resolved, body: bytes) -> None:
+    """Keep an answer, if it is to be kept; `body` is its response object.
+
+    Never raises and never waits: a response that there is no room for is lost, and the store
+    counts it.
+    """
+    if resolved.input is None:
+        return
+    now = responses.wall()
+    output = tuple(responses_state.output_items(body))
+    link = Link(responses_state.response_id(body), resolved.previous, resolved.input, output)
+    stored = Stored(link, body, now, now + responses.retention_seconds)
+    responses.store.put(principal.project_id, stored)
+
+
+async def answer(
+    responses: Responses, principal: Principal, operation: str, response_id: str, query: str
+) -> bytes:
+    """The body that answers an operation on a kept response.
+
+    Raises NotFound, InvalidRequest, and Overloaded where the store does not answer.
+    """
+    project_id, store = principal.project_id, responses.store
+    match operation:
+        case "response":
+            return await _fetch(store, project_id, response_id, query)
+        case "response.delete":
+            if not await store.delete(project_id, response_id):
+                raise _unknown(response_id)
+            return responses_state.deleted(response_id)
+        case "response.input_items":
+            items = await _inputs(store, project_id, response_id)
+            return responses_state.listing(items, query)
+        case "response.cancel":
+            stopped = responses.running.stop(project_id, response_id)
+            if stopped is not None:
+                return stopped
+            if await store.body(project_id, response_id) is None:
+                raise _unknown(response_id)
+            raise InvalidRequest("Only a response that is still running can be cancelled.")
+        case _:
+            raise AssertionError(f"{operation} asks for no kept response")
+
+
+async def _fetch(store: ResponseStore, project_id: int, response_id: str, query: str) -> bytes:
+    if dict(parse_qsl(query)).get("stream") == "true":
+        raise InvalidRequest("A kept response cannot be streamed again.", param="stream")
+    body = await store.body(project_id, response_id)
+    if body is None:
+        raise _unknown(response_id)
+    return body
+
+
+async def _inputs(store: ResponseStore, project_id: int, response_id: str) -> list[msgspec.Raw]:
+    """Everything that the model was given: as much of the conversation as is still there."""
+    links = await store.links(project_id, response_id)
+    if not links:
+        raise _unknown(response_id)
+    return [*_in_order(links[1:]), *links[0].input]
+
+
+async def _history(store: ResponseStore, project_id: int, previous: str) -> list[msgspec.Raw]:
+    """The whole conversation up to a response."""
+    links = await store.links(project_id, previous)
+    missing = links[-1].previous if links else previous
+    if missing:
+        raise NotFound(
+            f"Previous response with id {missing!r} not found.", param="previous_response_id"
+        )
+    return _in_order(links)
+
+
+async def _items(
+    store: ResponseStore, project_id: int, item_ids: Sequence[str]
+) -> Mapping[str, msgspec.Raw]:
+    wanted = list(dict.fromkeys(item_ids))
+    if len(wanted) > _REFERENCES_MAX:
+        raise InvalidRequest(f"More than {_REFERENCES_MAX} items are referenced.", param="input")
+    return await store.items(project_id, wanted)
+
+
+def _in_order(links: Sequence[Link]) -> list[msgspec.Raw]:
+    return [item for link in reversed(links) for item in (*link.input, *link.output)]
+
+
+def _unknown(response_id: str) -> NotFound:
+    return NotFound(f"Response with id {response_id!r} not found.")
