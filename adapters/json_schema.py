@@ -18,7 +18,7 @@ Schema = dict[str, object]
 Given = Mapping[str, object]
 
 DEPTH_MAX = 48
-NODES_MAX = 20_000  # references can make a small schema endlessly large
+NODES_MAX = 4_000  # where references are replaced: they can make a small schema endlessly large
 
 _NOTES = frozenset(("$schema", "$id", "$comment", "id"))
 
@@ -55,19 +55,17 @@ def _is_schema(value: object) -> TypeGuard[Given]:
 class _Walk:
     """Rebuilds a schema from its leaves up: `change` gets every node with its children done."""
 
-    __slots__ = ("_change", "_nodes", "_spellings", "cut")
+    __slots__ = ("_change", "_spellings", "cut")
 
     def __init__(
         self, change: Callable[[Schema], Schema], spellings: Mapping[str, str] | None = None
     ) -> None:
         self._change = change
         self._spellings = spellings or {}  # other names of keywords
-        self._nodes = 0
         self.cut = False  # something was too deep
 
     def rebuilt(self, node: Given, depth: int = 0) -> Schema:
-        self._nodes += 1
-        if depth > DEPTH_MAX or self._nodes > NODES_MAX:
+        if depth > DEPTH_MAX:
             self.cut = True
             return {}
         members = {self._spellings.get(key, key): value for key, value in node.items()}
@@ -313,7 +311,7 @@ def _fits_anthropic_strict(schema: Given) -> bool:
 def _limits_in_words(node: Schema) -> Schema:
     """A node with what strict sampling cannot hold to, as advice in its description."""
     advice = {key: node.pop(key) for key in _LIMITS if key in node}
-    if node.get("format") not in _ANTHROPIC_FORMATS and isinstance(node.get("format"), str):
+    if "format" in node and str(node["format"]) not in _ANTHROPIC_FORMATS:
         advice["format"] = node.pop("format")
     if _has_lookaround(node):
         del node["pattern"]
