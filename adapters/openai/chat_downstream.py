@@ -14,9 +14,9 @@ from types import MappingProxyType
 import msgspec
 
 from adapters.canonical import Prompt
-from adapters.codec import Ask, Made, Request, Writer
+from adapters.codec import Ask, Made, Request
 from adapters.envelope import Envelopes
-from adapters.errors import InvalidRequest, RequestNotExpressible
+from adapters.errors import InvalidRequest
 from adapters.openai.body import (
     Fields,
     count_of,
@@ -26,8 +26,10 @@ from adapters.openai.body import (
     require_items,
     text_of,
 )
+from adapters.openai.chat_prompt import read_prompt
 from adapters.openai.chat_relay import KEEP_ALIVE
 from adapters.openai.chat_scan import scanned
+from adapters.openai.chat_writer import ChatWriter
 from adapters.openai.refusal import OpenAIRefusals
 
 CHOICES_MAX = 128
@@ -96,10 +98,12 @@ class ChatDownstream(OpenAIRefusals):
         )
 
     def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
-        raise RequestNotExpressible("This model's provider speaks another protocol.", param="model")
+        return read_prompt(request, envelopes)
 
-    def writer(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> Writer:
-        raise NotImplementedError
+    def writer(
+        self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made
+    ) -> ChatWriter:
+        return ChatWriter(request, prompt, envelopes, made)
 
 
 def _output_cap(fields: Fields, names: Sequence[str]) -> int | None:

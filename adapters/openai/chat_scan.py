@@ -14,18 +14,15 @@ from typing import NamedTuple
 import msgspec
 
 from adapters.codec import Scan
+from adapters.media import audio_tokens, document_tokens, image_tokens
+from adapters.openai import responses_scan
 from adapters.openai.body import Fields
 
-_IMAGE_TOKENS = 20_000  # the dearest known: full detail at 12 megapixels
-_AUDIO_BYTES_PER_SECOND = 500  # no container in use has fewer
-_AUDIO_TOKENS_PER_SECOND = 32
 _TEXT_TYPES = frozenset(
     {"text", "refusal", "input_text", "output_text", "tool_use", "thinking", "redacted_thinking"}
 )
 _LONG_TTLS = ("1h", "12h", "24h")
-_RENDERED = ("messages", "tools", "functions", "input", "instructions")
-# Members of a body in which only the provider can see what is meant.
-_BY_REFERENCE = ("previous_response_id", "conversation", "prompt")
+_RENDERED = ("messages", "tools", "functions")
 _NULL = msgspec.Raw(b"null")
 _ABSENT = msgspec.Raw()
 
@@ -38,11 +35,7 @@ class Scanned(NamedTuple):
 
 
 class _Message(msgspec.Struct, gc=False):
-    """A message; or an item of `input`, where `output` is a tool's result."""
-
-    type: object = None
     content: msgspec.Raw = _NULL
-    output: msgspec.Raw = _NULL
     audio: msgspec.Raw = _NULL
     cache_control: msgspec.Raw = _ABSENT
 
@@ -52,12 +45,16 @@ class _Part(msgspec.Struct, gc=False):
     image_url: msgspec.Raw = _ABSENT
     input_audio: msgspec.Raw = _ABSENT
     file: msgspec.Raw = _ABSENT
-    file_data: msgspec.Raw = _ABSENT
     source: msgspec.Raw = _ABSENT
     content: msgspec.Raw = _ABSENT
     signature: msgspec.Raw = _ABSENT
     cache_control: msgspec.Raw = _ABSENT
     prompt_cache_breakpoint: msgspec.Raw = _ABSENT
+
+
+class _File(msgspec.Struct, gc=False):
+    file_data: object = None
+    file_id: object = None
 
 
 class _Tool(msgspec.Struct, gc=False):
@@ -74,6 +71,7 @@ class _CacheMark(msgspec.Struct, gc=False):
 _decode_messages = msgspec.json.Decoder(list[_Message]).decode
 _decode_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_part = msgspec.json.Decoder(_Part).decode
+_decode_file = msgspec.json.Decoder(_File).decode
 _decode_tools = msgspec.json.Decoder(list[_Tool]).decode
 _decode_cache_mark = msgspec.json.Decoder(_CacheMark).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -82,9 +80,10 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 def scanned(fields: Fields) -> Scanned:
     """What `fields` may cost. Never raises."""
+    if "messages" not in fields:
+        return Scanned(responses_scan.scanned(fields, None), foreign=True)
     found = _Found()
-    foreign = "messages" not in fields and "input" in fields
-    _scan_messages(found, fields["input"] if foreign else fields.get("messages", _NULL))
+    _scan_messages(found, fields["messages"])
     tools = _scan_tools(found, fields.get("tools")) + _count_items(fields.get("functions"))
     text_bytes = sum([_size(fields.get(name, _ABSENT)) for name in _RENDERED])
     scan = Scan(
@@ -92,12 +91,12 @@ def scanned(fields: Fields) -> Scanned:
         media_bytes=found.media_bytes,
         media_tokens=found.media_tokens,
         audio=found.audio or "audio" in fields or "modalities" in fields,
-        hidden=found.hidden or (foreign and any(name in fields for name in _BY_REFERENCE)),
+        hidden=found.hidden,
         tools=tools,
         predicted_tokens=_size(fields.get("prediction", _ABSENT)),
         long_cache=found.long_cache or _keeps_long(fields),
     )
-    return Scanned(scan, foreign or found.foreign)
+    return Scanned(scan, found.foreign)
 
 
 class _Found:
@@ -119,18 +118,13 @@ class _Found:
 
 
 def _scan_messages(found: _Found, messages: msgspec.Raw) -> None:
-    if _begins(messages, b'"'):
-        return  # `input` may be one text
     try:
         for message in _decode_messages(messages):
             if _is_given(message.audio):  # an earlier answer, by its id
                 found.audio = found.hidden = True
-            if message.type in ("item_reference", "compaction"):
-                found.hidden = True
             _note_cache_mark(found, message.cache_control)
-            for parts in (message.content, message.output):
-                if _begins(parts, b"["):
-                    _scan_parts(found, parts)
+            if _begins(message.content, b"["):
+                _scan_parts(found, message.content)
     except _UNREADABLE:
         found.hidden = True
 
@@ -154,19 +148,29 @@ def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = Fals
 
 def _add_media(found: _Found, part: _Part) -> None:
     if part.type in ("image_url", "input_image"):
-        found.add_media(_size(part.image_url), _IMAGE_TOKENS)
-        found.hidden = found.hidden or (part.type == "input_image" and not part.image_url)
+        found.add_media(_size(part.image_url), image_tokens())
     elif part.type == "image":
-        found.add_media(_size(part.source), _IMAGE_TOKENS)
+        found.add_media(_size(part.source), image_tokens())
         found.foreign = True
     elif part.type == "input_audio":
         size = _size(part.input_audio)
-        found.add_media(size, _audio_tokens(size))
+        found.add_media(size, audio_tokens(size))
         found.audio = True
+    elif part.type == "file" and _is_inline(part.file):
+        found.add_media(_size(part.file), document_tokens(_size(part.file)))
     else:
-        found.add_media(_size(part.file) + _size(part.file_data) + _size(part.source), 0)
+        found.add_media(_size(part.file) + _size(part.source), 0)
         found.hidden = True
         found.foreign = found.foreign or part.type == "document"
+
+
+def _is_inline(file: msgspec.Raw) -> bool:
+    """Whether all of a file is here; an id of one may stand beside that, and win."""
+    try:
+        given = _decode_file(file)
+    except _UNREADABLE:
+        return False
+    return isinstance(given.file_data, str) and given.file_id is None
 
 
 def _scan_tools(found: _Found, tools: msgspec.Raw | None) -> int:
@@ -206,11 +210,6 @@ def _keeps_long(fields: Fields) -> bool:
         return retention is not None and _decode_text(retention) in _LONG_TTLS
     except _UNREADABLE:
         return False
-
-
-def _audio_tokens(base64_bytes: int) -> int:
-    seconds = base64_bytes * 3 // 4 // _AUDIO_BYTES_PER_SECOND + 1
-    return seconds * _AUDIO_TOKENS_PER_SECOND
 
 
 def _size(raw: msgspec.Raw) -> int:

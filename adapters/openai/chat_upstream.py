@@ -15,12 +15,10 @@ import msgspec
 from adapters.canonical import Prompt
 from adapters.codec import CountCall, Encoded, Request, Target, UpstreamFailure
 from adapters.envelope import MARKS, Envelopes
-from adapters.errors import RequestNotExpressible
 from adapters.openai.body import Fields, flag_of
+from adapters.openai.chat_encode import PATH, encoded
 from adapters.openai.chat_relay import ChatPlainRelay, ChatStreamRelay
 from adapters.openai.failure import read_failure
-
-PATH = "/chat/completions"
 
 _MARK = MARKS[0]
 
@@ -37,7 +35,7 @@ class ChatUpstream:
     """The provider's side of `POST …/chat/completions`."""
 
     def encode(self, prompt: Prompt, target: Target) -> Encoded:
-        raise RequestNotExpressible("This model's provider speaks another protocol.", param="model")
+        return encoded(prompt, target)
 
     def passing(self, request: Request, target: Target, envelopes: Envelopes) -> ChatCall:
         return ChatCall(_passed(request, target), request)
