@@ -13,16 +13,18 @@ from binascii import Error as Base64Error
 from urllib.parse import unquote_to_bytes
 
 from adapters.errors import InvalidRequest
+from adapters.image_size import SIZE_BYTES, size_of
 
-IMAGE_TOKENS = 20_000  # the dearest known: full detail at 12 megapixels
+IMAGE_TOKENS = 20_000  # of an image whose size is not known: full detail beyond 12 megapixels
 AUDIO_TOKENS_PER_SECOND = 32
 AUDIO_BYTES_PER_SECOND = 500  # no container in use has fewer
 DOCUMENT_BYTES_PER_PAGE = 500
 DOCUMENT_PAGES_MAX = 600
 PAGE_TOKENS = IMAGE_TOKENS + 3_000  # a page is billed as an image and as its text
 
-_MAGIC_BYTES = 16
-_MAGIC_CHARACTERS = 24  # of base64, for as many bytes
+_IMAGE_TOKENS_MIN = 4_784  # where an image's size does not matter: Claude's cap
+_SIZE_CHARACTERS = SIZE_BYTES // 3 * 4
+_MAGIC_CHARACTERS = 24  # of base64
 _WHITE_SPACE = re.compile(r"\s+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -64,15 +66,18 @@ def data_url(media_type: str, data: str) -> str:
 
 def sniffed(data_base64: str, media_type: str) -> str:
     """What the data is by its first bytes, else `media_type`."""
-    found = _by_magic(_first_bytes(data_base64))
+    found = _by_magic(_decoded(data_base64[:_MAGIC_CHARACTERS]))
     if found is None or any(found in same and media_type in same for same in _SAME_BYTES):
         return media_type
     return found
 
 
 def image_tokens(data_base64: str = "") -> int:
-    """The most input tokens that an image is billed as."""
-    return IMAGE_TOKENS
+    """The most input tokens that an image is billed as, whichever provider serves."""
+    size = image_size(data_base64)
+    if size is None:
+        return IMAGE_TOKENS
+    return max(_IMAGE_TOKENS_MIN, _patches(*size), _tiles(*size))
 
 
 def audio_tokens(base64_bytes: int) -> int:
@@ -85,6 +90,25 @@ def document_tokens(base64_bytes: int) -> int:
     """The most input tokens that a document of so many bytes is billed as."""
     pages = base64_bytes * 3 // 4 // DOCUMENT_BYTES_PER_PAGE + 1
     return min(pages, DOCUMENT_PAGES_MAX) * PAGE_TOKENS
+
+
+def image_size(data_base64: str) -> tuple[int, int] | None:
+    """Width and height of an inline image, None where its head does not tell."""
+    return size_of(_decoded(data_base64[:_SIZE_CHARACTERS]))
+
+
+def _patches(width: int, height: int) -> int:
+    """The newest OpenAI models: patches of 32 pixels, with a fifth on top."""
+    return _steps(_steps(width, 32) * _steps(height, 32) * 6, 5)
+
+
+def _tiles(width: int, height: int) -> int:
+    """Gemini 2: tiles of 768 pixels."""
+    return (_steps(width, 768) * _steps(height, 768) + 1) * 258
+
+
+def _steps(length: int, step: int) -> int:
+    return -(-length // step)
 
 
 def _is_base64(head: str, data: str) -> bool:
@@ -103,9 +127,9 @@ def _normal(encoded: str, field: str) -> str:
     return encoded
 
 
-def _first_bytes(data_base64: str) -> bytes:
+def _decoded(data_base64: str) -> bytes:
     try:
-        return b64decode(data_base64[:_MAGIC_CHARACTERS])
+        return b64decode(data_base64)
     except (Base64Error, ValueError):
         return b""
 
