@@ -49,9 +49,9 @@ _LIMITS = (
     "SELECT set_config('lock_timeout', '2s', false), set_config('statement_timeout', '10s', false)"
 )
 
-# SQLSTATE classes in which the database is at fault, not what it was asked: connection, rolled
-# back, read-only, out of resources, shut down.
-_AWAY_CLASSES = ("08", "25", "40", "53", "57P")
+# SQLSTATEs, by their beginning, of a database that is at fault, not what it was asked: connection,
+# read-only, rolled back, out of resources, locked, shut down.
+_AWAY_CODES = ("08", "25", "40", "53", "55P03", "57P")
 
 _KEY = "SELECT key_id, wrapped FROM stored.key_of(%s, %b, %b)"
 _PUT = """
@@ -303,11 +303,10 @@ class PostgresResponses:
     def _insert(
         self, batch: Sequence[tuple[tuple[int, str], Stored]], connection: psycopg.Connection
     ) -> None:
+        projects = {project_id for (project_id, _), _ in batch}
+        # Before the transaction: a lock on one project is not held while waiting for the next.
+        keys = {project_id: self._key(connection, project_id) for project_id in projects}
         with connection.transaction():
-            keys = {
-                project_id: self._key(connection, project_id)
-                for project_id in sorted({project_id for (project_id, _), _ in batch})
-            }
             for (project_id, _), stored in batch:
                 if (key := keys[project_id]) is not None:
                     connection.execute(_PUT, _row(project_id, stored, *key))
@@ -581,7 +580,7 @@ def _is_away(error: Exception) -> bool:
     code = error.sqlstate if isinstance(error, psycopg.Error) else None
     if code is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return code.startswith(_AWAY_CLASSES)
+    return code.startswith(_AWAY_CODES)
 
 
 def _brief(error: Exception) -> str:
