@@ -11,6 +11,7 @@ order. What only a tool of the provider's did (web searches, code, images) is no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -511,11 +512,14 @@ _READERS: Mapping[str, Callable[[ResponsesReader, _Event, int], None]] = {
 
 
 def _decoded(data: bytes) -> _Event:
-    """An event; halves of characters in it, which are no proper text, with stand-ins."""
+    """An event. Halves of characters, which only Python's own parser reads, can be put together
+    again in deltas; elsewhere they get a stand-in."""
     try:
         return _decode_event(data)
     except _UNREADABLE:
-        return _decode_event(without_halves(data))
+        event = _decode_event(without_halves(data))
+        event.delta = json.loads(data).get("delta")
+        return event
 
 
 def _with_kind(failure: UpstreamFailure, found: _Code | None) -> UpstreamFailure:
