@@ -1,7 +1,8 @@
 """A real gateway for tests: `farebox serve` in a process of its own, driven by real clients.
 
 Its data directory is the test's; ports are chosen by the system and read from its greeting. What
-it prints is kept for the failure message.
+it prints is kept for the failure message. `four_providers` configures one whose providers speak
+four protocols, all of them the sandbox in a process of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,12 +19,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+
+from adapters import sandbox
 
 FAREBOX = (sys.executable, "-m", "farebox")
 START_SECONDS = 60
 STOP_SECONDS = 30
 EFFECTIVE_TRIES = 100
+SANDBOX = (sys.executable, "-m", "farebox.sandbox")
 
 LOOPBACK = """
 [server]
@@ -157,6 +164,15 @@ class GatewayProcess:
         pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 
+    def calls(self, **labels: str) -> int:
+        """How many requests it has answered that have all of these labels."""
+        wanted = [f'{name}="{value}"' for name, value in labels.items()]
+        return sum(
+            int(value)
+            for name, value in self.metrics().items()
+            if name.startswith("farebox_requests_total{") and all(each in name for each in wanted)
+        )
+
 
 def _environment() -> Mapping[str, str]:
     """Ours without anything that would switch a provider on."""
@@ -177,3 +193,77 @@ def serving(directory: Path, config: str = LOOPBACK, *arguments: str) -> Iterato
         assert gateway.stop() == 0, gateway.tail()
     finally:
         gateway.kill()
+
+
+@contextmanager
+def sandbox_process() -> Iterator[str]:
+    """The sandbox provider for the time of the block; its origin, which speaks every protocol."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        process = subprocess.Popen(
+            [*SANDBOX, str(listening.fileno())],
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            pass_fds=[listening.fileno()],
+        )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.kill()
+        process.wait(STOP_SECONDS)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A provider of `four_providers`, named for what it speaks."""
+
+    name: str
+    protocol: str
+    prefix: str
+    embeds: bool = False
+
+
+SPEAKERS = (
+    Speaker("chat", "openai", "/v1", embeds=True),
+    Speaker("responses", "openai-responses", "/v1"),
+    Speaker("messages", "anthropic", ""),
+    Speaker("gemini", "gemini", "", embeds=True),
+)
+
+
+def four_providers(origin: str, extra: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The configuration of a gateway whose every provider is the sandbox at `origin`.
+
+    Every model of the sandbox is served by each provider, as `chat-sandbox-tools` and so on;
+    `extra` are models of other names: `{name: "provider/model"}`.
+    """
+    providers = [
+        f"""
+[[providers]]
+name = "{each.name}"
+protocol = "{each.protocol}"
+base_url = "{origin}{each.prefix}"
+api_key = "sandbox"
+"""
+        for each in SPEAKERS
+    ]
+    models = [
+        _model(f"{each.name}-{name}", f"{each.name}/{name}", model.kind)
+        for each in SPEAKERS
+        for name, model in sandbox.MODELS.items()
+        if each.embeds or model.kind != "embedding"
+    ]
+    models += [_model(name, upstream, "chat") for name, upstream in extra.items()]
+    return "".join(providers + models)
+
+
+def _model(name: str, upstream: str, kind: str) -> str:
+    return f"""
+[[models]]
+id = "{name}"
+kind = "{kind}"
+upstreams = ["{upstream}"]
+price = {{ input = "1.00", cached_input = "0.10", cache_write = "1.25", output = "4.00" }}
+"""
