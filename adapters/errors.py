@@ -74,6 +74,12 @@ class RequestTimeout(RequestError):
     status, code = 408, "invalid_request"
 
 
+class Cancelled(RequestError):
+    """The caller stopped the response through another request."""
+
+    status, code = 499, "response_cancelled"
+
+
 class UnsupportedEncoding(RequestError):
     status, code = 415, "invalid_request"
 

@@ -72,7 +72,7 @@ class _Table:
         everything = {route: op for table in routes for route, op in table.items()}
         self._exact = {route: op for route, op in everything.items() if _ID not in route[1]}
         templates = [
-            _Template(method, *path.split(_ID), operation)
+            _Template(method, *path.partition(_ID)[::2], operation)
             for (method, path), operation in everything.items()
             if _ID in path
         ]
@@ -118,18 +118,17 @@ def find(method: str, path: str, query: str = "", headers: Mapping[bytes, bytes]
     served.
     """
     path = path.rstrip("/")
-    found: Match | None
     if path.startswith(f"{_ANTHROPIC}/"):
         found = _ANTHROPIC_TABLE.find(method, path[len(_ANTHROPIC) :])
     elif path.startswith(f"{_GEMINI}/"):
-        found = gemini.find(method, path[len(_GEMINI) :])
+        found = _find_gemini(method, path[len(_GEMINI) :])
     elif _names_models(path):
         found = _find_models(method, path, query, headers)
     else:
-        found = _SHARED_TABLE.find(method, path) or gemini.find(method, path)
+        found = _SHARED_TABLE.find(method, path) or _find_gemini(method, path)
     if found is None:
         raise NotFound(f"There is nothing at {path or '/'}.")
-    return Match(*found)
+    return found
 
 
 def refusals(path: str, query: str, headers: Mapping[bytes, bytes]) -> Refusals:
@@ -161,10 +160,14 @@ def _find_models(
 ) -> Match | None:
     """`/v1/models…`, which three dialects share; only Google's has calls below it."""
     if method != "GET" or _is_google(query, headers):
-        found = gemini.find(method, path)
-        return None if found is None else Match(*found)
+        return _find_gemini(method, path)
     table = _ANTHROPIC_TABLE if _is_anthropic(headers) else _OPENAI_TABLE
     return table.find(method, path)
+
+
+def _find_gemini(method: str, path: str) -> Match | None:
+    found = gemini.find(method, path)
+    return None if found is None else Match(*found)
 
 
 def _is_google(query: str, headers: Mapping[bytes, bytes]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapters import sse
-from adapters.canonical import Event, Finish, Prompt
+from adapters.canonical import Event, Finish, Prompt, Used
 from adapters.codec import (
     Counted,
     DownstreamCodec,
@@ -25,7 +25,7 @@ from adapters.codec import (
 )
 from adapters.envelope import Envelopes
 from adapters.errors import APIError, UpstreamProtocolViolation
-from adapters.estimate import counted_tokens
+from adapters.estimate import expected
 from adapters.restore import Restorer
 from adapters.stop import StopScanner
 from adapters.stream import Meter
@@ -75,7 +75,7 @@ class Translation:
         self._made = Made(
             target.provider.name,
             family(target.model),
-            counted_tokens(request.scan.text_bytes) + request.scan.media_tokens,
+            expected(request),
             created,
         )
 
@@ -91,9 +91,14 @@ class Translation:
         return TranslatedPlain(self._answer(), self._writer(), body)
 
     def _answer(self) -> _Answer:
-        stops = () if self._encoded.stops_itself else self._prompt.stop
-        restored = Restorer(self._encoded.names) if self._encoded.names is not None else None
-        return _Answer(self._encoded.reader(), Meter(self._request.pieces), restored, stops)
+        names, stops = self._encoded.names, self._prompt.stop
+        return _Answer(
+            self._encoded.reader(),
+            Meter(self._request.pieces),
+            None if names is None else Restorer(names),
+            None if self._encoded.stops_itself or not stops else StopScanner(stops),
+            self._request.scan.text_bytes,
+        )
 
     def _writer(self) -> Writer:
         return self._codec.writer(self._request, self._prompt, self._envelopes, self._made)
@@ -103,14 +108,20 @@ class _Answer:
     """What a reader makes of an upstream's bytes: counted, calls under the client's names, and
     cut at stop sequences that the provider does not know."""
 
-    __slots__ = ("_reader", "_restorer", "_stops", "meter")
+    __slots__ = ("_input_text_bytes", "_reader", "_restorer", "_scanner", "meter")
 
     def __init__(
-        self, reader: Reader, meter: Meter, restorer: Restorer | None, stops: tuple[str, ...]
+        self,
+        reader: Reader,
+        meter: Meter,
+        restorer: Restorer | None,
+        scanner: StopScanner | None,
+        input_text_bytes: int,
     ) -> None:
         self._reader = reader
         self._restorer = restorer
-        self._stops = StopScanner(stops) if stops else None
+        self._scanner = scanner
+        self._input_text_bytes = input_text_bytes
         self.meter = meter
 
     def read(self, data: bytes) -> list[Event]:
@@ -119,10 +130,12 @@ class _Answer:
 
     def plain(self, body: bytes) -> list[Event]:
         self._reader.plain(body)
+        self._reader.composer.finish()
         return self._taken()
 
     def close(self) -> list[Event]:
         self._reader.close()
+        self._reader.composer.finish()
         return self._taken()
 
     @property
@@ -135,7 +148,15 @@ class _Answer:
             self.meter.read(event)
         if self._restorer is not None:
             events = self._restorer.pass_on(events)
-        return events if self._stops is None else self._stops.pass_on(events)
+        return events if self._scanner is None else self._cut(self._scanner, events)
+
+    def _cut(self, scanner: StopScanner, events: list[Event]) -> list[Event]:
+        """The events up to a stop sequence. The upstream's usage comes behind what is cut off, or
+        never: the client gets it as far as it is known, or was counted."""
+        events = scanner.pass_on(events)
+        if scanner.stopped and events:
+            events.insert(-1, Used(self.meter.counted(self._input_text_bytes).usage))
+        return events
 
 
 class TranslatedStream:
@@ -187,19 +208,22 @@ class TranslatedStream:
         return b"" if self.ended else self._write(self._answer.read(payload))
 
     def _write(self, events: list[Event]) -> bytes:
-        out = b""
+        out: list[bytes] = []
         for event in events:
             if type(event) is Finish:
-                self.ended = True
-                if self._answer.meter.empty:
-                    self.failure = _EMPTY
-                else:
-                    self.terminal = self._writer.write(event)
-                return out
-            out += self._writer.write(event)
+                self._finish(event)
+                return b"".join(out)
+            out.append(self._writer.write(event))
         if self._answer.failure is not None:
             self.failure, self.ended = self._answer.failure, True
-        return out
+        return b"".join(out)
+
+    def _finish(self, event: Finish) -> None:
+        self.ended = True
+        if self._answer.meter.empty:
+            self.failure = _EMPTY
+        else:
+            self.terminal = self._writer.write(event)
 
 
 class TranslatedPlain:
@@ -210,9 +234,12 @@ class TranslatedPlain:
     def __init__(self, answer: _Answer, writer: Writer, body: bytes) -> None:
         self.body = b""
         self._answer = answer
-        for event in answer.plain(body):
+        events = answer.plain(body)
+        for event in events:
             writer.write(event)
-        self.failure = answer.failure
+        # An answer that was cut at a stop sequence is complete, whatever came behind it.
+        finished = bool(events) and type(events[-1]) is Finish
+        self.failure = None if finished else answer.failure
         if self.failure is None and answer.meter.empty:
             self.failure = _EMPTY
         if self.failure is None:

@@ -93,7 +93,7 @@ def _responses(words: int) -> Iterator[bytes]:
 
 
 def _messages(words: int) -> Iterator[bytes]:
-    message = {
+    message: Json = {
         "id": "msg_1",
         "type": "message",
         "role": "assistant",
@@ -232,9 +232,8 @@ def main() -> int:
         limit = PASSING_US_MAX if pair.passes else TRANSLATED_US_MAX
         mark = " !" if max(median, at_length) > limit else ""
         exceeded += bool(mark)
-        print(
-            f"{pair.surface:17} {pair.provider:17} {median:9.1f} {at_length:9.1f} {held:16.1f}{mark}"
-        )
+        figures = f"{median:9.1f} {at_length:9.1f} {held:16.1f}{mark}"
+        print(f"{pair.surface:17} {pair.provider:17} {figures}")
     return 1 if exceeded else 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from adapters.catalogue import Catalogue, Rates
+from adapters.errors import APIError
 from farebox.catalogue import BuiltIn, catalogue
 from farebox.config import Config
 from ledger.accounts import Credential
@@ -33,18 +34,21 @@ from ledger.store import StoreError
 from proxy.admit import Load
 from proxy.authenticate import Keyring, Principal
 from proxy.exchange import serve_connection
-from proxy.gateway import Gateway
+from proxy.gateway import Gateway, wall_seconds
 from proxy.listener import Listener
 from proxy.metrics import Metrics
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
 from proxy.settings import TierSettings
+from proxy.state import PostgresResponses
+from proxy.stored import Responses
 from proxy.transport import SocketDialer
 from proxy.upstream import Upstreams
 from proxy.watch import platform_watch
 
 _REFRESH_SECONDS = 0.25
 _MAINTENANCE_SECONDS = 6 * 3600.0
+_DAY_SECONDS = 86_400
 _LOG_FD = 1
 
 
@@ -120,6 +124,7 @@ class Worker:
         server: LedgerServer,
         gateway: Gateway,
         listener: Listener,
+        responses: PostgresResponses,
     ) -> None:
         self.stopped = trio.Event()
         self._config = config
@@ -128,6 +133,7 @@ class Worker:
         self._server = server
         self._gateway = gateway
         self._listener = listener
+        self._responses = responses
         self._version = 0
         self._draining = trio.Event()
         self._connections = trio.CancelScope()
@@ -158,6 +164,7 @@ class Worker:
         ledger = Ledger(server)
         metrics.watch_ledger(ledger.statistics)
         ledger.on_flush(lambda seconds, _events: metrics.flush.observe(seconds))
+        stored = PostgresResponses(conninfo, secret, wall_seconds)
         gateway = Gateway(
             settings=config.server,
             snapshot=known,
@@ -169,13 +176,14 @@ class Worker:
             log=Log(partial(os.write, _LOG_FD)),
             load=Load(exchanges_max=config.server.max_connections),
             secret=secret,
+            responses=Responses(stored, config.routing.retention_days * _DAY_SECONDS, wall_seconds),
         )
         listener = Listener(
             listening,
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
         )
-        return cls(config, directory, store, server, gateway, listener)
+        return cls(config, directory, store, server, gateway, listener, stored)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -202,7 +210,7 @@ class Worker:
         async with trio.open_nursery() as services:
             await services.start(self._server.run)
             services.start_soon(self._keep_fresh)
-            services.start_soon(self._keep_partitions)
+            services.start_soon(self._keep_tidy)
             for service in (
                 gateway.watch,
                 gateway.deadlines,
@@ -210,6 +218,7 @@ class Worker:
                 gateway.keep_alives,
                 gateway.load,
                 gateway.log,
+                self._responses,
             ):
                 services.start_soon(service.run)
             # What lives for the whole process is not worth scanning at every collection.
@@ -222,6 +231,7 @@ class Worker:
             await self._server.drain()
             gateway.upstreams.close()
             services.cancel_scope.cancel()
+        await self._responses.aclose()
         self.stopped.set()
 
     def drain(self) -> None:
@@ -242,6 +252,7 @@ class Worker:
             snapshot, config, served, self._directory
         )
         self._gateway.settings = config.server
+        self._gateway.responses.retention_seconds = config.routing.retention_days * _DAY_SECONDS
         self._config = config
         self._version = 0  # every key anew: tiers may mean other limits
         await self.refresh()
@@ -258,9 +269,11 @@ class Worker:
             with contextlib.suppress(DirectoryUnavailable):  # the keys we know go on working
                 await self.refresh()
 
-    async def _keep_partitions(self) -> None:
-        """Rows of the days ahead have a place before they come."""
+    async def _keep_tidy(self) -> None:
+        """Rows of the days ahead have a place before they come; what has expired goes."""
         while True:
+            with contextlib.suppress(APIError):  # there is a next time
+                await self._responses.purge(wall_seconds())
             await trio.sleep(_MAINTENANCE_SECONDS)
             with contextlib.suppress(StoreError):  # a week's worth is there already
                 await self._store.maintain()

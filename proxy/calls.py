@@ -68,13 +68,13 @@ class Calls:
             self._prompt = self._codec.prompt(self.request, self._envelopes)
         return self._prompt
 
-    def in_order(self, route: Route, body: bytes) -> tuple[Candidate, ...]:
+    def in_order(self, route: Route) -> tuple[Candidate, ...]:
         """The candidates to try, best first.
 
         A conversation with signed reasoning in it stays where that was signed, as long as that
         provider is among them: only there it is worth anything.
         """
-        if len(route.candidates) == 1 or not any(mark in body for mark in MARKS):
+        if len(route.candidates) == 1 or not self._holds_envelopes():
             return route.candidates
         signers = {
             part.blob.provider
@@ -85,6 +85,10 @@ class Calls:
         return tuple(
             sorted(route.candidates, key=lambda each: each.upstream.provider.name not in signers)
         )
+
+    def _holds_envelopes(self) -> bool:
+        values = map(bytes, self.request.fields.values())
+        return any(mark in value for value in values for mark in MARKS)
 
     def _passes(self, candidate: Candidate) -> bool:
         request = self.request

@@ -49,7 +49,7 @@ async def serve(
     if tokens is None:
         record.estimated = True
         headers.append(("x-farebox-estimated", "true"))
-        tokens = estimate.counted(calls.request)
+        tokens = estimate.expected(calls.request)
     record.status = 200
     await connection.respond(200, headers, codec.counted(tokens))
 

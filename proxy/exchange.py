@@ -41,7 +41,7 @@ from adapters.errors import (
     RequestTimeout,
     UpstreamTimeout,
 )
-from proxy import authenticate, count, fallback, models, relay, reserve, route, state
+from proxy import authenticate, count, fallback, models, relay, reserve, route, stored
 from proxy.authenticate import Principal
 from proxy.calls import Calls
 from proxy.connection import ClientGone, Connection, Head, Stage
@@ -111,10 +111,12 @@ async def serve_exchange(
         await _look_up(gateway, connection, operation, ask, principal, record)
         return
     with gateway.load.admit():
-        body = await _read_body(connection, record)
-        request = operation.codec.decode(body, ask)
-        if operation.action == "generate" and request.protocol == "openai-responses":
-            request = await state.resolve(gateway.responses, principal, request)
+        request = operation.codec.decode(await _read_body(connection, record), ask)
+        keeper: stored.Keeper | None = None
+        if request.protocol == "openai-responses":
+            resolved = await stored.resolve(gateway.responses, principal, request)
+            request = resolved.request
+            keeper = stored.Keeper(gateway.responses, principal, resolved)
         found = route.find(gateway.snapshot, principal, request.model, request.kind)
         record.ask(found.model.id, stream=request.stream)
         envelopes = Envelopes(gateway.secret, str(principal.account_id))
@@ -127,8 +129,9 @@ async def serve_exchange(
             gateway.ledger, principal, found, need, record, operation.number
         ) as hold:
             conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
-            candidates = calls.in_order(found, body)
-            opening = relay.Opening(connection, record, calls, hold.headers(conversation))
+            candidates = calls.in_order(found)
+            told = hold.headers(conversation)
+            opening = relay.Opening(connection, record, calls, told, keeper)
             with gateway.keep_alives.pulse(opening.beat) as pulse:
                 hold.answer = await fallback.first_event(
                     gateway, calls, candidates, need.output_cap, hold.reservation, record
@@ -148,7 +151,7 @@ async def _look_up(
     if operation.action == "models":
         body = models.answer(gateway.snapshot, principal, operation, ask)
     else:
-        body = await state.answer(gateway.responses, principal, operation.name, ask.id, ask.query)
+        body = await stored.answer(gateway.responses, principal, operation.name, ask.id, ask.query)
     await connection.skip_body()
     record.status = 200
     headers = [("content-type", "application/json"), *record.id_headers()]

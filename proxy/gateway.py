@@ -20,6 +20,7 @@ from proxy.metrics import Metrics
 from proxy.record import Log
 from proxy.route import Snapshot
 from proxy.settings import ServerSettings
+from proxy.stored import Responses
 from proxy.upstream import Upstreams
 from proxy.watch import Watch
 
@@ -46,6 +47,7 @@ class Gateway:
     log: Log
     load: Load
     secret: bytes
+    responses: Responses
     keep_alives: KeepAlives = field(default_factory=KeepAlives)
     deadlines: Deadlines = field(default_factory=Deadlines)
     wall: Callable[[], float] = wall_seconds

@@ -6,10 +6,13 @@ upstream, so back-pressure needs no buffer of ours. Each read has the provider's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import trio
 
 from adapters.codec import Headers, UpstreamFailure
-from adapters.errors import APIError, UpstreamTimeout, UpstreamUnavailable
+from adapters.errors import APIError, Cancelled, UpstreamTimeout, UpstreamUnavailable
 from ledger.money import format_usd
 from proxy.calls import Calls
 from proxy.connection import Connection
@@ -19,6 +22,7 @@ from proxy.gateway import Gateway
 from proxy.keep_alive import Pulse
 from proxy.record import Record
 from proxy.reserve import Hold
+from proxy.stored import Keeper
 from proxy.upstream import AttemptFailed
 
 _STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
@@ -27,16 +31,23 @@ _STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering",
 class Opening:
     """The head of an answer, before it is known which upstream serves it.
 
-    `headers` are what the reservation and the route have to say.
+    `headers` are what the reservation and the route have to say; `keeper` is for answers that can
+    be cancelled and may be kept.
     """
 
-    __slots__ = ("_calls", "_headers", "connection", "record")
+    __slots__ = ("_calls", "_headers", "connection", "keeper", "record")
 
     def __init__(
-        self, connection: Connection, record: Record, calls: Calls, headers: Headers
+        self,
+        connection: Connection,
+        record: Record,
+        calls: Calls,
+        headers: Headers,
+        keeper: Keeper | None,
     ) -> None:
         self.connection = connection
         self.record = record
+        self.keeper = keeper
         self._calls = calls
         self._headers = headers
 
@@ -58,6 +69,11 @@ class Opening:
             await self.connection.send_chunk(first)
         else:
             await self.connection.start_stream(200, self._stream_head(), first)
+
+    def running(self, first: bytes, cancel: Callable[[], None]) -> AbstractContextManager[None]:
+        """For the time of the block, another request may `cancel` the answer if it is of a kind
+        that can be."""
+        return nullcontext() if self.keeper is None else self.keeper.running(first, cancel)
 
     async def plain(self, headers: Headers, body: bytes) -> None:
         """Send a whole answer. Raises ClientGone."""
@@ -99,6 +115,8 @@ async def _plain(answer: PlainAnswer, opening: Opening, hold: Hold) -> None:
         money.append(("x-farebox-balance-usd", format_usd(settled.balance)))
     if record.estimated:
         money.append(("x-farebox-estimated", "true"))
+    if opening.keeper is not None:
+        opening.keeper.keep(answer.relay.body)
     sending = trio.current_time()
     await opening.plain(money, answer.relay.body)
     record.client_seconds += trio.current_time() - sending
@@ -116,17 +134,20 @@ async def _stream(
     record.first_byte = trio.current_time()
     await opening.stream(answer.first)
     pulse.beat = lambda: connection.beat(relay.keep_alive())
-    with gateway.deadlines.new() as idle:
+    with gateway.deadlines.new() as idle, opening.running(answer.first, idle.scope.cancel):
         failure = await _pass_on(answer, connection, record, idle, pulse) or relay.failure
-    if idle.scope.cancelled_caught:
-        failure = UpstreamFailure("timeout", "the upstream stopped sending")
-    if failure is None:
+    if failure is None and not idle.scope.cancelled_caught:
         hold.settle()
+        if opening.keeper is not None:
+            opening.keeper.keep(relay.terminal)
         await connection.end_stream(relay.terminal)
         await answer.response.finish()
         return
     hold.settle(cut=True)
-    error = _broken(failure)
+    if idle.scope.cancelled_caught and not idle.expired:
+        error: APIError = Cancelled("The response was cancelled.")
+    else:
+        error = _broken(failure)
     record.code = error.code
     await connection.end_stream(relay.error_event(error, record.id))
 
@@ -156,7 +177,8 @@ async def _pass_on(
     return None
 
 
-def _broken(failure: UpstreamFailure) -> APIError:
-    if failure.kind == "timeout":
+def _broken(failure: UpstreamFailure | None) -> APIError:
+    """What the client is told of a failure; None: nothing came for too long."""
+    if failure is None or failure.kind == "timeout":
         return UpstreamTimeout("The upstream stopped sending in the middle of its answer.")
     return UpstreamUnavailable("The upstream broke off in the middle of its answer.")

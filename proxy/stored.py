@@ -7,7 +7,7 @@ it. It stays with the project: other projects' ids are as unknown as those that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qsl
@@ -86,6 +86,36 @@ async def resolve(responses: Responses, principal: Principal, request: Request) 
         history = await _history(store, project_id, previous)
         request = responses_state.with_history(request, history)
     return Resolved(request, previous, own)
+
+
+class Keeper:
+    """What happens to one answer beside its being sent: it can be cancelled, and is kept."""
+
+    __slots__ = ("_principal", "_resolved", "_responses")
+
+    def __init__(self, responses: Responses, principal: Principal, resolved: Resolved) -> None:
+        self._responses = responses
+        self._principal = principal
+        self._resolved = resolved
+
+    def running(self, first: bytes, cancel: Callable[[], None]) -> AbstractContextManager[None]:
+        """For the time of the block the answer can be cancelled by its id, which `first`, the
+        first bytes of its stream, tell."""
+        begun = responses_state.final_response(first)
+        if begun is None:
+            return nullcontext()
+
+        def stop() -> bytes:
+            cancel()
+            return responses_state.cancelled(begun)
+
+        response_id = responses_state.response_id(begun)
+        return self._responses.running.entered(self._principal.project_id, response_id, stop)
+
+    def keep(self, body: bytes) -> None:
+        """The answer is complete: a whole body, or the last events of a stream."""
+        response = responses_state.final_response(body) or body
+        keep(self._responses, self._principal, self._resolved, response)
 
 
 def keep(responses: Responses, principal: Principal, resolved: Resolved, body: bytes) -> None:

@@ -170,6 +170,11 @@ def response_id(body: bytes) -> str:
         return ""
 
 
+def cancelled(body: bytes) -> bytes:
+    """A response that was running, as one that was stopped."""
+    return _encode({**_decode_members(body), "status": "cancelled"})
+
+
 # -- the answers about it -------------------------------------------------------------------------
 
 

@@ -32,16 +32,24 @@ from proxy.metrics import Metrics
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
 from proxy.settings import ServerSettings
+from proxy.stored import Responses
 from proxy.transport import Transport
 from proxy.upstream import Upstreams
 from tests.fakes.journal import MemoryJournal
 from tests.fakes.network import MemoryDialer, MemoryTransport, MemoryWatch, connected_pair
+from tests.fakes.responses import MemoryResponses
 
 SECRET = b"s" * 32
 KEY = "sk_farebox_test"
 ACCOUNT = 7
 PRICE: Mapping[str, object] = {"input": "1.00", "cached_input": "0.50", "output": "2.00"}
 MARGIN_BPS = 1000
+RETENTION_SECONDS = 86_400
+
+
+def _wall() -> float:
+    return 1_800_000_000.0
+
 
 Handler = Callable[[Transport], Awaitable[None]]
 
@@ -271,7 +279,8 @@ async def running(
             log=Log(lines.append),
             load=Load(exchanges_max=1000),
             secret=SECRET,
-            wall=lambda: 1_800_000_000.0,
+            responses=Responses(MemoryResponses(_wall), RETENTION_SECONDS, _wall),
+            wall=_wall,
         )
         await nursery.start(server.run)
         nursery.start_soon(gateway.log.run)

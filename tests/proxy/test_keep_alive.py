@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from proxy.keep_alive import SECONDS
 from tests.fakes import provider
 from tests.fakes.gateway import Client, running
-from tests.fakes.provider import STREAM_END, STREAM_HEAD, ScriptedProvider, chunk, delta
+from tests.fakes.provider import STREAM_END, STREAM_HEAD, ScriptedProvider, Step, chunk, delta
 
 CHAT = ("/v1/chat/completions", {"model": "gpt", "messages": [{"role": "user", "content": "Hi"}]})
 RESPONSES = ("/v1/responses", {"model": "gpt", "input": "Hi"})
@@ -27,7 +27,7 @@ BEATS = {
     RESPONSES[0]: b": keep-alive\n\n",
     MESSAGES[0]: b'event: ping\ndata: {"type":"ping"}\n\n',
 }
-END = [delta(finish="stop"), chunk({"choices": [], "usage": provider.usage(10, 5)})]
+END: list[Step] = [delta(finish="stop"), chunk({"choices": [], "usage": provider.usage(10, 5)})]
 END += [chunk("[DONE]"), STREAM_END]
 
 

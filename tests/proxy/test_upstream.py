@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from adapters.catalogue import Provider
 from proxy.transport import Transport
-from proxy.upstream import AttemptFailed, Upstreams, Sent
+from proxy.upstream import AttemptFailed, Sent, Upstreams
 from tests.fakes.network import MemoryDialer
 
 PROVIDER = Provider("p", "openai", "http://upstream:9/v1", api_keys=("k1",))
