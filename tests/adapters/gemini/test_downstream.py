@@ -19,9 +19,9 @@ HI = [{"role": "user", "parts": [{"text": "hi"}]}]
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJg"
 
 
-def decode(body: object, **ask: str) -> Request:
+def decode(body: object) -> Request:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return GenerateDownstream().decode(data, Ask(**{"id": "gemini-x", **ask}))
+    return GenerateDownstream().decode(data, Ask(id="gemini-x"))
 
 
 def test_the_facts() -> None:
