@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import parse_qsl, unquote
 
-from adapters.sandbox import anthropic_words, openai_words
-from adapters.sandbox.anthropic_answer import count_tokens, list_models, message, show_model
+from adapters.sandbox import (
+    anthropic_answer,
+    anthropic_words,
+    gemini_answer,
+    gemini_words,
+    openai_words,
+)
 from adapters.sandbox.chat_answer import CREATED, complete
 from adapters.sandbox.embeddings import embed
 from adapters.sandbox.models import MODELS, Model
-from adapters.sandbox.script import Action, Data, Head, Json, Refused, json_answer
+from adapters.sandbox.script import Action, Data, Head, Json, Refused, json_answer, page
 
 Serve = Callable[[], Iterable[Action]]
 
@@ -22,13 +28,47 @@ def respond(
 
     Header names are in lower case. Never raises.
     """
-    path, _, query = target.partition("?")
+    path, _, encoded = target.partition("?")
+    query = dict(parse_qsl(encoded))
     try:
+        if _is_gemini(path, headers, query):
+            return _gemini(method, path, query, headers, body)
         if _is_anthropic(path, headers):
-            return _anthropic(method, path, dict(parse_qsl(query)), headers, body)
+            return _anthropic(method, path, query, headers, body)
         return _openai(method, path, headers, body)
     except Refused as refused:
         return (Head(refused.status, refused.headers), Data(refused.body))
+
+
+_GEMINI_PATH = re.compile(r"/v1(?:beta|alpha)?/models(?:/(?P<model>[^:]+)(?::(?P<action>\w+))?)?")
+
+
+def _is_gemini(path: str, headers: Mapping[bytes, bytes], query: Mapping[str, str]) -> bool:
+    """What OpenAI and Anthropic have under the same path is told apart by the key."""
+    if path.startswith(("/v1beta/", "/v1alpha/")):
+        return True
+    if not path.startswith("/v1/models"):
+        return False
+    return ":" in path or b"x-goog-api-key" in headers or "key" in query
+
+
+def _gemini(
+    method: str,
+    path: str,
+    query: Mapping[str, str],
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+) -> Iterable[Action]:
+    gemini_words.check_key(headers, query)
+    found = _GEMINI_PATH.fullmatch(path)
+    if found is None:
+        raise page(404, "Error 404 (Not Found)!!1")
+    name, action = unquote(found["model"] or ""), found["action"]
+    if method == "POST" and action:
+        return gemini_answer.operate(name, action, query, body)
+    if method != "GET" or action:
+        raise page(404, "Error 404 (Not Found)!!1")
+    return gemini_answer.show_model(name) if name else gemini_answer.list_models(query)
 
 
 def _is_anthropic(path: str, headers: Mapping[bytes, bytes]) -> bool:
@@ -50,13 +90,13 @@ def _anthropic(
     methods: Mapping[str, Serve] = {}
     match path.removeprefix("/v1"):
         case "/messages":
-            methods = {"POST": lambda: message(headers, body)}
+            methods = {"POST": lambda: anthropic_answer.message(headers, body)}
         case "/messages/count_tokens":
-            methods = {"POST": lambda: count_tokens(headers, body)}
+            methods = {"POST": lambda: anthropic_answer.count_tokens(headers, body)}
         case "/models":
-            methods = {"GET": lambda: list_models(query)}
+            methods = {"GET": lambda: anthropic_answer.list_models(query)}
         case listed if listed.startswith("/models/"):
-            methods = {"GET": lambda: show_model(name)}
+            methods = {"GET": lambda: anthropic_answer.show_model(name)}
     serve = methods.get(method)
     if serve is None:
         raise anthropic_words.refused("Not Found", 405 if methods else 404)

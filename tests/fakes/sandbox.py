@@ -117,7 +117,7 @@ def messages(model: str, **fields: object) -> Played:
     return ask("/v1/messages", ANTHROPIC, json.dumps(body).encode())
 
 
-def generate(model: str, *, stream: bool = False, **fields: object) -> Played:
+def generate(model: str, *, stream: object = False, **fields: object) -> Played:
     """Have Gemini generate content; without `contents` it says hello."""
     body = {"contents": [{"role": "user", "parts": [{"text": "Hello, gateway!"}]}], **fields}
     action = "streamGenerateContent?alt=sse" if stream else "generateContent"
