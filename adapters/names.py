@@ -66,10 +66,12 @@ class ToolNames:
         known = self._wire.get((namespace, name))
         if known is not None:
             return known
-        whole = f"{namespace}__{name}" if namespace else name
-        wire = self._safe(whole)
-        if wire in self._originals:
-            wire = self._safe(f"{wire[: self._rule.length - 9]}_{_hash(whole)}")
+        wire = self._safe(f"{namespace}__{name}" if namespace else name)
+        tries = 0
+        while wire in self._originals:
+            suffix = _hash(f"{namespace}\0{name}\0{tries}")
+            wire = f"{wire[: self._rule.length - len(suffix) - 1]}_{suffix}"
+            tries += 1
         self._wire[namespace, name] = wire
         self._originals[wire] = tool
         return wire

@@ -80,6 +80,7 @@ class PassingStream:
         out = self._pass(sse.terminated(rest)) if sse.data_of(rest) else b""
         if not self.ended:
             self._reader.close()
+            self._reader.composer.finish()
             self._look()
         return out
 
@@ -135,6 +136,7 @@ class PassingPlain:
         self.body = b""
         self._meter = meter
         reader.plain(body)
+        reader.composer.finish()
         for event in reader.composer.take():
             meter.read(event)
         self.failure = reader.composer.failure
