@@ -103,16 +103,14 @@ def build(prompt: Prompt, target: Target, losses: Losses) -> Built:
         "tool_choice": _tool_choice(choice, prompt.parallel, names),
         "thinking": thinking,
         "output_config": _output_config(effort, prompt.format, traits, losses),
-        **_sampling(prompt.sampling, traits, planned.thinks, losses),
         "stop_sequences": _stops(prompt.stop, losses),
         "metadata": _metadata(prompt.end_user),
         "service_tier": _TIERS.get(prompt.service_tier),
         "stream": target.stream,
     }
-    present = {
-        name: value for name, value in members.items() if value not in (None, [], {}, "", False)
-    }
-    return Built(present, traits.version, names)
+    present = {name: value for name, value in members.items() if value}
+    sampling = _sampling(prompt.sampling, traits, planned.thinks, losses)
+    return Built({**present, **sampling}, traits.version, names)
 
 
 def _refuse_what_has_no_place(prompt: Prompt, losses: Losses) -> None:

@@ -215,7 +215,8 @@ def test_edge_12_text_and_a_call_end_in_tool_use(finish_first: bool) -> None:
 
 def test_edge_13_a_broken_stream_ends_in_an_error_event() -> None:
     out = writer()
-    stream = b"".join([out.write(event) for event in [START, Open(0, "text"), Delta(0, "Hal")]])
+    begun: list[Event] = [START, Open(0, "text"), Delta(0, "Hal")]
+    stream = b"".join([out.write(event) for event in begun])
     stream += out.error_event(UpstreamUnavailable("The upstream broke off."), "req_1")
     events = events_in(stream)
     assert events[-1] == {
@@ -261,9 +262,9 @@ def test_a_calls_signature_stands_in_a_block_before_it() -> None:
 
 
 def test_a_texts_signature_before_and_behind_it() -> None:
-    before = [Open(0, "text"), Meta(0, "sig", "text"), Delta(0, "Hi"), Close(0)]
-    behind = [Open(0, "text"), Delta(0, "Hi"), Meta(0, "sig", "text"), Close(0)]
-    alone = [Open(0, "text"), Meta(0, "sig", "text"), Close(0)]
+    before: list[Event] = [Open(0, "text"), Meta(0, "sig", "text"), Delta(0, "Hi"), Close(0)]
+    behind: list[Event] = [Open(0, "text"), Delta(0, "Hi"), Meta(0, "sig", "text"), Close(0)]
+    alone: list[Event] = [Open(0, "text"), Meta(0, "sig", "text"), Close(0)]
     shapes = [[each["type"] for each in both([START, *b, END])] for b in (before, behind, alone)]
     assert shapes == [["thinking", "text"], ["text", "thinking"], ["thinking"]]
 

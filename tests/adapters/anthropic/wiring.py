@@ -49,7 +49,7 @@ class Sent(TypedDict, total=False):
     stream: bool
 
 
-def decoded(headers: Mapping[bytes, bytes] | None = None, **members: object) -> Request:
+def decoded(headers: Mapping[bytes, bytes] | None = None, /, **members: object) -> Request:
     """A request of a client; `members` replace those of a small one."""
     body = json.dumps({**ASK, **members}).encode()
     return MessagesDownstream().decode(body, Ask(headers=headers or {}))
@@ -93,12 +93,17 @@ def stream_of(*events: Mapping[str, object]) -> bytes:
 def message_start(**usage: object) -> dict[str, object]:
     message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x"}
     counts = {"input_tokens": 10, "output_tokens": 1, **usage}
-    ends = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": counts}
+    ends: dict[str, object] = {
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": counts,
+    }
     return {"type": "message_start", "message": message | ends}
 
 
 def block(
-    index: int, kind: dict[str, object], *deltas: dict[str, object]
+    index: int, kind: Mapping[str, object], *deltas: Mapping[str, object]
 ) -> list[dict[str, object]]:
     """A content block from its start to its stop."""
     return [
