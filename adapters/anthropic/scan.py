@@ -112,7 +112,7 @@ def _scan_blocks(found: _Found, content: msgspec.Raw) -> None:
     if bytes(memoryview(content)[:1]) != b"[":
         return
     for block in _decode_blocks(content):
-        if block.type in _TEXT_TYPES:
+        if isinstance(block.type, str) and block.type in _TEXT_TYPES:
             continue
         if block.type == "image":
             _scan_image(found, block.source)
