@@ -54,7 +54,7 @@ def arranged(turns: Sequence[Turn], losses: Losses) -> tuple[Turn, ...]:
     calls = _Calls(losses)
     filed = [calls.file(turn) for turn in _merged(_without_blanks(turns))]
     last = max((at for at, (turn, _) in enumerate(filed) if turn.parts), default=-1)
-    return tuple(_merged(_answered(filed, last, losses)))
+    return tuple(_without_blanks(_merged(_answered(filed, last, losses))))
 
 
 @dataclass(slots=True)

@@ -146,6 +146,7 @@ def test_edge_56_blank_text() -> None:
         user("a", " ")  # white space beside text is allowed
     ]
     assert arrange(user(" ")) == [user(" ")]  # all there is to send
+    assert arrange(user(IMAGE), user(" ")) == [user(IMAGE)]
     assert arrange(user(" ", IMAGE), assistant(Refusal(text=""), Thinking())) == [user(IMAGE)]
     assert arrange(assistant(call("a")), user(result("a", "", ""), "\n")) == [
         assistant(call("a")),
