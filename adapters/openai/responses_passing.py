@@ -1,8 +1,8 @@
 """A Responses stream between two ends of this protocol: what is done to its events on the way.
 
 Only events that carry the response itself name the model; their bytes are edited, all others pass
-as they came. Numbers and the response are remembered, so that an error of ours goes on where the
-stream was.
+as they came. The response and the last event are remembered, so that an error of ours goes on where
+the stream was.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 class ResponsesManner:
     """What one stream's client sees. Implements `passing.Manner`."""
 
-    __slots__ = ("_model", "_response", "_sequence")
+    __slots__ = ("_last", "_model", "_response")
 
     def __init__(self, model: str) -> None:
         self._model = msgspec.Raw(_encode(model))
         self._response: Members = {}
-        self._sequence = 0  # of the next event
+        self._last = b""
 
     def shown(self, raw: bytes, payload: bytes) -> bytes:
-        if (number := _NUMBER.search(payload)) is not None:
-            self._sequence = int(number[1]) + 1
+        if payload:
+            self._last = payload
         if _RESPONSE not in payload:
             return raw
         try:
@@ -62,7 +62,9 @@ class ResponsesManner:
     def error_event(self, error: APIError, request_id: str) -> bytes:
         if not self._response:
             return failed_at_once(error, request_id)
-        return failure_events(error, request_id, self._sequence, self._response)
+        number = _NUMBER.search(self._last)
+        sequence = int(number[1]) + 1 if number is not None else 0
+        return failure_events(error, request_id, sequence, self._response)
 
 
 def with_model(body: bytes, model: str) -> bytes:

@@ -69,7 +69,7 @@ _REFUSED: Mapping[str, str] = {
     "context_management": "is not offered by the provider of this model",
 }
 _SAFE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_EFFORTS = frozenset(effort for effort in get_args(Effort) if effort)
+_EFFORTS: frozenset[Effort] = frozenset(effort for effort in get_args(Effort) if effort)
 _LOGPROBS = "message.output_text.logprobs"
 _ABSENT = msgspec.Raw()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from adapters.canonical import Prompt
-from adapters.codec import CountCall, Encoded, Headers, Request, Target, UpstreamFailure
+from adapters.codec import CountCall, Encoded, Request, Target, UpstreamFailure
 from adapters.envelope import MARKS, Envelopes, is_sealed
 from adapters.openai.failure import read_failure
 from adapters.openai.responses_encode import Encoder, encode_json
@@ -90,7 +90,7 @@ class ResponsesUpstream:
         if "input" in fields:
             stored = bytes(fields.get("store", b"")) != _FALSE
             fields["input"] = _readable(fields["input"], target, envelopes, stored=stored)
-        return Passing(_PATH, _encode(fields), list(request.forward), request)
+        return Passing(_encode(fields), request)
 
     def counting(self, prompt: Prompt, target: Target) -> CountCall | None:
         return CountCall(_COUNT_PATH, encode_json(Encoder(prompt, target).input_body()), _count)
@@ -110,10 +110,10 @@ class ResponsesUpstream:
 class Passing:
     """A request as it came. Implements `codec.Call`."""
 
-    path: str
     body: bytes
-    headers: Headers
     request: Request
+    path: str = _PATH
+    headers: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
 
     def read_error(

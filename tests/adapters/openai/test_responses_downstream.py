@@ -17,7 +17,7 @@ CODEC = ResponsesDownstream()
 PIXEL = "data:image/png;base64," + b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 300).decode()
 
 
-def decoded(headers: dict[bytes, bytes] | None = None, **members: object) -> Request:
+def decoded(headers: dict[bytes, bytes] | None = None, /, **members: object) -> Request:
     body = json.dumps({"model": "m", "input": "hi", **members}).encode()
     return CODEC.decode(body, Ask(headers=headers or {}))
 

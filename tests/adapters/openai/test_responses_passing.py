@@ -30,7 +30,7 @@ def passing() -> Passing:
     return ResponsesUpstream().passing(request, target, Envelopes(b"k" * 32, "a"))
 
 
-def frame(kind: str, number: int, model: str = "theirs", **members: object) -> bytes:
+def frame(kind: str, number: int, model: str = "theirs", /, **members: object) -> bytes:
     """An event as OpenAI writes it; with the model's name where it carries a response."""
     body: Json = {"type": f"response.{kind}", "sequence_number": number, **members}
     if kind in ("created", "in_progress", "completed", "failed"):

@@ -126,7 +126,7 @@ def test_one_answer_is_one_turn() -> None:
 
 
 def test_native_reasoning_loses_what_nobody_else_can_read() -> None:
-    item = {"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}
+    item: dict[str, object] = {"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}
     assert turns(item) == ()
     item = {
         "type": "reasoning",
@@ -261,7 +261,7 @@ def test_search_of_tools_is_a_call_and_its_result_adds_tools() -> None:
 
 
 def test_additional_tools_are_tools_of_the_request() -> None:
-    item = {
+    item: dict[str, object] = {
         "type": "additional_tools",
         "role": "developer",
         "tools": [{"type": "function", "name": "late"}],
@@ -308,7 +308,13 @@ def test_configuration_update_counts_from_there_on() -> None:
     ],
 )
 def test_items_of_the_providers_tools_are_dropped_by_name(kind: str) -> None:
-    item = {"type": kind, "id": "x", "call_id": None, "action": {"type": "search"}, "tools": []}
+    item: dict[str, object] = {
+        "type": kind,
+        "id": "x",
+        "call_id": None,
+        "action": {"type": "search"},
+        "tools": [],
+    }
     found = prompt(input=[item, {"role": "user", "content": "go"}])
     assert found.dropped == (kind,)
     assert len(found.turns) == 1

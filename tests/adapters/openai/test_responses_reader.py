@@ -279,8 +279,14 @@ def test_what_comes_for_a_closed_block_is_ignored() -> None:
 
 
 def test_free_form_and_search_calls() -> None:
-    patch = {"type": "custom_tool_call", "id": "c", "call_id": "c1", "name": "patch", "input": ""}
-    search = {
+    patch: Json = {
+        "type": "custom_tool_call",
+        "id": "c",
+        "call_id": "c1",
+        "name": "patch",
+        "input": "",
+    }
+    search: Json = {
         "type": "tool_search_call",
         "id": "t",
         "call_id": "t1",
@@ -364,7 +370,7 @@ def test_nice_to_have_of_another_form_breaks_nothing() -> None:
 
 
 def test_tools_of_the_provider_are_counted_not_told() -> None:
-    items = [
+    items: list[Json] = [
         {"type": "web_search_call", "id": "w1", "action": {"type": "search", "query": "x"}},
         {"type": "web_search_call", "id": "w2", "action": {"type": "open_page"}},
         {"type": "image_generation_call", "id": "i", "result": "AAAA"},
@@ -458,8 +464,8 @@ def test_usage_that_cannot_be_believed_is_none(usage: object) -> None:
 )
 def test_failures_by_code(code: str, kind: FailureKind) -> None:
     error = {"code": code, "message": "It broke."}
-    flat = {"type": "error", "sequence_number": 1, **error, "param": None}
-    nested = {"type": "error", "error": {"type": "x", **error}}
+    flat: Json = {"type": "error", "sequence_number": 1, **error, "param": None}
+    nested: Json = {"type": "error", "error": {"type": "x", **error}}
     failed = event("failed", response=response("failed", error=error))
     for last in (flat, nested, failed):
         _, reader = read(CREATED, text(0, "Hi"), last, COMPLETED)

@@ -445,7 +445,7 @@ def test_counting_passing() -> None:
 # -- passing --------------------------------------------------------------------------------------
 
 
-def passed(target: Target = TARGET, **members: object) -> Passing:
+def passed(target: Target = TARGET, /, **members: object) -> Passing:
     given = json.dumps({"model": "m", "input": "hi", **members}).encode()
     return CODEC.passing(ResponsesDownstream().decode(given, Ask()), target, ENVELOPES)
 
@@ -468,7 +468,7 @@ def test_body_goes_as_it_came() -> None:
         b'{"role":"user","content":"\\u00e9 1.50"}],"unknown":{"b":1.50,"a":[ ]},"store":true,'
         b'"max_output_tokens":1000}'
     )
-    assert (call.path, call.dropped, call.headers) == ("/responses", (), [])
+    assert (call.path, call.dropped, call.headers) == ("/responses", (), ())
 
 
 def test_tool_calls_are_limited_to_what_was_reserved() -> None:

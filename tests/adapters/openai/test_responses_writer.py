@@ -113,7 +113,7 @@ def call_block(index: int, *pieces: str, kind: BlockKind = "call") -> list[Event
 
 
 START = Start("msg_01ABCDEFGHIJKLMNOPQR", "theirs")
-END = [Used(USAGE), Finish("end")]
+END: list[Event] = [Used(USAGE), Finish("end")]
 THOUGHT: list[Event] = [
     Open(0, "thinking"),
     Delta(0, "Let me "),
@@ -221,7 +221,11 @@ def test_signature_comes_sealed_with_the_item_that_is_done() -> None:
 
 
 def test_redacted_reasoning_is_an_item_without_words() -> None:
-    redacted = [Open(0, "thinking"), Meta(0, signature="blob", kind="redacted"), Close(0)]
+    redacted: list[Event] = [
+        Open(0, "thinking"),
+        Meta(0, signature="blob", kind="redacted"),
+        Close(0),
+    ]
     events, _ = written([START, *redacted, *text_block(1, "x"), *END])
     assert types(events)[2:4] == ["output_item.added", "output_item.done"]
     item = events[3]["item"]
@@ -376,7 +380,7 @@ def test_call_that_was_cut_off_is_incomplete() -> None:
 
 
 def test_refusal_is_a_part() -> None:
-    refusal = [Open(0, "refusal"), Delta(0, "No."), Close(0)]
+    refusal: list[Event] = [Open(0, "refusal"), Delta(0, "No."), Close(0)]
     events, made = written([START, *refusal, Finish("refusal")])
     assert types(events)[3:6] == ["content_part.added", "refusal.delta", "refusal.done"]
     part = json.loads(made.whole())["output"][0]["content"][0]
