@@ -175,7 +175,9 @@ def test_every_client_understands_every_provider(
         assert meaning.finish == FINISHES[scenario.finish][surface]
         assert scenario.check(meaning)
         assert meaning.model == scenario.ask.model
-        assert len(set(meaning.ids)) == len(meaning.ids) == len(meaning.calls)
+        assert len(meaning.ids) == len(meaning.calls)
+        if surface != "gemini":  # where calls may go without
+            assert len(set(meaning.ids)) == len(meaning.ids)
     assert comparable(plain) == comparable(whole)
     single = [stream.played.body[at : at + 1] for at in range(len(stream.played.body))]
     assert comparable(stream.streamed(single)) == comparable(whole)
@@ -242,7 +244,10 @@ def test_errors_before_an_answer_are_facts(
         500: "server_error",
         503: "overloaded",
     }
-    assert failure.kind == kinds[status]
+    if protocol == "gemini" and status == 400:  # Google's word for a bad key
+        assert failure.kind == "auth"
+    else:
+        assert failure.kind == kinds[status]
     assert failure.message
 
 

@@ -194,6 +194,7 @@ def responses_stream(stream: bytes) -> Meaning:
     else:
         assert errors == [terminal["error"]["message"]]
         found.error = errors[0]
+        found.text = "".join(parts.values())  # of what was complete and of what was not
     return found
 
 
