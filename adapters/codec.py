@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -31,6 +31,7 @@ from adapters.errors import (
     ContextLengthExceeded,
     InvalidRequest,
     ModelNotAvailable,
+    NotFound,
     RequestError,
     RequestTooLarge,
 )
@@ -73,7 +74,8 @@ class UpstreamFailure:
 
     `message` is scrubbed, and only what `client_error` returns may carry it to a client.
     `status` is the HTTP status, 200 for what went wrong inside an answer. `retry_after` is in
-    seconds, None without a hint.
+    seconds, None without a hint. `details` are words that the provider's own SDK acts on, such as
+    that a conversation it is to remember is not there.
     """
 
     kind: FailureKind
@@ -81,6 +83,7 @@ class UpstreamFailure:
     status: int = 200
     param: str | None = None
     retry_after: float | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def retryable(self) -> bool:
@@ -89,10 +92,14 @@ class UpstreamFailure:
 
     def client_error(self) -> RequestError | None:
         """What the client is told where the request itself was at fault, else None."""
+        if self.kind == "not_found" and self.details:
+            return NotFound(self.message, details=self.details)
         if self.kind == "not_found":
             return ModelNotAvailable("No upstream of this model knows it.", param="model")
         refusal = _CLIENT_ERRORS.get(self.kind)
-        return None if refusal is None else refusal(self.message, param=self.param)
+        if refusal is None:
+            return None
+        return refusal(self.message, param=self.param, details=self.details)
 
 
 class Scan(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,13 +70,6 @@ def build(prompt: Prompt, target: Target, losses: Losses) -> Built:
     if not traits.system_turns:
         rest = system_as_user(rest, losses)
     turns = _with_user_first(arranged(rest, losses), losses)
-    if not turns:
-        losses.refuse("messages", "wants at least one message that is not empty")
-    prefill = turns[-1].role == "assistant"
-    if prefill and not traits.prefill:
-        losses.refuse(
-            "messages", "does not go on with an answer: its last message is an assistant's"
-        )
     tools, choice = tools_of(prompt)
     tools, choice = _chosen(tools, choice, losses)
     names = ToolNames(ANTHROPIC_NAMES, tools, turns)
@@ -89,6 +82,7 @@ def build(prompt: Prompt, target: Target, losses: Losses) -> Built:
         instructions.append({"type": "text", "text": _JSON_INSTRUCTION})
     messages = [_message(turn, writer) for turn in turns]
     messages = [message for message in messages if message["content"]]
+    prefill = _ends_in_an_answer(messages, traits, losses)
     writer.thin_out_marks()
     cap = target.output_cap or _CAP_DEFAULT
     forced = choice is not None and choice.mode in ("any", "named")
@@ -139,6 +133,16 @@ def _with_user_first(turns: Sequence[Turn], losses: Losses) -> Sequence[Turn]:
         return turns
     losses.approximate("messages")
     return (Turn(role="user", parts=(Text(text=_ANY_USER_TEXT),)), *turns)
+
+
+def _ends_in_an_answer(messages: Sequence[Block], traits: Traits, losses: Losses) -> bool:
+    """Whether the model is to go on with the beginning of an answer. Raises where it does not."""
+    if not messages:
+        losses.refuse("messages", "wants at least one message that is not empty")
+    prefill = messages[-1]["role"] == "assistant"
+    if prefill and not traits.prefill:
+        losses.refuse("messages", "starts answers itself: the last message may not be an answer's")
+    return prefill
 
 
 def _message(turn: Turn, writer: _Content) -> Block:

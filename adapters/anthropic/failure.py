@@ -36,12 +36,22 @@ _STATUS_BY_TYPE: Mapping[str, int] = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
+# What SDKs go on from by themselves, once they are told.
+_TOLD_CODES = frozenset(("thread_not_found", "thread_unsupported_request"))
 _NO_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
+
+
+_ABSENT = msgspec.Raw()
+
+
+class _Details(msgspec.Struct):
+    error_code: object = None
 
 
 class _Error(msgspec.Struct):
     type: object = None
     message: object = None
+    details: msgspec.Raw = _ABSENT
 
 
 class _Envelope(msgspec.Struct):
@@ -52,6 +62,7 @@ class _Envelope(msgspec.Struct):
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope | None).decode
+_decode_details = msgspec.json.Decoder(_Details | None).decode
 _decode_error = msgspec.json.Decoder(_Error | str | None).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -82,7 +93,21 @@ def _facts(error: _Error | str, status: int, retry_seconds: float | None) -> Ups
     if isinstance(error, str):
         error = _Error(message=error)
     message = scrub(error.message)
-    return UpstreamFailure(_kind(error.type, status, message), message, status, None, retry_seconds)
+    return UpstreamFailure(
+        kind=_kind(error.type, status, message),
+        message=message,
+        status=status,
+        retry_after=retry_seconds,
+        details=_details(error.details),
+    )
+
+
+def _details(raw: msgspec.Raw) -> dict[str, object]:
+    try:
+        code = (_decode_details(raw) or _Details()).error_code if raw else None
+    except _UNREADABLE:
+        return {}
+    return {"error_code": code} if isinstance(code, str) and code in _TOLD_CODES else {}
 
 
 def _kind(word: object, status: int, message: str) -> FailureKind:

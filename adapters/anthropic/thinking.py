@@ -63,6 +63,11 @@ def plan(
 _UNSAID = Reasoning()
 
 
+def fitting_budget(wanted: int, cap: int) -> int:
+    """A budget that leaves some of the cap, which is above the least budget, to the answer."""
+    return min(wanted, max(BUDGET_MIN, cap - cap // 4))
+
+
 def _wants(reasoning: Reasoning) -> bool:
     return effort_of(reasoning) != "none" and reasoning != Reasoning(show=False)
 
@@ -98,8 +103,7 @@ def _manual(
         losses.drop(_FIELD)
         return _NOTHING
     wanted = max(_BUDGET_DEFAULT if budget is None else budget, BUDGET_MIN)
-    # What is left of the cap is for the answer itself.
-    fitting = min(wanted, max(BUDGET_MIN, cap - cap // 4))
+    fitting = fitting_budget(wanted, cap)
     if fitting < wanted:
         losses.clamp(_FIELD)
     return Plan({"type": "enabled", "budget_tokens": fitting})

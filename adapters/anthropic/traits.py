@@ -24,14 +24,12 @@ _XHIGH: tuple[Effort, ...] = (*_LOW, "xhigh", "max")
 
 class Traits(NamedTuple):
     """One model. `thinking` is how it is told to think: not at all, by a budget, or by an effort
-    while it decides for itself; `thinks_unasked` if nothing is said, `always_thinks` even if told
-    not to. `hides_thinking`: its text is empty unless asked for."""
+    while it decides for itself; `always_thinks`: even if told not to. Of `temperature_and_top_p`
+    some take only one. `system_turns`: instructions in the middle of a conversation."""
 
     thinking: Literal["", "manual", "adaptive"] = "adaptive"
     efforts: tuple[Effort, ...] = _XHIGH
-    thinks_unasked: bool = False
     always_thinks: bool = False
-    hides_thinking: bool = True
     sampling: bool = False
     temperature_and_top_p: bool = False
     prefill: bool = False
@@ -54,7 +52,6 @@ class _Since(NamedTuple):
 _OTHERS = Traits(
     thinking="manual",
     efforts=(),
-    hides_thinking=False,
     sampling=True,
     temperature_and_top_p=True,
     prefill=True,
@@ -67,9 +64,8 @@ _STRUCTURED = _MANUAL._replace(structured=True)
 _BOTH = _STRUCTURED._replace(
     thinking="adaptive", efforts=_MAX, prefill=False, temperature_and_top_p=True
 )
-_ADAPTIVE = _BOTH._replace(efforts=_XHIGH, hides_thinking=True, sampling=False)
-_WITH_SYSTEM = _ADAPTIVE._replace(system_turns=True)
-_NEWEST = _WITH_SYSTEM._replace(thinks_unasked=True)
+_ADAPTIVE = _BOTH._replace(efforts=_XHIGH, sampling=False)
+_NEWEST = _ADAPTIVE._replace(system_turns=True)
 _ALWAYS_THINKS = _NEWEST._replace(always_thinks=True)
 
 _HISTORY = (
@@ -78,8 +74,7 @@ _HISTORY = (
     _Since((4, 5), _STRUCTURED),
     _Since((4, 6), _BOTH),
     _Since((4, 7), _ADAPTIVE),
-    _Since((4, 8), _WITH_SYSTEM),
-    _Since((5, 0), _NEWEST),
+    _Since((4, 8), _NEWEST),
 )
 _ALWAYS_THINKING_CLASSES = ("fable", "mythos")
 

@@ -18,6 +18,7 @@ from adapters.anthropic.encode import build
 from adapters.anthropic.failure import read_failure
 from adapters.anthropic.passing import MessagesManner, renamed
 from adapters.anthropic.reader import MessagesReader
+from adapters.anthropic.thinking import BUDGET_MIN, fitting_budget
 from adapters.canonical import Prompt
 from adapters.codec import CountCall, Encoded, Request, Target, UpstreamFailure
 from adapters.envelope import MARKS, Envelopes, is_sealed
@@ -47,6 +48,7 @@ class _Block(msgspec.Struct):
 
 class _Thinking(msgspec.Struct):
     type: object = None
+    budget_tokens: object = None
 
 
 class _Count(msgspec.Struct):
@@ -84,6 +86,7 @@ class MessagesUpstream:
         if target.output_cap is not None and bytes(fields.get("max_tokens", b"")) != b"0":
             fields["max_tokens"] = msgspec.Raw(b"%d" % target.output_cap)
         dropped = _take_out_what_was_signed_elsewhere(fields)
+        dropped += _fit_budget(fields, request, target.output_cap)
         return MessagesCall(_encode(fields), request, dropped)
 
     def counting(self, prompt: Prompt, target: Target) -> CountCall:
@@ -147,7 +150,7 @@ def _take_out_what_was_signed_elsewhere(fields: Fields) -> tuple[str, ...]:
     raw = fields["messages"]
     body = bytes(raw)
     foreign = any(mark in body for mark in MARKS) or _EMPTY_SIGNATURE.search(body) is not None
-    by_budget = _thinks_by_budget(fields)
+    by_budget = _budget_of(fields) is not None
     if not foreign and not by_budget:
         return ()
     try:
@@ -156,20 +159,43 @@ def _take_out_what_was_signed_elsewhere(fields: Fields) -> tuple[str, ...]:
             messages = [_without_foreign_thinking(message) for message in messages]
             fields["messages"] = msgspec.Raw(_encode(messages))
         if by_budget and _has_lost_reasoning(messages):
-            del fields["thinking"]
-            fields.pop("context_management", None)  # what is in it presupposes thinking
+            _give_up_thinking(fields)
             return ("degraded:thinking",)
     except (*_UNREADABLE, KeyError):
         pass  # it is not what it should be: the provider will say so
     return ()
 
 
-def _thinks_by_budget(fields: Fields) -> bool:
+def _fit_budget(fields: Fields, request: Request, cap: int | None) -> tuple[str, ...]:
+    """A budget goes under a cap that is lower than the client's; returns what is to be reported."""
+    if cap is None or request.output_cap is None or cap >= request.output_cap:
+        return ()
+    budget = _budget_of(fields)
+    if budget is None or not cap <= budget < request.output_cap:
+        return ()
+    if cap <= BUDGET_MIN:
+        _give_up_thinking(fields)
+    else:
+        fields["thinking"] = msgspec.Raw(
+            b'{"type":"enabled","budget_tokens":%d}' % fitting_budget(budget, cap)
+        )
+    return ("clamped:thinking",)
+
+
+def _give_up_thinking(fields: Fields) -> None:
+    del fields["thinking"]
+    fields.pop("context_management", None)  # what is in it presupposes thinking
+
+
+def _budget_of(fields: Fields) -> int | None:
+    """How many tokens the model may think by, None where it is not told in tokens."""
     try:
         thinking = _decode_thinking(fields["thinking"]) if "thinking" in fields else None
     except _UNREADABLE:
-        return False
-    return thinking is not None and thinking.type == "enabled"
+        return None
+    if thinking is None or thinking.type != "enabled":
+        return None
+    return thinking.budget_tokens if isinstance(thinking.budget_tokens, int) else None
 
 
 def _without_foreign_thinking(message: Fields) -> Fields:

@@ -137,5 +137,4 @@ def test_what_names_tell(
 
 def test_some_always_think() -> None:
     assert traits_of("claude-mythos-1").always_thinks
-    assert traits_of("claude-sonnet-5").thinks_unasked
-    assert not traits_of("claude-opus-4-8").thinks_unasked
+    assert not traits_of("claude-opus-4-8").always_thinks

@@ -115,3 +115,14 @@ def test_the_counter_gets_the_same_without_what_it_does_not_take() -> None:
         "system": "s",
     }
     assert call.headers == (("anthropic-version", "2023-06-01"), ("anthropic-beta", "b"))
+
+
+def test_a_budget_goes_below_a_cap_that_had_to_be_lowered() -> None:
+    request = decoded(max_tokens=9000, thinking={"type": "enabled", "budget_tokens": 8000})
+    for cap, thinking in ((4000, {"type": "enabled", "budget_tokens": 3000}), (1000, None)):
+        call = MessagesUpstream().passing(request, target(cap=cap), ENVELOPES)
+        assert json.loads(call.body).get("thinking") == thinking
+        assert call.dropped == ("clamped:thinking",)
+    call = MessagesUpstream().passing(request, target(cap=9000), ENVELOPES)
+    assert json.loads(call.body)["thinking"]["budget_tokens"] == 8000
+    assert call.dropped == ()

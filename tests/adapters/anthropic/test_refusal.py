@@ -154,3 +154,29 @@ def test_messages_are_scrubbed() -> None:
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b'{"error":"gone"}', b"\xff"])
 def test_bodies_may_be_anything(body: bytes) -> None:
     assert read_failure(500, {}, body).kind == "server_error"
+
+
+@pytest.mark.parametrize(
+    ("status", "word", "code"),
+    [
+        (404, "not_found_error", "thread_not_found"),
+        (400, "invalid_request_error", "thread_unsupported_request"),
+    ],
+)
+def test_the_sdk_learns_what_became_of_its_thread(status: int, word: str, code: str) -> None:
+    told = {"type": word, "message": "No thread.", "details": {"error_code": code, "id": "x"}}
+    failure = read_failure(status, {}, json.dumps({"type": "error", "error": told}).encode())
+    error = failure.client_error()
+    assert error is not None
+    found = raised(error)
+    assert found.status_code == status
+    body = found.body
+    assert isinstance(body, dict)
+    assert body["error"] == {"type": word, "message": "No thread.", "details": {"error_code": code}}
+
+
+@pytest.mark.parametrize("details", [None, 7, [], {}, {"error_code": 7}, {"error_code": "other"}])
+def test_other_details_are_the_providers_own(details: object) -> None:
+    error = {"type": "not_found_error", "message": "model: x", "details": details}
+    failure = read_failure(404, {}, json.dumps({"error": error}).encode())
+    assert (failure.kind, failure.details) == ("not_found", {})
