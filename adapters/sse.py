@@ -19,7 +19,8 @@ EVENT_BYTES_MAX = 16 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 # A CR at the very end of what has arrived may still become a CRLF, so it ends no line yet.
-_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?=[^\n])){2}")
+# Written out twice instead of repeated, so that the search can skip to the first CR or LF.
+_BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?=[^\n]))(?:\r\n|\n|\r(?=[^\n]))")
 _BOUNDARY_BYTES_MAX = 4
 
 
@@ -110,8 +111,17 @@ class Splitter:
 
 def data_of(event: bytes) -> bytes:
     """The payload of a raw event: its data lines joined by LF; empty where it has none."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:
-        return event[6:-2]
+    # Nearly all have one data line, some with a name before it.
+    begin = event.find(b"\n") + 1 if event.startswith(b"event: ") else 0
+    one_line = event.startswith(b"data: ", begin) and event.find(b"\n", begin) == len(event) - 2
+    if one_line and event.find(b"\r", 0, begin) < 0:
+        return event[begin + 6 : -2]
+    if (
+        event.startswith(b"data: ")
+        and event.find(b"\r") == len(event) - 4
+        and b"\n" not in event[:-4]
+    ):
+        return event[6:-4]
     return b"\n".join(
         line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")
     )

@@ -32,6 +32,7 @@ _REFUSALS = GeminiRefusals()
 _CONFIG = "generationConfig"
 _CAP = "maxOutputTokens"
 _VERSION_KEY = b'"modelVersion"'
+_CALL = b'"functionCall"'
 _VERSION = re.compile(rb'"modelVersion"[ \t\r\n]*:[ \t\r\n]*"((?:[^"\\]|\\.)*)"')
 _DONE = b"[DONE]"
 _SIGNATURE = "thoughtSignature"
@@ -69,10 +70,11 @@ class GeminiPassing:
 class GeminiManner:
     """One stream's chunks on their way through. Implements `passing.Manner`."""
 
-    __slots__ = ("_framing", "_model")
+    __slots__ = ("_framing", "_member", "_model", "_shown_member")
 
     def __init__(self, model: str, frames: Framing) -> None:
         self._model = _encode(model)
+        self._member = self._shown_member = b""  # as the last chunk had it, and as it is shown
         self._framing = frames
 
     def shown(self, raw: bytes, payload: bytes) -> bytes:
@@ -80,7 +82,16 @@ class GeminiManner:
             return b""
         if b"\n" in payload:
             payload = payload.replace(b"\n", b" ")  # between tokens: text has it escaped
-        return self._framing.item(renamed(payload, self._model))
+        return self._framing.item(self._renamed(payload))
+
+    def _renamed(self, payload: bytes) -> bytes:
+        if payload.count(_VERSION_KEY) == 1 and _CALL not in payload:
+            if not self._member or self._member not in payload:
+                found = _VERSION.search(payload)
+                self._member = found[0] if found is not None else b""
+                self._shown_member = renamed(self._member, self._model)
+            return payload.replace(self._member, self._shown_member, 1)
+        return renamed(payload, self._model)
 
     def end(self) -> bytes:
         return self._framing.end()
@@ -97,7 +108,7 @@ def renamed(answer: bytes, model: bytes) -> bytes:
     if _VERSION_KEY not in answer:
         return answer
     found = list(_VERSION.finditer(answer))
-    if len(found) != 1 or b'"functionCall"' in answer:  # it may stand in arguments
+    if len(found) != 1 or _CALL in answer:  # it may stand in arguments
         return _renamed_member(answer, model)
     start, end = found[0].span(1)
     return answer[: start - 1] + model + answer[end + 1 :]
