@@ -148,12 +148,16 @@ class _Part:
 
 
 class Message:
-    """A run of texts and refusals, a part for each block."""
+    """A run of texts and refusals, a part for each block.
 
-    __slots__ = ("_id", "_index", "_lines", "_part", "_parts", "done")
+    `phase` may be set before it is finished: whether it is a commentary or the final answer.
+    """
+
+    __slots__ = ("_id", "_index", "_lines", "_part", "_parts", "done", "phase")
 
     def __init__(self, lines: Lines) -> None:
         self.done: msgspec.Raw | None = None
+        self.phase = ""
         self._lines = lines
         self._id = f"msg_{token_hex(24)}"
         self._index = -1
@@ -200,13 +204,14 @@ class Message:
         )
 
     def _whole(self, status: str) -> Place:
-        return {
+        item: Place = {
             "id": self._id,
             "type": "message",
             "status": status,
             "role": "assistant",
             "content": self._parts,
         }
+        return {**item, "phase": self.phase} if self.phase else item
 
 
 def _written_logprob(logprob: Logprob) -> object:

@@ -65,6 +65,7 @@ _INCOMPLETE: Mapping[FinishReason, str] = {
     "context_window": "max_output_tokens",
     "content_filter": "content_filter",
 }
+_PHASE = b'"phase"'
 _DECLINED = "The model declined to answer."
 _ID_CHARACTERS_MIN = 16  # of an id that is hardly used twice
 _KEEP_ALIVE = b": keep-alive\n\n"
@@ -81,6 +82,7 @@ class ResponsesWriter:
         "_lines",
         "_made",
         "_output",
+        "_phases",
         "_request",
         "_response",
         "_started",
@@ -94,6 +96,7 @@ class ResponsesWriter:
         self._made = made
         self._lines = Lines()
         self._response: dict[str, object] = {}
+        self._phases = _PHASE in bytes(request.fields.get("input", b""))
         self._started = False
         self._item: Item | None = None  # not yet finished
         self._late: list[str] = []  # signatures that follow the item they belong to
@@ -148,10 +151,10 @@ class ResponsesWriter:
             self._declined = self._declined or block.kind == "refusal"
             out = b""
             if not isinstance(self._item, Message):
-                out = self._settle("completed")
+                out = self._settle("completed", "commentary")
                 self._item = Message(self._lines)
             return out + self._item.open(block.kind)
-        out = self._settle("completed")
+        out = self._settle("completed", "commentary")
         thinking = block.kind == "thinking"
         self._item = Reasoning(self._lines) if thinking else Call(self._lines, block)
         return out
@@ -183,7 +186,8 @@ class ResponsesWriter:
         reason = _INCOMPLETE.get(finish.reason)
         status = "completed" if reason is None else "incomplete"
         # A message may be cut by a filter and yet is all there is of it.
-        out = self._settle("incomplete" if reason == "max_output_tokens" else "completed")
+        cut = reason == "max_output_tokens"
+        out = self._settle("incomplete" if cut else "completed", "final_answer")
         if finish.reason == "refusal" and not self._declined:
             out += self._decline(finish.detail or _DECLINED)
         usage = self._usage or self._estimate()
@@ -204,11 +208,13 @@ class ResponsesWriter:
         assert self._item is not None, "a block is open"
         return self._item
 
-    def _settle(self, status: Status) -> bytes:
-        """Finish the last item, if there is one."""
+    def _settle(self, status: Status, phase: str) -> bytes:
+        """Finish the last item, if there is one. Only clients that told phases know the word."""
         if self._item is None:
             return b""
         item, self._item = self._item, None
+        if self._phases and isinstance(item, Message):
+            item.phase = phase
         out = self._told(item, status)
         for sealed in self._late:
             out += self._told(Reasoning(self._lines, sealed), "completed")

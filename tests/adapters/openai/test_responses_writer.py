@@ -318,6 +318,16 @@ def test_search_with_broken_arguments_gives_them_as_text() -> None:
     assert json.loads(made.whole())["output"][0]["arguments"] == "{oops"
 
 
+def test_phases_for_clients_that_know_them() -> None:
+    blocks = [*text_block(0, "Looking."), *call_block(1, "{}"), *text_block(2, "Done.")]
+    message = {"role": "assistant", "content": "x", "phase": "commentary"}
+    _, made = written([START, *blocks, *END], input=[{"role": "user", "content": "a"}, message])
+    output = json.loads(made.whole())["output"]
+    assert [item.get("phase") for item in output] == ["commentary", None, "final_answer"]
+    _, made = written([START, *blocks, *END])
+    assert all("phase" not in item for item in json.loads(made.whole())["output"])
+
+
 def test_logprobs_and_citations() -> None:
     blocks: list[Event] = [
         Open(0, "text"),
