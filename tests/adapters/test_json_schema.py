@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters import json_schema
 from adapters.errors import RequestNotExpressible
 from adapters.json_schema import (
     for_anthropic,
@@ -21,6 +20,7 @@ from adapters.json_schema import (
     for_openai,
     from_openapi,
 )
+from adapters.json_schema.openapi import NODES_MAX
 from adapters.losses import Losses
 
 Schema = dict[str, object]
@@ -440,4 +440,4 @@ def test_hostile_schemas_are_bounded(name: str, way: Callable[[Schema], object])
         built = at_depth(sys.getrecursionlimit() // 3)
     except RequestNotExpressible:
         return
-    assert len(msgspec.json.encode(built)) < 100 * json_schema.NODES_MAX
+    assert len(msgspec.json.encode(built)) < 100 * NODES_MAX
