@@ -17,7 +17,7 @@ from adapters.canonical import BlobKind, Citation, Logprob
 from adapters.failures import scrub
 from adapters.gemini import wire
 from adapters.gemini.failure import find_failure, read_error_object
-from adapters.stream import Composer
+from adapters.stream import Composer, State
 
 _decode = msgspec.json.Decoder(wire.Answer).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -68,7 +68,8 @@ class GeminiReader:
         if answer.error and (failure := read_error_object(bytes(answer.error))) is not None:
             composer.fail("server_error", failure.message, failure)
             return
-        composer.start(_text(answer.response_id), _text(answer.model_version))
+        if composer.state is State.IDLE:
+            composer.start(_text(answer.response_id), _text(answer.model_version))
         for at, candidate in enumerate(answer.candidates or ()):
             first = candidate.index in (0, None) and (at == 0 or candidate.index == 0)
             if first or self._passing:

@@ -176,6 +176,7 @@ FINISH_REASONS: Mapping[FinishReason, str] = {
 # -- what was consumed ----------------------------------------------------------------------------
 
 _AUDIO = "AUDIO"
+_NO_PIECES: Mapping[str, int] = {}
 # Google's word for the tier it serves unless told otherwise.
 STANDARD_TIER = "standard"
 
@@ -194,14 +195,14 @@ def usage_of(given: UsageMetadata, searches: int = 0) -> Usage:
         output_tokens=output,
         reasoning_tokens=thoughts,
         audio_output_tokens=_audio(given.candidates_tokens_details),
-        pieces={"web_search": searches} if searches else {},
+        pieces={"web_search": searches} if searches else _NO_PIECES,
         service_tier=canonical_tier(given.service_tier),
     )
 
 
 def canonical_tier(tier: object) -> str:
     """A service tier as prices are kept by: `default` is Google's `standard`."""
-    if not isinstance(tier, str):
+    if not isinstance(tier, str) or not tier:
         return ""
     tier = tier.lower().removeprefix("service_tier_")
     if tier == "unspecified":
@@ -233,7 +234,9 @@ def usage_metadata(usage: Usage) -> dict[str, object]:
 
 
 def _audio(details: list[Modality] | None) -> int:
-    return sum([_count(each.token_count) for each in details or () if each.modality == _AUDIO])
+    if not details:
+        return 0
+    return sum([_count(each.token_count) for each in details if each.modality == _AUDIO])
 
 
 def _count(value: object) -> int:
