@@ -18,6 +18,7 @@ from adapters.gemini.downstream import (
     GenerateDownstream,
     StreamGenerateDownstream,
 )
+from adapters.gemini.embeddings import GeminiBatchEmbed, GeminiEmbed
 from adapters.gemini.models import ModelList
 from adapters.gemini.refusal import GeminiRefusals
 
@@ -25,17 +26,27 @@ REFUSALS = GeminiRefusals()
 _GENERATE = GenerateDownstream()
 _STREAM = StreamGenerateDownstream()
 _COUNT = CountDownstream()
+_EMBED = GeminiEmbed()
+_BATCH_EMBED = GeminiBatchEmbed()
 _LIST = ModelList()
 
 GENERATE = Operation("gemini", "generateContent", 30, _GENERATE, _GENERATE)
 STREAM = Operation("gemini", "streamGenerateContent", 31, _STREAM, _STREAM)
 COUNT = Operation("gemini", "countTokens", 32, _COUNT, _COUNT, "count")
+EMBED = Operation("gemini", "embedContent", 33, _EMBED, _EMBED, "embed")
+BATCH_EMBED = Operation("gemini", "batchEmbedContents", 34, _BATCH_EMBED, _BATCH_EMBED, "embed")
 MODELS = Operation("gemini", "models", 35, REFUSALS, action="models", listing=_LIST)
 MODEL = Operation("gemini", "model", 36, REFUSALS, action="models", listing=_LIST)
 
 # What is done to a model, by its verb.
 VERBS: Mapping[str, Operation] = MappingProxyType(
-    {"generateContent": GENERATE, "streamGenerateContent": STREAM, "countTokens": COUNT}
+    {
+        "generateContent": GENERATE,
+        "streamGenerateContent": STREAM,
+        "countTokens": COUNT,
+        "embedContent": EMBED,
+        "batchEmbedContents": BATCH_EMBED,
+    }
 )
 OPERATIONS = (*VERBS.values(), MODELS, MODEL)
 

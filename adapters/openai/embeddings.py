@@ -1,7 +1,13 @@
-"""Embeddings, both sides: what is asked, what a provider gets, what its answer cost."""
+"""OpenAI's embeddings, on both sides: what is asked, what a provider gets, what its answer cost.
+
+The Python SDK asks for `base64` whenever its caller did not choose, and decodes that itself: the
+numbers as 32-bit floats, little-endian.
+"""
 
 from __future__ import annotations
 
+import struct
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,11 +27,13 @@ from adapters.codec import (
     UpstreamFailure,
     Writer,
 )
+from adapters.embedding import Embedding, EncodedEmbedding, Vectors
 from adapters.envelope import Envelopes
-from adapters.errors import InvalidRequest, UpstreamProtocolViolation
+from adapters.errors import InvalidRequest, RequestNotExpressible, UpstreamProtocolViolation
 from adapters.estimate import counted_tokens
+from adapters.losses import Losses
 from adapters.openai import wire
-from adapters.openai.body import read_fields, refuse_other_spellings, text_of
+from adapters.openai.body import count_of, read_fields, refuse_other_spellings, text_of
 from adapters.openai.chat_relay import with_model
 from adapters.openai.failure import read_error_object, read_failure
 from adapters.openai.refusal import OpenAIRefusals
@@ -33,8 +41,20 @@ from adapters.openai.refusal import OpenAIRefusals
 PATH = "/embeddings"
 
 _decode_input = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
+_decode_floats = msgspec.json.Decoder(list[float]).decode
+_decode_str = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.encode
+_DIMENSIONS_MAX = 2**20
+_KNOWN = frozenset({"model", "input", "dimensions", "encoding_format", "user"})
 _PRICED = frozenset({"model", "input"})
+
+
+class _Entry(msgspec.Struct, gc=False):
+    embedding: msgspec.Raw
+    index: int = 0
+
+
+_decode_entry = msgspec.json.Decoder(_Entry).decode
 
 
 class EmbeddingsDownstream(OpenAIRefusals):
@@ -69,6 +89,51 @@ class EmbeddingsDownstream(OpenAIRefusals):
     def writer(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> Writer:
         raise AssertionError("embeddings are no prompt")
 
+    def embedding(self, request: Request) -> Embedding:
+        if text_of(request.fields, "encoding_format") not in (None, "float", "base64"):
+            field = "encoding_format"
+            raise InvalidRequest(f"{field} must be float or base64.", param=field)
+        return Embedding(
+            texts=_texts(request.fields["input"]),
+            dimensions=count_of(request.fields, "dimensions", _DIMENSIONS_MAX),
+            end_user=request.user_id,
+            dropped=tuple(
+                name
+                for name in request.fields
+                if name not in _KNOWN and name.isascii() and name.isidentifier()
+            ),
+        )
+
+    def embedded(self, request: Request, vectors: Vectors, usage: Usage) -> bytes:
+        packed = text_of(request.fields, "encoding_format") == "base64"
+        data = [
+            {"object": "embedding", "index": at, "embedding": _packed(each) if packed else each}
+            for at, each in enumerate(vectors.vectors)
+        ]
+        tokens = {"prompt_tokens": usage.input_tokens, "total_tokens": usage.input_tokens}
+        return _encode({"object": "list", "data": data, "model": request.model, "usage": tokens})
+
+
+def _texts(raw: msgspec.Raw) -> tuple[str, ...]:
+    """The texts of `input`, which may also be tokens: those are of a tokenizer of OpenAI's."""
+    given = _decode_input(raw)
+    texts = [given] if isinstance(given, str) else [each for each in given if isinstance(each, str)]
+    if not texts:
+        raise RequestNotExpressible(
+            "input: this model's provider takes texts, not tokens.", param="input"
+        )
+    return tuple(texts)
+
+
+def _packed(vector: msgspec.Raw) -> str:
+    values = _decode_floats(vector)
+    return b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
+
+
+def _unpacked(vector: str) -> msgspec.Raw:
+    data = b64decode(vector)
+    return msgspec.Raw(_encode(struct.unpack(f"<{len(data) // 4}f", data)))
+
 
 def _check_input(raw: msgspec.Raw) -> None:
     """Text, several texts, tokens, or several lists of tokens; not a mixture."""
@@ -94,8 +159,27 @@ class EmbeddingsUpstream:
         raise AssertionError("embeddings are no prompt")
 
     def passing(self, request: Request, target: Target, envelopes: Envelopes) -> EmbeddingsCall:
+        return self.passing_embedding(request, target)
+
+    def passing_embedding(self, request: Request, target: Target) -> EmbeddingsCall:
         model = msgspec.Raw(_encode(target.model))
         return EmbeddingsCall(_encode({**request.fields, "model": model}), request.model)
+
+    def encode_embedding(self, embedding: Embedding, target: Target) -> EncodedEmbedding:
+        losses = Losses(target.provider.name)
+        body: dict[str, object] = {
+            "model": target.model,
+            "input": embedding.texts,
+            "encoding_format": "float",
+        }
+        if embedding.dimensions is not None:
+            body["dimensions"] = embedding.dimensions
+        for name, value in (("taskType", embedding.task), ("title", embedding.title)):
+            if value:
+                losses.drop(name)
+        return EncodedEmbedding(
+            path=PATH, body=_encode(body), read=_read_vectors, dropped=losses.names
+        )
 
     def counting(self, prompt: Prompt, target: Target) -> CountCall | None:
         return None
@@ -158,3 +242,23 @@ class EmbeddingsRelay:
         if self._usage is not None:
             return Counted(self._usage, estimated=False)
         return Counted(Usage(input_tokens=counted_tokens(input_text_bytes)), estimated=True)
+
+
+def _read_vectors(body: bytes) -> Vectors | UpstreamFailure:
+    """The vectors of an answer in the order of what was asked."""
+    try:
+        answer = wire.read_embeddings(body)
+        if answer.error and (failure := read_error_object(answer.error)) is not None:
+            return failure
+        entries = sorted(map(_decode_entry, answer.data or ()), key=lambda each: each.index)
+        vectors = tuple(
+            _unpacked(_decode_str(each.embedding))
+            if bytes(memoryview(each.embedding)[:1]) == b'"'
+            else each.embedding
+            for each in entries
+        )
+    except (UpstreamProtocolViolation, msgspec.MsgspecError, ValueError, struct.error):
+        return UpstreamFailure("protocol", "The answer is not a list of embeddings.")
+    if not vectors:
+        return UpstreamFailure("empty", "The answer is empty.")
+    return Vectors(vectors, wire.read_usage(answer.usage))
