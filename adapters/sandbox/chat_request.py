@@ -8,16 +8,18 @@ compatible with it, and have such members.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapters.sandbox.asked import Asked, Said, Speaker, Tool, name_of, prompt_tokens
 from adapters.sandbox.models import family_of
 from adapters.sandbox.openai_words import (
     WORDING,
+    check_json_is_asked,
     check_model,
     check_strict,
     chosen,
+    image_url,
     read_object,
     refused,
 )
@@ -68,6 +70,13 @@ def read_chat(body: bytes) -> ChatRequest:
     _check_calls(messages)
     _check_schemas(fields)
     said = [_said(message) for message in messages]
+    if an_object(fields.get("response_format")).get("type") == "json_object":
+        check_json_is_asked(
+            [each.text for each in said],
+            "'messages' must contain the word 'json' in some form, to use 'response_format' of "
+            "type 'json_object'.",
+            "messages",
+        )
     options = an_object(fields.get("stream_options"))
     stop = fields.get("stop") or ()
     asked = Asked(
@@ -234,9 +243,14 @@ _are = Shapes(WORDING)
 _CONTENT = "one of a string or array of objects"
 
 
+_PART: Mapping[str, Read] = {
+    "text": _are.string,
+    "image_url": _are.members({"url": image_url, "detail": _are.string}, required=["url"]),
+}
+
+
 def _part(kind: str) -> Read:
-    fields: dict[str, Read] = {kind: _are.string if kind == "text" else _are.anything}
-    return _are.members(fields, required=[kind], lenient=True)
+    return _are.members({kind: _PART.get(kind, _are.anything)}, required=[kind], lenient=True)
 
 
 _PARTS = _are.array(

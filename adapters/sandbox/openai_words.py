@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from adapters.sandbox.behaviours import Unshapeable
@@ -274,6 +276,37 @@ _TROUBLES: Mapping[Trouble, Callable[[], Refused]] = {
         code="content_filter",
     ),
 }
+
+
+# -- rules of both surfaces ------------------------------------------------------------------------
+
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(?P<data>.+)", re.DOTALL)
+
+
+def image_url(at: Path, value: object) -> object:
+    """An image on the web, or in the URL itself."""
+    if not isinstance(value, str):
+        raise WORDING.wrong_type(at, "a string", value)
+    if value.startswith(("https://", "http://")):
+        return value
+    found = _DATA_URL.fullmatch(value)
+    try:
+        b64decode(found["data"] if found else "?", validate=True)
+    except ValueError:
+        raise refused(
+            400,
+            f"Invalid '{spelled(at)}'. Expected a valid URL, but got a value with an invalid "
+            "format.",
+            param=spelled(at),
+            code="invalid_value",
+        ) from None
+    return value
+
+
+def check_json_is_asked(texts: Iterable[str], message: str, param: str) -> None:
+    """Whoever wants any JSON has to say so in words, too."""
+    if not any("json" in text.lower() for text in texts):
+        raise refused(400, message, param=param)
 
 
 # -- strict schemas -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from adapters.sandbox import (
     gemini_answer,
     gemini_words,
     openai_words,
+    responses_answer,
 )
 from adapters.sandbox.chat_answer import CREATED, complete
 from adapters.sandbox.embeddings import embed
@@ -111,6 +112,10 @@ def _openai(
     methods: Mapping[str, Serve]
     if path == "/v1/chat/completions":
         methods = {"POST": lambda: complete(body)}
+    elif path == "/v1/responses":
+        methods = {"POST": lambda: responses_answer.create(body)}
+    elif path == "/v1/responses/input_tokens":
+        methods = {"POST": lambda: responses_answer.count(body)}
     elif path == "/v1/embeddings":
         methods = {"POST": lambda: embed(body)}
     elif path == "/v1/models":

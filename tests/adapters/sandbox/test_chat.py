@@ -480,7 +480,10 @@ def test_json_has_the_shape_that_was_asked_for() -> None:
     for stream in (True, False):
         played = chat("sandbox-json", response_format=wanted, stream=stream)
         assert json.loads(text_of(played)) == {"n": 7}
-    assert json.loads(text_of(chat("sandbox-json", response_format={"type": "json_object"})))
+    fields: Json = {"response_format": {"type": "json_object"}}
+    assert chat("sandbox-json", **fields).status == 400  # nobody has said JSON
+    fields["messages"] = [{"role": "user", "content": "JSON, please"}]
+    assert json.loads(text_of(chat("sandbox-json", **fields)))
 
 
 def test_a_schema_that_nothing_fits_is_refused() -> None:
