@@ -202,7 +202,7 @@ class Composer:
             self._emit(event)
         elif (later := self._by_key.get(key)) is not None:
             self._hold(later, event)
-        else:
+        elif key not in self._settled:  # a call that was taken for complete has no place for it
             self._stray()
 
     def close(self, key: Hashable) -> None:

@@ -316,6 +316,7 @@ def test_a_complete_call_ends_where_the_next_begins() -> None:
     ]  # fmt: skip
     composer.delta("a", " \n")  # some servers close with white space
     composer.delta("b", "\n")
+    composer.meta("a", signature="late", kind="call")
     assert not failed(composer)
     composer.delta("a", "{")
     assert failed(composer)
