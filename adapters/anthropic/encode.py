@@ -94,7 +94,7 @@ def build(prompt: Prompt, target: Target, losses: Losses) -> Built:
         "system": _system(instructions),
         "messages": _stripped(messages) if prefill else messages,
         "tools": declared,
-        "tool_choice": _tool_choice(choice, prompt.parallel, names),
+        "tool_choice": _tool_choice(choice, prompt.parallel, tools, names),
         "thinking": thinking,
         "output_config": _output_config(effort, prompt.format, traits, losses),
         "stop_sequences": _stops(prompt.stop, losses),
@@ -118,9 +118,10 @@ def _refuse_what_has_no_place(prompt: Prompt, losses: Losses) -> None:
         losses.refuse("logprobs", "tells no probabilities")
     if prompt.web_search:
         losses.refuse("web_search_options", "is not set up to search the web for others")
-    forced = prompt.tool_choice is not None and prompt.tool_choice.mode == "hosted"
+    if prompt.tool_choice is not None and prompt.tool_choice.mode == "hosted":
+        losses.refuse("tool_choice", "cannot be made to use a tool of another provider")
     for tool in prompt.hosted_tools:
-        if forced or not prompt.tools:
+        if not prompt.tools:
             losses.refuse("tools", f"has no tool of the type {tool.type} for clients of others")
         losses.drop(f"tool:{tool.type}")
 
@@ -328,13 +329,17 @@ def _tool(tool: Tool, names: ToolNames, writer: _Content, losses: Losses) -> Blo
 
 
 def _tool_choice(
-    choice: ToolChoice | None, parallel: bool | None, names: ToolNames
+    choice: ToolChoice | None, parallel: bool | None, tools: Sequence[Tool], names: ToolNames
 ) -> Block | None:
+    if not tools:
+        return None
     one_at_a_time = {"disable_parallel_tool_use": True} if parallel is False else {}
     if choice is None or choice.mode == "auto":
         return {"type": "auto", **one_at_a_time} if choice or one_at_a_time else None
     if choice.mode == "named":
-        return {"type": "tool", "name": names.wire(choice.names[0]), **one_at_a_time}
+        name = choice.names[0]
+        namespace = next((tool.namespace for tool in tools if tool.name == name), "")
+        return {"type": "tool", "name": names.wire(name, namespace), **one_at_a_time}
     return {"type": "any", **one_at_a_time} if choice.mode == "any" else {"type": "none"}
 
 

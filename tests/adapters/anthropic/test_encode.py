@@ -390,7 +390,14 @@ def test_a_choice_of_some_declares_only_those() -> None:
 
 def test_a_choice_without_tools_is_none() -> None:
     sent, _ = encoded(Prompt(turns=HI, tool_choice=ToolChoice(mode="any"), parallel=False))
-    assert "tools" not in sent
+    assert not {"tools", "tool_choice"} & sent.keys()
+
+
+def test_a_named_choice_means_the_tool_in_its_group() -> None:
+    tools = (Tool(name="f", namespace="ns"),)
+    choice = ToolChoice(mode="named", names=("f",))
+    sent, _ = encoded(Prompt(turns=HI, tools=tools, tool_choice=choice))
+    assert sent["tool_choice"] == {"type": "tool", "name": sent["tools"][0]["name"]}
 
 
 def test_tools_of_other_providers_are_dropped_beside_ours_and_refused_alone() -> None:
@@ -400,9 +407,8 @@ def test_tools_of_other_providers_are_dropped_beside_ours_and_refused_alone() ->
     assert dropped == ("tool:web_search",)
     assert refused(Prompt(turns=HI, hosted_tools=hosted)) == "tools"
     forced = ToolChoice(mode="hosted", names=("web_search",))
-    assert (
-        refused(Prompt(turns=HI, tools=(TOOL,), hosted_tools=hosted, tool_choice=forced)) == "tools"
-    )
+    prompt = Prompt(turns=HI, tools=(TOOL,), hosted_tools=hosted, tool_choice=forced)
+    assert refused(prompt) == "tool_choice"
 
 
 # -- thinking -------------------------------------------------------------------------------------
