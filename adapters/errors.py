@@ -75,9 +75,9 @@ class RequestTimeout(RequestError):
 
 
 class Cancelled(RequestError):
-    """The caller stopped the response through another request."""
+    """The caller stopped the response through another request: it left, in a way."""
 
-    status, code = 499, "response_cancelled"
+    status, code = 499, "client_disconnected"
 
 
 class UnsupportedEncoding(RequestError):

@@ -200,6 +200,7 @@ ERRORS: list[tuple[int, str]] = [
     (415, "invalid_request"),
     (429, "rate_limit_exceeded"),
     (431, "invalid_request"),
+    (499, "client_disconnected"),
     (500, "internal_error"),
     (502, "upstream_unavailable"),
     (503, "upstream_unavailable"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from adapters import registry
+from adapters.anthropic.upstream import MessagesUpstream
 from adapters.errors import InvalidRequest, MethodNotAllowed, NotFound
 from adapters.openai.chat_upstream import ChatUpstream
-from adapters.openai.embeddings import EmbeddingsUpstream
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,23 @@ def test_numbers_in_the_books_never_change() -> None:
         2: ("openai", "embeddings"),
         3: ("openai", "models"),
         4: ("openai", "model"),
+        5: ("openai", "responses"),
+        6: ("openai", "responses.input_tokens"),
+        7: ("openai", "response"),
+        8: ("openai", "response.delete"),
+        9: ("openai", "response.cancel"),
+        10: ("openai", "response.input_items"),
+        20: ("anthropic", "messages"),
+        21: ("anthropic", "messages.count_tokens"),
+        22: ("anthropic", "models"),
+        23: ("anthropic", "model"),
+        30: ("gemini", "generateContent"),
+        31: ("gemini", "streamGenerateContent"),
+        32: ("gemini", "countTokens"),
+        33: ("gemini", "embedContent"),
+        34: ("gemini", "batchEmbedContents"),
+        35: ("gemini", "models"),
+        36: ("gemini", "model"),
     }
 
 
@@ -63,7 +80,42 @@ def test_only_models_are_asked_through_a_codec() -> None:
 
 def test_who_speaks_for_a_provider() -> None:
     assert isinstance(registry.upstream_codec("openai", "chat"), ChatUpstream)
-    assert isinstance(registry.upstream_codec("openai", "embedding"), EmbeddingsUpstream)
+    assert isinstance(registry.upstream_codec("anthropic", "chat"), MessagesUpstream)
     with pytest.raises(InvalidRequest) as refused:
         registry.upstream_codec("openai", "video")
     assert refused.value.param == "model"
+
+
+GOOGLE = {b"x-goog-api-key": b"k"}
+ANTHROPIC = {b"anthropic-version": b"2023-06-01"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "surface", "name", "model"),
+    [
+        ("POST", "/v1/messages", {}, "anthropic", "messages", ""),
+        ("POST", "/anthropic/v1/messages", {}, "anthropic", "messages", ""),
+        ("POST", "/messages", {}, "anthropic", "messages", ""),
+        ("POST", "/v1/messages/count_tokens", {}, "anthropic", "messages.count_tokens", ""),
+        ("GET", "/v1/models", ANTHROPIC, "anthropic", "models", ""),
+        ("GET", "/v1/models/a/b", ANTHROPIC, "anthropic", "model", "a/b"),
+        ("GET", "/anthropic/v1/models/x", {}, "anthropic", "model", "x"),
+        ("GET", "/v1/models", GOOGLE, "gemini", "models", ""),
+        ("GET", "/v1/models/x", GOOGLE, "gemini", "model", "x"),
+        ("POST", "/v1/models/x:generateContent", {}, "gemini", "generateContent", "x"),
+        ("POST", "/v1beta/models/a%2Fb:countTokens", {}, "gemini", "countTokens", "a/b"),
+        ("POST", "/gemini/v1/models/x:embedContent", {}, "gemini", "embedContent", "x"),
+        ("GET", "/v1beta/models", {}, "gemini", "models", ""),
+        ("POST", "/v1/responses", {}, "openai", "responses", ""),
+        ("POST", "/v1/responses/input_tokens", {}, "openai", "responses.input_tokens", ""),
+        ("GET", "/v1/responses/resp_1", {}, "openai", "response", "resp_1"),
+        ("POST", "/v1/responses/resp_1/cancel", {}, "openai", "response.cancel", "resp_1"),
+        ("GET", "/v1/responses/r/input_items", {}, "openai", "response.input_items", "r"),
+    ],
+)
+def test_dialects(
+    method: str, path: str, headers: dict[bytes, bytes], surface: str, name: str, model: str
+) -> None:
+    match = registry.find(method, path, "", headers)
+    operation = match.operation
+    assert (operation.surface, operation.name, match.id) == (surface, name, model)

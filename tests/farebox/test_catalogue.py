@@ -175,15 +175,20 @@ def test_groups_keep_their_order_and_weights(config_of: ConfigOf) -> None:
     ]
 
 
-def test_upstreams_whose_protocol_is_not_spoken_yet_are_left_out(config_of: ConfigOf) -> None:
+def test_every_protocol_is_served(config_of: ConfigOf) -> None:
     text = (
         OWN + '[[providers]]\npreset = "anthropic"\napi_key = "k"\n'
         '[[models]]\nid = "both"\nupstreams = ["anthropic/claude", "own/x"]\n'
-        '[[models]]\nid = "none"\nupstreams = ["anthropic/claude"]\n'
     )
-    found = served(config_of(text))
-    assert list(found.models) == ["both"]
-    assert [upstream.name for upstream in found.models["both"].upstreams] == ["own/x"]
+    both = served(config_of(text)).models["both"]
+    assert [upstream.provider.protocol for upstream in both.upstreams] == ["anthropic", "openai"]
+
+
+def test_openai_itself_serves_responses_natively(config_of: ConfigOf) -> None:
+    found = served(config_of(OWN + '[[providers]]\npreset = "openai"\napi_key = "k"\n')).providers
+    assert found["openai"].protocol_for("openai-responses") == "openai-responses"
+    assert found["openai"].protocol_for("anthropic") == "openai"
+    assert found["own"].protocol_for("openai-responses") == "openai"
 
 
 def test_a_provider_is_reached_as_configured(config_of: ConfigOf) -> None:

@@ -51,16 +51,14 @@ def test_a_variable_switches_its_provider_on(
     assert not config.sandbox
 
 
-def test_a_protocol_that_is_not_spoken_yet_is_said_and_leaves_the_sandbox(
+def test_one_key_in_the_environment_switches_its_provider_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = load(None, {"ANTHROPIC_API_KEY": "sk-ant"})
-    assert config.sandbox
-    assert config.warnings == (
-        'not in this version yet: providers["anthropic"] speaks "anthropic"; '
-        "its models are left out",
-    )
+    assert not config.sandbox
+    assert [provider.protocol for provider in config.providers] == ["anthropic"]
+    assert config.warnings == ()
 
 
 def test_the_file_in_the_working_directory_is_read(
