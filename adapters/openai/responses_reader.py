@@ -11,18 +11,35 @@ order. What only a tool of the provider's did (web searches, code, images) is no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import msgspec
 
 from adapters import sse
-from adapters.canonical import BlockKind, Citation, FinishReason, Logprob
+from adapters.canonical import BlockKind, Citation, FinishReason
 from adapters.codec import FailureKind, UpstreamFailure
 from adapters.errors import UpstreamProtocolViolation
 from adapters.openai.failure import read_error_object
-from adapters.openai.responses_wire import read_usage, without_halves
+from adapters.openai.responses_answer import (
+    UNREADABLE,
+    Answer,
+    AnswerEvent,
+    AnswerItem,
+    AnswerPart,
+    arguments_of,
+    code_of,
+    is_search,
+    logprobs_of,
+    number,
+    part_of,
+    read_answer,
+    read_event,
+    read_item,
+    searches_in,
+    string,
+)
+from adapters.openai.responses_tools import SEARCH_NAME
+from adapters.openai.responses_wire import read_usage
 from adapters.stream import Composer
 
 _INCOMPLETE: Mapping[object, FinishReason] = {
@@ -37,117 +54,10 @@ _KIND_BY_CODE: Mapping[object, FailureKind] = {
     "misalignment_policy_violation": "content_filter",
 }
 _BAD_IMAGE = "image"
-_TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _SEARCH_ITEM = "web_search_call"
 _IMAGE_ITEM = "image_generation_call"
-_SEARCH_NAME = "tool_search"
-_ABSENT = msgspec.Raw()
 
 Key = tuple[int, str, int]
-T = TypeVar("T")
-
-
-# -- what is read ---------------------------------------------------------------------------------
-
-
-class _Event(msgspec.Struct, gc=False):
-    """One event of a stream. Leaves whose type differs between servers are looked at where they
-    are used."""
-
-    type: object = None
-    output_index: object = 0
-    content_index: object = 0
-    summary_index: object = 0
-    delta: object = None
-    text: object = None
-    refusal: object = None
-    arguments: object = None
-    input: object = None
-    item: msgspec.Raw = _ABSENT
-    part: msgspec.Raw = _ABSENT
-    annotation: msgspec.Raw = _ABSENT
-    logprobs: msgspec.Raw = _ABSENT
-    response: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
-
-
-class _Text(msgspec.Struct, gc=False):
-    """A part of a message, of a summary or of reasoning; or an annotation of one."""
-
-    type: object = None
-    text: object = None
-    refusal: object = None
-    annotations: list[msgspec.Raw] | None = None
-    logprobs: msgspec.Raw = _ABSENT
-    url: object = None
-    title: object = None
-
-
-class _Action(msgspec.Struct, gc=False):
-    type: object = None
-
-
-class _Item(msgspec.Struct, gc=False):
-    type: object = None
-    id: object = None
-    call_id: object = None
-    name: object = None
-    arguments: msgspec.Raw = _ABSENT
-    input: object = None
-    execution: object = None
-    content: list[_Text] | None = None
-    summary: list[_Text] | None = None
-    encrypted_content: object = None
-    action: msgspec.Raw = _ABSENT
-
-
-class _Reason(msgspec.Struct, gc=False):
-    reason: object = None
-
-
-class _WebSearch(msgspec.Struct, gc=False):
-    num_requests: int | None = None
-
-
-class _ToolUsage(msgspec.Struct, gc=False):
-    web_search: _WebSearch | None = None
-
-
-class _Response(msgspec.Struct, gc=False):
-    id: object = None
-    model: object = None
-    status: object = None
-    error: msgspec.Raw = _ABSENT
-    incomplete_details: _Reason | None = None
-    output: list[msgspec.Raw] | None = None
-    usage: msgspec.Raw = _ABSENT
-    tool_usage: msgspec.Raw = _ABSENT
-    service_tier: object = None
-
-
-class _Code(msgspec.Struct, gc=False):
-    code: object = None
-
-
-class _TopLogprob(msgspec.Struct, gc=False):
-    token: str = ""
-    logprob: float = 0.0
-
-
-class _Logprob(_TopLogprob, gc=False):
-    top_logprobs: list[_TopLogprob] | None = None
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_item = msgspec.json.Decoder(_Item).decode
-_decode_response = msgspec.json.Decoder(_Response).decode
-_TEXT = msgspec.json.Decoder(_Text | None)
-_ACTION = msgspec.json.Decoder(_Action | None)
-_TOOL_USAGE = msgspec.json.Decoder(_ToolUsage | None)
-_CODE = msgspec.json.Decoder(_Code | None)
-_LOGPROBS = msgspec.json.Decoder(list[_Logprob] | None)
-_decode_string = msgspec.json.Decoder(str).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class ResponsesReader:
@@ -176,13 +86,13 @@ class ResponsesReader:
         if self.composer.ended or data.startswith(b"[DONE]"):
             return
         try:
-            event = _decoded(data)
+            event = read_event(data)
             read = _READERS.get(event.type) if isinstance(event.type, str) else None
             if read is not None:
-                read(self, event, _number(event.output_index))
+                read(self, event, number(event.output_index))
             elif event.type == "error":
                 self._failed(event.error or msgspec.Raw(data))
-        except _UNREADABLE:
+        except UNREADABLE:
             self.composer.fail("protocol", "The answer is not a stream of response events.")
 
     def plain(self, body: bytes) -> None:
@@ -190,15 +100,15 @@ class ResponsesReader:
             self._plain_stream(body)  # some servers stream whatever was asked
             return
         try:
-            response = _decode_response(body)
-        except _UNREADABLE:
-            response = _Response()
+            response = read_answer(body)
+        except UNREADABLE:
+            response = Answer()
         if response.output is None and response.status is None and not response.error:
             self.composer.fail("protocol", "The answer is not a response object.")
             return
         try:
             self._terminal(response)
-        except _UNREADABLE:
+        except UNREADABLE:
             self.composer.fail("protocol", "The answer has items that are none.")
 
     def close(self) -> None:
@@ -218,32 +128,32 @@ class ResponsesReader:
 
     # -- texts ------------------------------------------------------------------------------------
 
-    def _output_text(self, event: _Event, index: int) -> None:
-        place = _number(event.content_index)
+    def _output_text(self, event: AnswerEvent, index: int) -> None:
+        place = number(event.content_index)
         self._add((index, "text", place), "text", event.delta)
         if len(memoryview(event.logprobs)) > len(b"[]"):
             self._logprobs((index, "text", place), event.logprobs)
 
-    def _output_text_done(self, event: _Event, index: int) -> None:
-        self._rest((index, "text", _number(event.content_index)), "text", event.text)
+    def _output_text_done(self, event: AnswerEvent, index: int) -> None:
+        self._rest((index, "text", number(event.content_index)), "text", event.text)
 
-    def _refusal(self, event: _Event, index: int) -> None:
+    def _refusal(self, event: AnswerEvent, index: int) -> None:
         self._refused = True
-        self._add((index, "refusal", _number(event.content_index)), "refusal", event.delta)
+        self._add((index, "refusal", number(event.content_index)), "refusal", event.delta)
 
-    def _refusal_done(self, event: _Event, index: int) -> None:
+    def _refusal_done(self, event: AnswerEvent, index: int) -> None:
         self._refused = True
-        self._rest((index, "refusal", _number(event.content_index)), "refusal", event.refusal)
+        self._rest((index, "refusal", number(event.content_index)), "refusal", event.refusal)
 
-    def _annotation(self, event: _Event, index: int) -> None:
-        self._cite((index, "text", _number(event.content_index)), event.annotation)
+    def _annotation(self, event: AnswerEvent, index: int) -> None:
+        self._cite((index, "text", number(event.content_index)), event.annotation)
 
-    def _part_done(self, event: _Event, index: int) -> None:
-        part = _leniently(_TEXT, event.part)
+    def _part_done(self, event: AnswerEvent, index: int) -> None:
+        part = part_of(event.part)
         if part is not None:
-            self._part(index, _number(event.content_index), part)
+            self._part(index, number(event.content_index), part)
 
-    def _part(self, index: int, place: int, part: _Text) -> None:
+    def _part(self, index: int, place: int, part: AnswerPart) -> None:
         """A part of a message that is complete."""
         if part.type == "output_text":
             key = (index, "text", place)
@@ -262,17 +172,17 @@ class ResponsesReader:
 
     # -- reasoning --------------------------------------------------------------------------------
 
-    def _summary(self, event: _Event, index: int) -> None:
-        self._think(index, "summary", _number(event.summary_index), event.delta, whole=False)
+    def _summary(self, event: AnswerEvent, index: int) -> None:
+        self._think(index, "summary", number(event.summary_index), event.delta, whole=False)
 
-    def _summary_done(self, event: _Event, index: int) -> None:
-        self._think(index, "summary", _number(event.summary_index), event.text, whole=True)
+    def _summary_done(self, event: AnswerEvent, index: int) -> None:
+        self._think(index, "summary", number(event.summary_index), event.text, whole=True)
 
-    def _reasoning_text(self, event: _Event, index: int) -> None:
-        self._think(index, "text", _number(event.content_index), event.delta, whole=False)
+    def _reasoning_text(self, event: AnswerEvent, index: int) -> None:
+        self._think(index, "text", number(event.content_index), event.delta, whole=False)
 
-    def _reasoning_text_done(self, event: _Event, index: int) -> None:
-        self._think(index, "text", _number(event.content_index), event.text, whole=True)
+    def _reasoning_text_done(self, event: AnswerEvent, index: int) -> None:
+        self._think(index, "text", number(event.content_index), event.text, whole=True)
 
     def _think(self, index: int, form: str, place: int, text: object, *, whole: bool) -> None:
         """Summaries of one item are one block. An item that has both summary and full text is
@@ -297,13 +207,13 @@ class ResponsesReader:
 
     # -- calls ------------------------------------------------------------------------------------
 
-    def _arguments(self, event: _Event, index: int) -> None:
+    def _arguments(self, event: AnswerEvent, index: int) -> None:
         self._grow((index, "call", 0), event.delta)
 
-    def _arguments_done(self, event: _Event, index: int) -> None:
+    def _arguments_done(self, event: AnswerEvent, index: int) -> None:
         self._grow_to((index, "call", 0), event.arguments)
 
-    def _input_done(self, event: _Event, index: int) -> None:
+    def _input_done(self, event: AnswerEvent, index: int) -> None:
         self._grow_to((index, "call", 0), event.input)
 
     def _grow(self, key: Key, piece: object) -> None:
@@ -318,18 +228,18 @@ class ResponsesReader:
 
     # -- items ------------------------------------------------------------------------------------
 
-    def _item_added(self, event: _Event, index: int) -> None:
+    def _item_added(self, event: AnswerEvent, index: int) -> None:
         if not event.item:
             return
-        item = _decode_item(event.item)
+        item = read_item(event.item)
         self._see(index, item)
         self._open_call(index, item)
 
-    def _item_done(self, event: _Event, index: int) -> None:
+    def _item_done(self, event: AnswerEvent, index: int) -> None:
         if event.item:
-            self._item(index, _decode_item(event.item))
+            self._item(index, read_item(event.item))
 
-    def _item(self, index: int, item: _Item) -> None:
+    def _item(self, index: int, item: AnswerItem) -> None:
         """An item that is complete, whatever was seen of it before."""
         self._see(index, item)
         if item.type == "message":
@@ -339,24 +249,23 @@ class ResponsesReader:
             self._reasoning_item(index, item)
         elif self._open_call(index, item):
             key = (index, "call", 0)
-            self._grow_to(key, _arguments_of(item))
+            self._grow_to(key, arguments_of(item))
             self.composer.close(key)
         elif item.type == _SEARCH_ITEM:
-            action = _leniently(_ACTION, item.action)
-            self._searches += action is None or action.type == "search"
+            self._searches += is_search(item)
         elif item.type == _IMAGE_ITEM:
             self._images += 1
 
-    def _reasoning_item(self, index: int, item: _Item) -> None:
+    def _reasoning_item(self, index: int, item: AnswerItem) -> None:
         for form, parts in (("summary", item.summary), ("text", item.content)):
             for place, part in enumerate(parts or ()):
                 self._think(index, form, place, part.text, whole=True)
         key = (index, "reasoning", 0)
-        if _string(item.encrypted_content) and self._ensure(key, "thinking"):
-            self.composer.meta(key, signature=_string(item.encrypted_content), kind="reasoning")
+        if string(item.encrypted_content) and self._ensure(key, "thinking"):
+            self.composer.meta(key, signature=string(item.encrypted_content), kind="reasoning")
         self.composer.close(key)
 
-    def _open_call(self, index: int, item: _Item) -> bool:
+    def _open_call(self, index: int, item: AnswerItem) -> bool:
         """Begin the block of a call, once; False for other items."""
         key = (index, "call", 0)
         if item.type == "function_call":
@@ -365,34 +274,31 @@ class ResponsesReader:
         elif item.type == "custom_tool_call":
             kind, name = "free_call", item.name
         elif item.type == "tool_search_call" and item.execution == "client":
-            kind, name = "call", _SEARCH_NAME
+            kind, name = "call", SEARCH_NAME
         else:
             return False
         if key not in self._sent:
             self._sent[key] = 0
-            self.composer.open(key, kind, _string(item.call_id or item.id), _string(name))
+            self.composer.open(key, kind, string(item.call_id or item.id), string(name))
         return True
 
-    def _see(self, index: int, item: _Item) -> None:
-        self._seen[index] = _string(item.type)
+    def _see(self, index: int, item: AnswerItem) -> None:
+        self._seen[index] = string(item.type)
 
     # -- the response -----------------------------------------------------------------------------
 
-    def _begun(self, event: _Event, _: int) -> None:
+    def _begun(self, event: AnswerEvent, _: int) -> None:
         if event.response:
-            response = _decode_response(event.response)
-            self.composer.start(_string(response.id), _string(response.model))
+            response = read_answer(event.response)
+            self.composer.start(string(response.id), string(response.model))
 
-    def _ended(self, event: _Event, _: int) -> None:
-        response = _decode_response(event.response) if event.response else _Response()
-        if event.type != "response.failed":
-            # The event's name is the truth; some servers leave the status as it was.
-            response.status = _string(event.type).removeprefix("response.")
-        else:
-            response.status = "failed"
+    def _ended(self, event: AnswerEvent, _: int) -> None:
+        response = read_answer(event.response) if event.response else Answer()
+        # The event's name is the truth; some servers leave the status as it was.
+        response.status = string(event.type).removeprefix("response.")
         self._terminal(response)
 
-    def _terminal(self, response: _Response) -> None:
+    def _terminal(self, response: Answer) -> None:
         """The last word: what the response has beyond all that was seen, and its end."""
         composer = self.composer
         if response.error and self._failed(response.error):
@@ -400,9 +306,9 @@ class ResponsesReader:
         if response.status in ("failed", "cancelled", "queued", "in_progress"):
             composer.fail("server_error", f"The response is {response.status}.")
             return
-        composer.start(_string(response.id), _string(response.model))
+        composer.start(string(response.id), string(response.model))
         self._recover(response.output or [])
-        tier = _string(response.service_tier)
+        tier = string(response.service_tier)
         usage = read_usage(response.usage, self._pieces(response.tool_usage), tier)
         if usage is not None:
             composer.used(usage)
@@ -417,15 +323,15 @@ class ResponsesReader:
             counts[type_] = counts.get(type_, 0) + 1
         index = max(self._seen, default=-1)
         for raw in output:
-            item = _decode_item(raw)
-            type_ = _string(item.type)
+            item = read_item(raw)
+            type_ = string(item.type)
             if counts.get(type_, 0) > 0:
                 counts[type_] -= 1
             else:
                 index += 1
                 self._item(index, item)
 
-    def _reason(self, response: _Response) -> FinishReason:
+    def _reason(self, response: Answer) -> FinishReason:
         if response.status == "incomplete":
             details = response.incomplete_details
             return _INCOMPLETE.get(details.reason if details is not None else None, "end")
@@ -434,11 +340,8 @@ class ResponsesReader:
 
     def _pieces(self, tool_usage: msgspec.Raw) -> dict[str, int]:
         """What tools of the provider did, as it says or as was seen."""
-        reported = _leniently(_TOOL_USAGE, tool_usage)
-        searches = reported.web_search if reported is not None else None
         counts = {
-            "web_search": (searches.num_requests if searches is not None else None)
-            or self._searches,
+            "web_search": searches_in(tool_usage) or self._searches,
             "image": self._images,
         }
         return {piece: count for piece, count in counts.items() if count > 0}
@@ -448,7 +351,7 @@ class ResponsesReader:
         failure = read_error_object(raw)
         if failure is None:
             return False
-        failure = _with_kind(failure, _leniently(_CODE, raw))
+        failure = _with_kind(failure, code_of(raw))
         self.composer.fail(failure.kind, failure.message, failure)
         return True
 
@@ -474,18 +377,18 @@ class ResponsesReader:
             self._add(key, kind, whole[self._sent.get(key, 0) :])
 
     def _cite(self, key: Key, raw: msgspec.Raw) -> None:
-        annotation = _leniently(_TEXT, raw)
-        url = _string(annotation.url) if annotation is not None else ""
+        annotation = part_of(raw)
+        url = string(annotation.url) if annotation is not None else ""
         if annotation is not None and url and self.composer.knows(key):
-            self.composer.meta(key, citation=Citation(url, _string(annotation.title)))
+            self.composer.meta(key, citation=Citation(url, string(annotation.title)))
 
     def _logprobs(self, key: Key, raw: msgspec.Raw) -> None:
-        found = tuple(_logprob(each) for each in _leniently(_LOGPROBS, raw) or ())
+        found = logprobs_of(raw)
         if found and self.composer.knows(key):
             self.composer.meta(key, logprobs=found)
 
 
-_READERS: Mapping[str, Callable[[ResponsesReader, _Event, int], None]] = {
+_READERS: Mapping[str, Callable[[ResponsesReader, AnswerEvent, int], None]] = {
     "response.created": ResponsesReader._begun,
     "response.queued": ResponsesReader._begun,
     "response.in_progress": ResponsesReader._begun,
@@ -511,53 +414,8 @@ _READERS: Mapping[str, Callable[[ResponsesReader, _Event, int], None]] = {
 }
 
 
-def _decoded(data: bytes) -> _Event:
-    """An event. Halves of characters, which only Python's own parser reads, can be put together
-    again in deltas; elsewhere they get a stand-in."""
-    try:
-        return _decode_event(data)
-    except _UNREADABLE:
-        event = _decode_event(without_halves(data))
-        event.delta = json.loads(data).get("delta")
-        return event
-
-
-def _with_kind(failure: UpstreamFailure, found: _Code | None) -> UpstreamFailure:
-    code = found.code if found is not None else None
-    if not isinstance(code, str) or failure.kind != "server_error":
+def _with_kind(failure: UpstreamFailure, code: str) -> UpstreamFailure:
+    if failure.kind != "server_error":
         return failure
     kind = _KIND_BY_CODE.get(code) or ("bad_request" if _BAD_IMAGE in code else failure.kind)
     return UpstreamFailure(kind, failure.message, failure.status, failure.param)
-
-
-def _arguments_of(item: _Item) -> object:
-    """A call's arguments: text, or (for a search of tools) the object itself as text."""
-    if item.type == "custom_tool_call":
-        return item.input
-    if not item.arguments:
-        return ""
-    try:
-        return _decode_string(item.arguments)
-    except _UNREADABLE:
-        return bytes(item.arguments).decode(errors="replace")
-
-
-def _logprob(found: _Logprob) -> Logprob:
-    top = tuple((each.token, each.logprob) for each in found.top_logprobs or ())
-    return Logprob(found.token, found.logprob, top)
-
-
-def _leniently(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw) -> T | None:
-    """What is nice to have; None where it is absent or of another form."""
-    try:
-        return decoder.decode(raw) if raw else None
-    except _UNREADABLE:
-        return None
-
-
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _string(value: object) -> str:
-    return value if isinstance(value, str) else ""

@@ -97,13 +97,24 @@ def read_choice(raw: msgspec.Raw) -> ToolChoice | None:
     if isinstance(choice, str):
         return ToolChoice(mode=_mode(choice))
     if choice.type == "allowed_tools":
-        names = tuple(tool.name or tool.type for tool in choice.tools or ())
-        return ToolChoice(mode=_mode(choice.mode or "auto"), names=names)
+        return _allowed(choice)
     if choice.type in _OWN:
         if not choice.name:
             raise InvalidRequest("tool_choice.name is required.", param="tool_choice.name")
         return ToolChoice(mode="named", names=(choice.name,))
     return ToolChoice(mode="hosted", names=(choice.type,))
+
+
+def _allowed(choice: _Named) -> ToolChoice:
+    """A choice among some of the tools; where none of those is the client's own, none is left."""
+    mode = _mode(choice.mode or "auto")
+    tools = choice.tools or []
+    names = tuple(tool.name for tool in tools if tool.type in _OWN and tool.name)
+    if names or not tools:
+        return ToolChoice(mode=mode, names=names)
+    if mode == "any":
+        return ToolChoice(mode="hosted", names=tuple(tool.type for tool in tools))
+    return ToolChoice(mode="none")
 
 
 def _mode(word: str) -> Mode:

@@ -412,7 +412,15 @@ def test_functions_and_hosted_tools() -> None:
                 "mode": "required",
                 "tools": [{"type": "function", "name": "f"}, {"type": "web_search"}],
             },
-            ToolChoice(mode="any", names=("f", "web_search")),
+            ToolChoice(mode="any", names=("f",)),
+        ),
+        (
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]},
+            ToolChoice(mode="none"),
+        ),
+        (
+            {"type": "allowed_tools", "mode": "required", "tools": [{"type": "web_search"}]},
+            ToolChoice(mode="hosted", names=("web_search",)),
         ),
         ({"type": "web_search"}, ToolChoice(mode="hosted", names=("web_search",))),
         (

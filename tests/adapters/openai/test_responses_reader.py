@@ -527,6 +527,27 @@ def test_character_cut_in_halves_comes_whole() -> None:
     assert blocks(reader.composer.take()) == [("text", "", "", "a😀b")]
 
 
+@given(
+    st.sampled_from(FULL),
+    st.sampled_from(["item", "response", "delta", "part", "output_index", "text", "arguments"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["type", "content", "summary", "output", "usage", "error"]),
+                inner | st.sampled_from(["message", "reasoning", "function_call"]),
+                max_size=3,
+            )
+        ),
+        max_leaves=8,
+    ),
+)
+def test_odd_values_are_read_or_reported(odd: Json, name: str, value: object) -> None:
+    _, reader = read(CREATED, {**odd, name: value}, *FULL)
+    assert reader.composer.ended
+
+
 # -- any order ------------------------------------------------------------------------------------
 
 

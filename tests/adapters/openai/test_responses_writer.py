@@ -38,6 +38,7 @@ from adapters.codec import Ask, Made
 from adapters.envelope import Envelopes
 from adapters.errors import ContextLengthExceeded, UpstreamUnavailable
 from adapters.openai.responses_downstream import ResponsesDownstream
+from adapters.openai.responses_reader import ResponsesReader
 from adapters.openai.responses_writer import ResponsesWriter
 from adapters.stream import Composer
 
@@ -549,6 +550,43 @@ def test_edge_88_any_answer_is_a_stream_that_sdks_understand(
         response = accumulated(events)
         texts = [piece for kind, pieces, _ in blocks if kind == "text" for piece in pieces]
         assert response.output_text == "".join(texts)
+
+
+@given(BLOCKS)
+def test_what_is_written_is_read_again(blocks: list[tuple[str, list[str], bool]]) -> None:
+    """The writer's stream and its whole body mean to our reader what was written."""
+    composer = Composer()
+    composer.start("resp_1")
+    expected = []
+    for at, (kind, pieces, signed) in enumerate(blocks):
+        composer.open(at, kind, f"call_{at}", "look")  # type: ignore[arg-type]
+        for piece in pieces:
+            composer.delta(at, piece)
+        if signed and kind == "thinking":
+            composer.meta(at, signature="s")
+        composer.close(at)
+        said = "".join(pieces) or ("{}" if kind == "call" else "")
+        if said or kind == "free_call" or (signed and kind == "thinking"):
+            expected.append((kind, said))
+    composer.used(USAGE)
+    composer.reason("end")
+    composer.finish()
+    made = writer()
+    stream = b"".join([made.write(event) for event in composer.take()])
+    streamed, whole = ResponsesReader(), ResponsesReader()
+    for raw in sse.Splitter().feed(stream):
+        streamed.read(sse.data_of(raw))
+    whole.plain(made.whole())
+    for reader in (streamed, whole):
+        found: list[tuple[str, str]] = []
+        for event in reader.composer.take():
+            if isinstance(event, Open):
+                found.append((event.kind, ""))
+            elif isinstance(event, Delta):
+                found[-1] = (found[-1][0], found[-1][1] + event.text)
+            elif isinstance(event, Used):
+                assert event.usage == USAGE
+        assert found == expected
 
 
 def test_events_of_one_item_do_not_overlap_with_the_next() -> None:
