@@ -3,12 +3,16 @@
 Calls may come without ids: they get one from their place, `call_<turn>_<n>`, and a response belongs
 to the first call of its name that has none yet. A signature of ours that was put on a call or on
 text comes back as an empty thought before it; Google's own are worth nothing elsewhere.
+
+Clients send an answer back as it was streamed, in as many parts, or even contents, as it had
+chunks. What belongs together is joined here: a signature holds for the whole thought before it.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import msgspec
 
@@ -32,7 +36,14 @@ from adapters.gemini import fields
 from adapters.gemini.signature import blob_in
 from adapters.openai.body import Fields
 
-_ROLES: Mapping[str, str] = {"": "user", "user": "user", "function": "user", "model": "assistant"}
+Role = Literal["user", "assistant"]
+
+_ROLES: Mapping[str, Role] = {
+    "": "user",
+    "user": "user",
+    "function": "user",
+    "model": "assistant",
+}
 _DETAILS: Mapping[str, str] = {
     "MEDIA_RESOLUTION_LOW": "low",
     "MEDIA_RESOLUTION_HIGH": "high",
@@ -59,19 +70,29 @@ class Turns:
         self._turn = 0
         self._calls = 0  # of the turn
 
-    def read(self, contents: msgspec.Raw) -> Iterator[Turn]:
+    def read(self, contents: msgspec.Raw) -> list[Turn]:
         """The conversation."""
+        turns: list[tuple[Role, list[Part]]] = []
         for at, raw in enumerate(fields.items(contents, "contents")):
-            where = f"contents[{at}]"
-            content = fields.members(raw, where)
-            role = _ROLES.get(fields.text(content, "role", where))
-            if role is None:
-                raise InvalidRequest(
-                    f"{where}.role must be 'user' or 'model'.", param=f"{where}.role"
-                )
-            self._turn, self._calls = at, 0
-            parts = tuple(self._parts(content, where))
-            yield Turn(role="assistant" if role == "assistant" else "user", parts=parts)
+            role, parts = self._content(raw, at)
+            if turns and role == turns[-1][0] == "assistant":
+                turns[-1][1].extend(parts)
+            else:
+                turns.append((role, parts))
+        return [
+            Turn(role=role, parts=tuple(_joined(parts) if role == "assistant" else parts))
+            for role, parts in turns
+        ]
+
+    def _content(self, raw: msgspec.Raw, at: int) -> tuple[Role, list[Part]]:
+        where = f"contents[{at}]"
+        content = fields.members(raw, where)
+        role = _ROLES.get(fields.text(content, "role", where))
+        if role is None:
+            name = f"{where}.role"
+            raise InvalidRequest(f"{name} must be 'user' or 'model'.", param=name)
+        self._turn, self._calls = at, 0
+        return role, list(self._parts(content, where))
 
     def system(self, raw: msgspec.Raw) -> Turn:
         """The instructions: a content of text, or a string."""
@@ -125,7 +146,7 @@ class Turns:
         self.dropped["approx:codeExecution"] = None
         members = fields.members(raw, where)
         language = fields.text(members, "language", where).lower()
-        return Text(text=f"```{language}\n{fields.text(members, name, where)}\n```")
+        return Text(text=f"```{language}\n{fields.text(members, name, where)}\n```\n")
 
     # -- calls ------------------------------------------------------------------------------------
 
@@ -174,6 +195,39 @@ class Turns:
     def _id(self) -> str:
         self._calls += 1
         return f"call_{self._turn}_{self._calls - 1}"
+
+
+def _joined(said: list[Part]) -> list[Part]:
+    """What a model said, with the pieces of one text, or of one thought, in one part."""
+    parts: list[Part] = []
+    pieces: list[str] = []  # of the last part: joined once, however many there are
+    for part in said:
+        before = parts[-1] if parts else None
+        if isinstance(part, Text) and isinstance(before, Text):
+            pieces.append(part.text)
+        elif isinstance(part, Thinking) and _goes_on(before, part):
+            pieces.append(part.text)
+            parts[-1] = part
+        else:
+            _settle(parts, pieces)
+            parts.append(part)
+            pieces = [part.text] if isinstance(part, Text | Thinking) else []
+    _settle(parts, pieces)
+    return parts
+
+
+def _goes_on(before: Part | None, thought: Thinking) -> bool:
+    """Whether a thought is more of the one before: that has no signature yet, and this one's, if
+    it has any, is for a thought."""
+    if not isinstance(before, Thinking) or before.blob is not None:
+        return False
+    return thought.blob is None or thought.blob.kind not in ("call", "text")
+
+
+def _settle(parts: list[Part], pieces: list[str]) -> None:
+    """Give the last part all its text."""
+    if len(pieces) > 1 and isinstance(parts[-1], Text | Thinking):
+        parts[-1] = msgspec.structs.replace(parts[-1], text="".join(pieces))
 
 
 def _media(part: Fields, where: str) -> Image | Audio | Document | None:

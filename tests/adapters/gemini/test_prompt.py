@@ -106,7 +106,7 @@ def test_given_ids_are_kept() -> None:
             ),
         ]
     )
-    results = [part for part in found.turns[2].parts if isinstance(part, ToolResult)]
+    results = [part for part in found.turns[1].parts if isinstance(part, ToolResult)]
     assert [each.call_id for each in results] == ["b", "a", "z"]
 
 
@@ -185,6 +185,30 @@ def test_signatures_of_ours_come_back_in_either_alphabet(safe: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_answer_comes_back_as_it_was_streamed(apart: bool) -> None:
+    blob, text = Blob("c", "f", "thinking", "s"), Blob("g", "f", "text", "t")
+    parts: list[object] = [
+        {"text": "let", "thought": True},
+        {"text": " me", "thought": True},
+        {"text": "", "thought": True, "thoughtSignature": sealed(blob)},
+        {"text": "again", "thought": True},
+        {"text": "He"},
+        {"text": "\n"},
+        {"text": "lo"},
+        {"text": "", "thoughtSignature": sealed(text)},
+        {"functionCall": {"name": "f"}},
+    ]
+    contents = [model(part) for part in parts] if apart else [model(*parts)]
+    [turn] = prompt(contents).turns
+    assert turn.parts[:-1] == (
+        Thinking(text="let me", blob=blob),
+        Thinking(text="again"),
+        Text(text="He\nlo"),
+        Thinking(blob=text),
+    )
+
+
 def test_signatures_of_googles_own_are_left_out() -> None:
     [turn] = prompt(
         [
@@ -207,7 +231,7 @@ def test_what_ran_at_google_becomes_text_and_is_reported() -> None:
             )
         ]
     )
-    assert found.turns[0].parts == (Text(text="```python\n1+1\n```"), Text(text="```\n2\n```"))
+    assert found.turns[0].parts == (Text(text="```python\n1+1\n```\n```\n2\n```\n"),)
     assert set(found.dropped) == {"approx:codeExecution", "toolCall"}
 
 
