@@ -195,8 +195,12 @@ class BlockReader:
         return *before, Document(media_type=media_type, data=source.data, name=name, cache=cache)
 
     def _inner(self, raw: msgspec.Raw, where: str) -> Iterable[ResultPart]:
+        """The blocks of a document: text and images, never documents again."""
         for at, block in _blocks(raw, where):
-            yield from self._content(block, at)
+            if block.type in ("text", "image"):
+                yield from self._content(block, at)
+            else:
+                self.dropped[block.type or at] = None
 
     def _search_result(self, block: _Block, at: str) -> Text:
         """A search result as text, with where it was found."""

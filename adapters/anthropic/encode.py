@@ -116,14 +116,12 @@ def _refuse_what_has_no_place(prompt: Prompt, losses: Losses) -> None:
         losses.refuse("logit_bias", "knows no biases")
     if prompt.sampling.logprobs or prompt.sampling.top_logprobs:
         losses.refuse("logprobs", "tells no probabilities")
-    if prompt.web_search:
-        losses.refuse("web_search_options", "is not set up to search the web for others")
     if prompt.tool_choice is not None and prompt.tool_choice.mode == "hosted":
         losses.refuse("tool_choice", "cannot be made to use a tool of another provider")
     for tool in prompt.hosted_tools:
-        if not prompt.tools:
-            losses.refuse("tools", f"has no tool of the type {tool.type} for clients of others")
         losses.drop(f"tool:{tool.type}")
+    if prompt.web_search:
+        losses.drop("web_search_options")
 
 
 # -- conversation ---------------------------------------------------------------------------------

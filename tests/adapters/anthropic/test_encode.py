@@ -400,12 +400,12 @@ def test_a_named_choice_means_the_tool_in_its_group() -> None:
     assert sent["tool_choice"] == {"type": "tool", "name": sent["tools"][0]["name"]}
 
 
-def test_tools_of_other_providers_are_dropped_beside_ours_and_refused_alone() -> None:
+def test_tools_of_other_providers_are_dropped_unless_they_must_be_used() -> None:
     hosted = (HostedTool(type="web_search"),)
-    sent, dropped = encoded(Prompt(turns=HI, tools=(TOOL,), hosted_tools=hosted))
+    sent, dropped = encoded(Prompt(turns=HI, tools=(TOOL,), hosted_tools=hosted, web_search=True))
     assert len(sent["tools"]) == 1
-    assert dropped == ("tool:web_search",)
-    assert refused(Prompt(turns=HI, hosted_tools=hosted)) == "tools"
+    assert dropped == ("tool:web_search", "web_search_options")
+    assert "tools" not in encoded(Prompt(turns=HI, hosted_tools=hosted))[0]
     forced = ToolChoice(mode="hosted", names=("web_search",))
     prompt = Prompt(turns=HI, tools=(TOOL,), hosted_tools=hosted, tool_choice=forced)
     assert refused(prompt) == "tool_choice"
@@ -581,7 +581,6 @@ def test_thinking_goes_before_sampling() -> None:
         (Prompt(turns=HI, audio_output=True), "modalities"),
         (Prompt(turns=HI, sampling=Sampling(logprobs=True)), "logprobs"),
         (Prompt(turns=HI, sampling=Sampling(logit_bias={"1": 2})), "logit_bias"),
-        (Prompt(turns=HI, web_search=True), "web_search_options"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(prompt: Prompt, field: str) -> None:

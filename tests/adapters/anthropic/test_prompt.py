@@ -131,10 +131,10 @@ def test_documents_of_blocks_and_their_context() -> None:
     source = {"type": "content", "content": [{"type": "text", "text": "one"}]}
     document = {"type": "document", "source": source, "title": "T", "context": "C"}
     assert parts_of(document) == (Text(text="T"), Text(text="C"), Text(text="one"))
-    prompt = prompt_of(
-        messages=[{"role": "user", "content": [{**document, "citations": {"enabled": True}}]}]
-    )
-    assert prompt.dropped == ("citations",)
+    nested = {"type": "document", "source": {"type": "content", "content": [document]}}
+    cited = {**document, "citations": {"enabled": True}}
+    prompt = prompt_of(messages=[{"role": "user", "content": [cited, nested]}])
+    assert prompt.dropped == ("citations", "document")
 
 
 def test_what_anthropic_alone_renders_is_text() -> None:
