@@ -33,7 +33,7 @@ def scan(members: Fields) -> Scan:
     """What a request with `members` (as of `fields.named`) may cost. Never raises."""
     found = _Found()
     for name in ("contents", "systemInstruction"):
-        if name in members:
+        if name in members and _may_hold_media(members[name]):
             found.guarded(_scan_contents, members[name])
     if "tools" in members:
         found.guarded(_scan_tools, members["tools"])
@@ -88,6 +88,13 @@ class _Found:
             self.media_tokens += media.document_tokens(size)
             self.hidden = self.hidden or media_type != "application/pdf"
             self.audio = self.audio or media_type.startswith("video/")
+
+
+def _may_hold_media(contents: msgspec.Raw) -> bool:
+    """Whether it is worth a look: all media is in members called `…Data` or `…_data`, unless
+    escapes hide the letters."""
+    raw = bytes(contents)
+    return b'Data"' in raw or b'data"' in raw or b"\\u00" in raw
 
 
 def _scan_contents(found: _Found, raw: msgspec.Raw) -> None:

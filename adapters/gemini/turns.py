@@ -11,6 +11,7 @@ chunks. What belongs together is joined here: a signature holds for the whole th
 from __future__ import annotations
 
 from base64 import b64decode
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -66,7 +67,7 @@ class Turns:
     def __init__(self, envelopes: Envelopes) -> None:
         self.dropped: dict[str, None] = {}
         self._envelopes = envelopes
-        self._waiting: list[ToolCall] = []  # calls without a response yet
+        self._waiting = _Waiting()
         self._turn = 0
         self._calls = 0  # of the turn
 
@@ -165,7 +166,7 @@ class Turns:
             arguments="{}" if args is None else _json_text(args, f"{where}.args"),
             blob=own,
         )
-        self._waiting.append(call)
+        self._waiting.add(call)
         yield call
 
     def _result(self, raw: msgspec.Raw, where: str) -> ToolResult:
@@ -179,22 +180,42 @@ class Turns:
             inside = f"{where}.parts[{at}]"
             if (found := _media(fields.members(part, inside), inside)) is not None:
                 content.append(found)
-        call_id = self._answered(fields.text(members, "id", where), name)
+        given = fields.text(members, "id", where)
+        call = self._waiting.take(given, name)
+        call_id = call.id if call is not None else given or self._id()
         return ToolResult(call_id=call_id, name=name, content=tuple(content), error=error)
-
-    def _answered(self, given: str, name: str) -> str:
-        """The id of the call that a response belongs to."""
-        by_id = [call for call in self._waiting if given and call.id == given]
-        by_name = [call for call in self._waiting if call.name == name]
-        found = next(iter(by_id or by_name), None)
-        if found is None:
-            return given or self._id()
-        self._waiting.remove(found)
-        return found.id
 
     def _id(self) -> str:
         self._calls += 1
         return f"call_{self._turn}_{self._calls - 1}"
+
+
+class _Waiting:
+    """Calls and the responses that they still wait for, by number."""
+
+    __slots__ = ("_answered", "_by_id", "_by_name", "_calls")
+
+    def __init__(self) -> None:
+        self._calls: list[ToolCall] = []
+        self._by_id: dict[str, deque[int]] = {}
+        self._by_name: dict[str, deque[int]] = {}
+        self._answered: set[int] = set()  # out of one queue, and perhaps still in the other
+
+    def add(self, call: ToolCall) -> None:
+        number = len(self._calls)
+        self._calls.append(call)
+        self._by_id.setdefault(call.id, deque()).append(number)
+        self._by_name.setdefault(call.name, deque()).append(number)
+
+    def take(self, given: str, name: str) -> ToolCall | None:
+        """The call that a response belongs to: by the id it was given, else the first by name."""
+        for queue in (self._by_id.get(given), self._by_name.get(name)):
+            while queue:
+                number = queue.popleft()
+                if number not in self._answered:
+                    self._answered.add(number)
+                    return self._calls[number]
+        return None
 
 
 def _joined(said: list[Part]) -> list[Part]:

@@ -144,7 +144,8 @@ def test_audio_has_a_price_of_its_own() -> None:
         {"contents": user({"inlineData": {"mimeType": "video/mp4", "data": "AAAA"}})},
         {"contents": HI, "cachedContent": "cachedContents/1"},
         {"contents": HI, "cached_content": "cachedContents/1"},
-        {"contents": [{"role": "user", "parts": [5]}]},
+        {"contents": [{"role": "user", "parts": [5, {"data": 1}]}]},
+        b'{"contents":[{"parts":[{"fil\\u0065D\\u0061ta":{"fileUri":"https://x"}}]}]}',
         {
             "contents": user(
                 {"functionResponse": {"name": "f", "parts": [{"fileData": {"fileUri": "gs://x"}}]}}
