@@ -28,6 +28,7 @@ _BETA_FIELDS: Mapping[str, bytes] = {
     "mcp_servers": b"mcp-client-",
     "thread": b"message-threads-",
 }
+_BETA_IN_MESSAGES = ("output_config", b"per-turn-control-")
 _SAMPLING = ("temperature", "top_p", "top_k")
 _LEAST_THINKING_BUDGET = 1024
 
@@ -72,6 +73,10 @@ def _read(headers: Mapping[bytes, bytes], body: bytes, shape: Read) -> tuple[Jso
             raise WORDING.unknown((), name)
     version = headers.get(b"anthropic-version", b"")
     fields = an_object(shape((), given))
+    name, beta = _BETA_IN_MESSAGES
+    for index, message in enumerate(objects(fields["messages"])):
+        if name in message and beta not in betas:
+            raise WORDING.unknown(("messages", index), name)
     if "thread" in fields:
         raise refused("thread: threads are not supported here", code="thread_unsupported_request")
     rules = rules_of(a_string(fields["model"]))

@@ -78,7 +78,9 @@ class ChatRendering:
 
     def opening(self) -> Iterator[bytes]:
         """The role."""
-        return self._deltas({"role": "assistant", "content": "", "refusal": None})
+        calls = self._answer.calls and not any(isinstance(p, Text) for p in self._answer.parts)
+        content = None if calls else ""
+        return self._deltas({"role": "assistant", "content": content, "refusal": None})
 
     def begun(self, part: Part) -> Iterator[bytes]:
         """What is called, with nothing of its arguments yet."""

@@ -261,6 +261,7 @@ REFUSED: list[tuple[Json, str]] = [
     ({"messages": []}, "at least one message is required"),
     ({"foo": 1}, "foo: Extra inputs are not permitted"),
     ({"n": 1}, "n: Extra inputs are not permitted"),
+    ({"messages": [{**HELLO[0], "output_config": {"effort": "low"}}]}, "messages.0.output_config"),
     ({"context_management": {}}, "context_management: Extra inputs are not permitted"),
     ({"messages": [{"role": "boss", "content": "x"}]}, "messages.0.role: Input should be"),
     ({"messages": [assistant(text("x"))]}, 'first message must use the "user" role'),
