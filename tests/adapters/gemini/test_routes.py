@@ -25,6 +25,8 @@ from adapters.gemini import routes
             "ollama/llama3:8b",
         ),
         ("POST", "/v1/models/x%3AgenerateContent", routes.GENERATE, "x"),
+        ("POST", "/v1/models/x:embedContent", routes.EMBED, "x"),
+        ("POST", "/v1/models/x:batchEmbedContents", routes.BATCH_EMBED, "x"),
         ("GET", "/v1beta/models", routes.MODELS, ""),
         ("GET", "/v1/models/openai/gpt-4o", routes.MODEL, "openai/gpt-4o"),
         ("GET", "/v1/models/llama3:8b", routes.MODEL, "llama3:8b"),
@@ -64,6 +66,8 @@ def test_numbers_are_those_of_the_books() -> None:
         "generateContent": 30,
         "streamGenerateContent": 31,
         "countTokens": 32,
+        "embedContent": 33,
+        "batchEmbedContents": 34,
         "models": 35,
         "model": 36,
-    } | {op.name: op.number for op in routes.OPERATIONS if op.number in (33, 34)}
+    }
