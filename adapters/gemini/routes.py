@@ -19,7 +19,6 @@ from adapters.gemini.downstream import (
     StreamGenerateDownstream,
 )
 from adapters.gemini.embeddings import GeminiBatchEmbed, GeminiEmbed
-from adapters.gemini.embeddings import GeminiBatchEmbed, GeminiEmbed
 from adapters.gemini.models import ModelList
 from adapters.gemini.refusal import GeminiRefusals
 
@@ -29,15 +28,11 @@ _STREAM = StreamGenerateDownstream()
 _COUNT = CountDownstream()
 _EMBED = GeminiEmbed()
 _BATCH_EMBED = GeminiBatchEmbed()
-_EMBED = GeminiEmbed()
-_BATCH_EMBED = GeminiBatchEmbed()
 _LIST = ModelList()
 
 GENERATE = Operation("gemini", "generateContent", 30, _GENERATE, _GENERATE)
 STREAM = Operation("gemini", "streamGenerateContent", 31, _STREAM, _STREAM)
 COUNT = Operation("gemini", "countTokens", 32, _COUNT, _COUNT, "count")
-EMBED = Operation("gemini", "embedContent", 33, _EMBED, _EMBED, "embed")
-BATCH_EMBED = Operation("gemini", "batchEmbedContents", 34, _BATCH_EMBED, _BATCH_EMBED, "embed")
 EMBED = Operation("gemini", "embedContent", 33, _EMBED, _EMBED, "embed")
 BATCH_EMBED = Operation("gemini", "batchEmbedContents", 34, _BATCH_EMBED, _BATCH_EMBED, "embed")
 MODELS = Operation("gemini", "models", 35, REFUSALS, action="models", listing=_LIST)
