@@ -142,7 +142,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     is the client's own limit of output tokens for each of `choices` answers, None where it set
     none. `pieces` are priced units that the request buys whatever the answer, such as one web
     search. `array`: the stream is one JSON array instead of events (Gemini). `foreign`: the body is
-    not quite of this protocol, and has to be translated whatever the provider speaks.
+    not quite of this protocol, and has to be translated whatever the provider speaks. `echo` are
+    members that the answer repeats as the client sent them, although the body no longer has them.
     """
 
     fields: dict[str, msgspec.Raw]
@@ -162,6 +163,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     conversation_id: str = ""
     forward: tuple[tuple[str, str], ...] = ()
     foreign: bool = False
+    echo: Mapping[str, msgspec.Raw] = {}
 
 
 @dataclass(frozen=True, slots=True)

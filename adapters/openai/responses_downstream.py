@@ -51,6 +51,9 @@ _PRICED = frozenset(
 )
 # With one of these a request may do without input of its own.
 _OTHER_INPUT = ("previous_response_id", "conversation", "prompt", "instructions")
+# What is kept is kept here, whatever the provider is told; and what the answer says where the
+# request did not.
+_KEPT_HERE = {"store": msgspec.Raw(b"true"), "previous_response_id": msgspec.Raw(b"null")}
 _NO_INPUT = "input is required: a string, or a list of items."
 
 
@@ -107,6 +110,7 @@ class ResponsesDownstream(OpenAIRefusals):
             or ask.headers.get(b"session-id", b"").decode("latin-1")
             or text_of(fields, "prompt_cache_key")
             or "",
+            echo={name: fields.get(name, absent) for name, absent in _KEPT_HERE.items()},
         )
 
     def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:

@@ -12,6 +12,7 @@ import re
 import msgspec
 
 from adapters import sse
+from adapters.codec import Request
 from adapters.errors import APIError
 from adapters.openai.responses_failed import failed_at_once, failure_events
 
@@ -30,10 +31,10 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 class ResponsesManner:
     """What one stream's client sees. Implements `passing.Manner`."""
 
-    __slots__ = ("_last", "_model", "_response")
+    __slots__ = ("_last", "_ours", "_response")
 
-    def __init__(self, model: str) -> None:
-        self._model = msgspec.Raw(_encode(model))
+    def __init__(self, request: Request) -> None:
+        self._ours = _ours(request)
         self._response: Members = {}
         self._last = b""
 
@@ -47,8 +48,7 @@ class ResponsesManner:
             response = _decode_members(members.get("response", _ABSENT))
         except _UNREADABLE:
             return raw
-        if "model" in response:
-            response["model"] = self._model
+        _overwrite(response, self._ours)
         self._response = response
         members["response"] = msgspec.Raw(_encode(response))
         return sse.with_data(raw, _encode(members))
@@ -67,12 +67,22 @@ class ResponsesManner:
         return failure_events(error, request_id, sequence, self._response)
 
 
-def with_model(body: bytes, model: str) -> bytes:
-    """A whole response under another name of its model; every other byte of a value stays."""
+def shown_response(body: bytes, request: Request) -> bytes:
+    """A whole response as the client of `request` sees it; every other byte of a value stays."""
     try:
-        members = _decode_members(body)
+        response = _decode_members(body)
     except _UNREADABLE:
         return body
-    if "model" in members:
-        members["model"] = msgspec.Raw(_encode(model))
-    return _encode(members)
+    _overwrite(response, _ours(request))
+    return _encode(response)
+
+
+def _ours(request: Request) -> Members:
+    """What the provider knows otherwise: the model's name, and what is kept here, not there."""
+    return {"model": msgspec.Raw(_encode(request.model)), **request.echo}
+
+
+def _overwrite(response: Members, ours: Members) -> None:
+    """Write what the response has a member for."""
+    for name in response.keys() & ours.keys():
+        response[name] = ours[name]

@@ -23,7 +23,7 @@ from adapters.openai.responses_scan import scanned
 ITEMS_DEFAULT, ITEMS_MAX = 20, 100
 
 _TOKENS_MAX = 2**31 - 1
-_TRUE, _FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
+_FALSE = msgspec.Raw(b"false")
 _PREFIXES = {
     "message": "msg",
     "reasoning": "rs",
@@ -148,18 +148,6 @@ def output_items(body: bytes) -> list[msgspec.Raw]:
         return [_identified(raw, _decode_item(raw)) for raw in items]
     except _UNREADABLE:
         return []
-
-
-def kept(response: bytes, previous_id: str) -> bytes:
-    """A whole response as it is kept: its provider neither stored it nor knew what it goes on
-    from."""
-    try:
-        members = _decode_members(response)
-    except _UNREADABLE:
-        return response
-    members["store"] = _TRUE
-    members["previous_response_id"] = msgspec.Raw(_encode(previous_id or None))
-    return _encode(members)
 
 
 def response_id(body: bytes) -> str:

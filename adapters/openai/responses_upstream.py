@@ -16,7 +16,7 @@ from adapters.codec import CountCall, Encoded, Request, Target, UpstreamFailure
 from adapters.envelope import MARKS, Envelopes, is_sealed
 from adapters.openai.failure import read_failure
 from adapters.openai.responses_encode import Encoder, encode_json
-from adapters.openai.responses_passing import ResponsesManner, with_model
+from adapters.openai.responses_passing import ResponsesManner, shown_response
 from adapters.openai.responses_reader import ResponsesReader
 from adapters.openai.responses_scan import TOOL_CALLS_DEFAULT
 from adapters.openai.responses_state import final_response
@@ -26,7 +26,7 @@ from adapters.stream import Meter
 _PATH = "/responses"
 _COUNT_PATH = "/responses/input_tokens"
 _REASONING = b'"reasoning"'
-_FALSE = b"false"
+_FALSE = msgspec.Raw(b"false")
 # What the token counter knows of a request.
 _COUNTED = frozenset(
     {
@@ -82,14 +82,15 @@ class ResponsesUpstream:
     def passing(self, request: Request, target: Target, envelopes: Envelopes) -> Passing:
         fields = dict(request.fields)
         fields["model"] = msgspec.Raw(_encode(target.model))
+        # Providers keep for their own client, and all of ours are one to them.
+        fields["store"] = _FALSE
         if target.output_cap is not None:
             fields["max_output_tokens"] = msgspec.Raw(b"%d" % target.output_cap)
         if request.scan.passes > 1 and not _is_set(fields, "max_tool_calls"):
             # More calls than were reserved for would be read, and billed, again and again.
             fields["max_tool_calls"] = msgspec.Raw(b"%d" % TOOL_CALLS_DEFAULT)
         if "input" in fields:
-            stored = bytes(fields.get("store", b"")) != _FALSE
-            fields["input"] = _readable(fields["input"], target, envelopes, stored=stored)
+            fields["input"] = _readable(fields["input"], target, envelopes)
         return Passing(_encode(fields), request)
 
     def counting(self, prompt: Prompt, target: Target) -> CountCall | None:
@@ -123,42 +124,36 @@ class Passing:
 
     def stream(self) -> PassingStream:
         request = self.request
-        return PassingStream(
-            ResponsesReader(), Meter(request.pieces), ResponsesManner(request.model)
-        )
+        return PassingStream(ResponsesReader(), Meter(request.pieces), ResponsesManner(request))
 
     def plain(self, body: bytes) -> PassingPlain:
         request = self.request
-        shown = with_model(final_response(body) or body, request.model)
+        shown = shown_response(final_response(body) or body, request)
         return PassingPlain(ResponsesReader(), Meter(request.pieces), body, shown)
 
 
-def _readable(
-    items: msgspec.Raw, target: Target, envelopes: Envelopes, *, stored: bool
-) -> msgspec.Raw:
+def _readable(items: msgspec.Raw, target: Target, envelopes: Envelopes) -> msgspec.Raw:
     """The input without reasoning that the provider cannot read.
 
-    That is what another provider signed; and, where nothing is stored, what has no more than an
-    id: the provider would look for it in vain, and refuse the request.
+    That is what another provider signed, and what has no more than an id: the provider would look
+    for it in vain, and refuse the request.
     """
     raw = bytes(memoryview(items))
     sealed = any(mark in raw for mark in MARKS)
-    if not raw.startswith(b"[") or not (sealed or (not stored and _REASONING in raw)):
+    if not raw.startswith(b"[") or not (sealed or _REASONING in raw):
         return items
     try:
         kept = [
             shown
             for item in _decode_items(items)
-            if (shown := _shown(item, target, envelopes, stored=stored)) is not None
+            if (shown := _shown(item, target, envelopes)) is not None
         ]
     except _UNREADABLE:
         return items
     return msgspec.Raw(_encode(kept))
 
 
-def _shown(
-    raw: msgspec.Raw, target: Target, envelopes: Envelopes, *, stored: bool
-) -> msgspec.Raw | None:
+def _shown(raw: msgspec.Raw, target: Target, envelopes: Envelopes) -> msgspec.Raw | None:
     """An item as the provider gets it; None where it is left out."""
     try:
         item = _decode_item(raw)
@@ -168,7 +163,7 @@ def _shown(
     if item.type != "reasoning":
         return raw
     if not isinstance(value, str) or not value:
-        return raw if stored or item.content else None
+        return raw if item.content else None
     if not is_sealed(value):
         return raw
     blob = envelopes.open(value)

@@ -86,6 +86,7 @@ class ResponsesWriter:
         "_request",
         "_response",
         "_started",
+        "_thought",
         "_usage",
         "_whole",
     )
@@ -99,6 +100,7 @@ class ResponsesWriter:
         self._phases = _PHASE in bytes(request.fields.get("input", b""))
         self._started = False
         self._item: Item | None = None  # not yet finished
+        self._thought: Reasoning | None = None  # of which the signature may come with its call
         self._late: list[str] = []  # signatures that follow the item they belong to
         self._output: list[msgspec.Raw] = []
         self._declined = False
@@ -107,11 +109,13 @@ class ResponsesWriter:
 
     def write(self, event: Event) -> bytes:
         if type(event) is Delta:
-            return self._begun().delta(event.text)
+            if self._thought is None:
+                return self._begun().delta(event.text)
+            return self._think() + self._begun().delta(event.text)
         if type(event) is Open:
             return self._open(event)
         if type(event) is Close:
-            return self._begun().close()
+            return self._think() + self._begun().close()
         if type(event) is Meta:
             return self._meta(event)
         if type(event) is Used:
@@ -140,7 +144,7 @@ class ResponsesWriter:
         self._started = True
         self._usage = event.usage
         base = response_object(_response_id(event.id), self._request.model, self._made.created)
-        self._response = base | _echo(self._request.fields)
+        self._response = base | _echo(self._request.fields) | dict(self._request.echo)
         response = msgspec.Raw(msgspec.json.encode(self._response))
         return self._lines.event("response.created", {"response": response}) + self._lines.event(
             "response.in_progress", {"response": response}
@@ -154,9 +158,15 @@ class ResponsesWriter:
                 out = self._settle("completed", "commentary")
                 self._item = Message(self._lines)
             return out + self._item.open(block.kind)
+        if block.kind == "thinking":
+            out = self._settle("completed", "commentary")
+            self._item = Reasoning(self._lines)
+            return out
+        if isinstance(self._item, Reasoning) and not self._item.sealed:
+            self._thought, self._item = self._item, Call(self._lines, block)
+            return b""
         out = self._settle("completed", "commentary")
-        thinking = block.kind == "thinking"
-        self._item = Reasoning(self._lines) if thinking else Call(self._lines, block)
+        self._item = Call(self._lines, block)
         return out
 
     def _meta(self, meta: Meta) -> bytes:
@@ -177,7 +187,9 @@ class ResponsesWriter:
         if isinstance(self._item, Reasoning):
             self._item.sealed = sealed
         elif isinstance(self._item, Call) and not self._item.announced:
-            return self._told(Reasoning(self._lines, sealed), "completed")
+            self._thought = self._thought or Reasoning(self._lines)
+            self._thought.sealed = sealed
+            return self._think()
         else:
             self._late.append(sealed)
         return b""
@@ -207,6 +219,13 @@ class ResponsesWriter:
     def _begun(self) -> Item:
         assert self._item is not None, "a block is open"
         return self._item
+
+    def _think(self) -> bytes:
+        """Finish the reasoning that waited for the signature of the call behind it."""
+        if self._thought is None:
+            return b""
+        thought, self._thought = self._thought, None
+        return self._told(thought, "completed")
 
     def _settle(self, status: Status, phase: str) -> bytes:
         """Finish the last item, if there is one. Only clients that told phases know the word."""

@@ -16,7 +16,6 @@ from adapters.openai.responses_state import (
     deleted,
     final_response,
     input_items,
-    kept,
     listing,
     output_items,
     previous,
@@ -170,13 +169,6 @@ def test_final_response_of_a_stream() -> None:
     assert final_response(last.rstrip()) == b'{"id":"b"}'
     assert final_response(b'{"id":"b"}') is None
     assert final_response(sse.event(b'{"type":"x"}')) is None
-
-
-def test_kept_response_says_what_it_goes_on_from() -> None:
-    body = json.loads(kept(b'{"id":"resp_2","store":false}', "resp_1"))
-    assert body == {"id": "resp_2", "store": True, "previous_response_id": "resp_1"}
-    assert json.loads(kept(b"{}", ""))["previous_response_id"] is None
-    assert kept(b"[]", "x") == b"[]"
 
 
 def test_deleted() -> None:

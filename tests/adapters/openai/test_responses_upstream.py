@@ -465,7 +465,7 @@ def test_body_goes_as_it_came() -> None:
     assert call.body == (
         b'{"model":"gpt-6-2026-10-01",'
         b'"input":[{"type":"reasoning","id":"rs_1","encrypted_content":"gAAA"},'
-        b'{"role":"user","content":"\\u00e9 1.50"}],"unknown":{"b":1.50,"a":[ ]},"store":true,'
+        b'{"role":"user","content":"\\u00e9 1.50"}],"unknown":{"b":1.50,"a":[ ]},"store":false,'
         b'"max_output_tokens":1000}'
     )
     assert (call.path, call.dropped, call.headers) == ("/responses", (), ())
@@ -493,14 +493,16 @@ def test_sealed_reasoning_goes_only_to_its_maker() -> None:
     ]
 
 
-def test_reasoning_that_is_only_an_id_is_left_out_where_nothing_is_stored() -> None:
+def test_reasoning_that_is_only_an_id_is_left_out() -> None:
+    """Nothing is stored at the provider, where all our callers are one."""
     given: list[Json] = [
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None},
         {"type": "reasoning", "id": "rs_2", "summary": [], "content": [{"text": "t"}]},
         {"role": "user", "content": "reasoning"},
     ]
     assert sent(input=given, store=False)["input"] == given[1:]
-    assert sent(input=given)["input"] == given
+    assert sent(input=given)["input"] == given[1:]
+    assert sent(input=given)["store"] is False
 
 
 def test_errors_are_read() -> None:
