@@ -14,9 +14,9 @@ from urllib.parse import unquote
 
 from adapters.anthropic import routes as anthropic
 from adapters.anthropic.upstream import MessagesUpstream
-from adapters.catalogue import Kind, Protocol
+from adapters.catalogue import Protocol
 from adapters.codec import Operation, Refusals, UpstreamCodec
-from adapters.errors import InvalidRequest, MethodNotAllowed, NotFound
+from adapters.errors import MethodNotAllowed, NotFound
 from adapters.gemini import routes as gemini
 from adapters.gemini.upstream import GeminiUpstream
 from adapters.openai import routes as openai
@@ -111,7 +111,7 @@ ENDPOINTS: Mapping[int, tuple[str, str]] = MappingProxyType(
 )
 
 
-def find(method: str, path: str, query: str = "", headers: Mapping[bytes, bytes] = {}) -> Match:  # noqa: B006
+def find(method: str, path: str, query: str = "", headers: Mapping[bytes, bytes] = {}) -> Match:
     """What a request line asks for; `path` is without its query, still percent-encoded.
 
     A slash at the end is ignored. Raises NotFound, or MethodNotAllowed where another method is
@@ -141,13 +141,8 @@ def refusals(path: str, query: str, headers: Mapping[bytes, bytes]) -> Refusals:
     return DEFAULT_REFUSALS
 
 
-def upstream_codec(protocol: Protocol, kind: Kind) -> UpstreamCodec:
-    """The codec for models of `kind` at providers that speak `protocol`.
-
-    Raises InvalidRequest where that combination cannot be served.
-    """
-    if kind not in ("chat", "embedding"):
-        raise InvalidRequest(f"Models for {kind} cannot be asked here.", param="model")
+def upstream_codec(protocol: Protocol) -> UpstreamCodec:
+    """The codec for chat models at providers that speak `protocol`; `embedders` has the others."""
     return _UPSTREAMS[protocol]
 
 

@@ -171,7 +171,7 @@ class Pair:
         assert codec is not None, "it generates"
         request = codec.decode(json.dumps(body).encode(), Ask(found.id, query))
         provider = Provider("p", self.provider, "http://p")
-        upstream = registry.upstream_codec(self.provider, "chat")
+        upstream = registry.upstream_codec(self.provider)
         target = Target(provider, "m", 100, stream=True)
         if self.passes:
             return upstream.passing(request, target, _ENVELOPES).stream()

@@ -6,9 +6,13 @@ than the client. Nothing is sent here.
 
 from __future__ import annotations
 
+from typing import cast
+
 from adapters import registry
 from adapters.canonical import Prompt, Thinking, ToolCall
 from adapters.codec import Call, CountCall, DownstreamCodec, Request, Target, UpstreamCodec
+from adapters.embedders import embedding_call
+from adapters.embedding import EmbeddingDownstream
 from adapters.envelope import MARKS, Envelopes
 from adapters.translate import Translation
 from proxy.route import Candidate, Route
@@ -39,7 +43,10 @@ class Calls:
         Raises RequestNotExpressible where its provider's protocol has no place for something that
         was asked, and InvalidRequest where the body is malformed.
         """
-        upstream, target = self._target(candidate, output_cap)
+        if self.request.kind == "embedding":
+            codec = cast("EmbeddingDownstream", self._codec)
+            return embedding_call(codec, self.request, self._target(candidate, None))
+        upstream, target = self._upstream(candidate), self._target(candidate, output_cap)
         if self._passes(candidate):
             return upstream.passing(self.request, target, self._envelopes)
         return Translation(
@@ -57,7 +64,7 @@ class Calls:
 
         Raises as `at` does.
         """
-        upstream, target = self._target(candidate, None)
+        upstream, target = self._upstream(candidate), self._target(candidate, None)
         if self._passes(candidate):
             return upstream.counting_passing(self.request, target)
         return upstream.counting(self.prompt(), target)
@@ -87,6 +94,8 @@ class Calls:
         )
 
     def _holds_envelopes(self) -> bool:
+        if self.request.kind != "chat":
+            return False
         values = map(bytes, self.request.fields.values())
         return any(mark in value for value in values for mark in MARKS)
 
@@ -95,8 +104,10 @@ class Calls:
         provider = candidate.upstream.provider
         return provider.protocol_for(request.protocol) == request.protocol and not request.foreign
 
-    def _target(self, candidate: Candidate, output_cap: int | None) -> tuple[UpstreamCodec, Target]:
+    def _upstream(self, candidate: Candidate) -> UpstreamCodec:
         provider = candidate.upstream.provider
-        protocol = provider.protocol_for(self.request.protocol)
-        upstream = registry.upstream_codec(protocol, self.request.kind)
-        return upstream, Target(provider, candidate.upstream.model, output_cap, self.request.stream)
+        return registry.upstream_codec(provider.protocol_for(self.request.protocol))
+
+    def _target(self, candidate: Candidate, output_cap: int | None) -> Target:
+        upstream = candidate.upstream
+        return Target(upstream.provider, upstream.model, output_cap, self.request.stream)

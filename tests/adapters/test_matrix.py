@@ -137,7 +137,7 @@ def exchange(surface: Protocol, protocol: Protocol, ask: Ask) -> Exchange:
     codec = found.operation.codec
     assert codec is not None
     request = codec.decode(body, Head(found.id, query, {b"anthropic-version": b"2023-06-01"}))
-    upstream = registry.upstream_codec(protocol, "chat")
+    upstream = registry.upstream_codec(protocol)
     to = Target(Provider("p", protocol, "http://p"), ask.model, ask.cap, request.stream)
     call: Call
     if surface == protocol:

@@ -315,6 +315,47 @@ async def test_edge_92_an_exhausted_balance_is_never_retried(path: str, body: Js
         assert answer.error["required_usd"]
 
 
+# -- embeddings -----------------------------------------------------------------------------------
+
+
+async def test_embeddings_reach_both_protocols_from_both_surfaces() -> None:
+    google = ScriptedProvider(reply(200, {"embeddings": [{"values": [0.5, 0.25]}]}))
+    openai = ScriptedProvider(
+        reply(
+            200,
+            {
+                "object": "list",
+                "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}],
+                "model": "m",
+                "usage": {"prompt_tokens": 3, "total_tokens": 3},
+            },
+        )
+    )
+    models = [
+        model_of("at-google", speaking("g", "gemini"), kind="embedding"),
+        model_of("at-openai", speaking("p", "openai"), kind="embedding"),
+        model_of("at-anthropic", speaking("a", "anthropic"), kind="embedding"),
+    ]
+    never = ScriptedProvider(provider.completion())
+    hosts = {"g": google, "p": openai, "a": never}
+    async with running(hosts, models=models) as world:
+        client = world.connect()
+        for model in ("at-google", "at-openai"):
+            ask = {"model": model, "input": "Hi", "encoding_format": "float"}
+            answer = await client.call("/v1/embeddings", ask)
+            (entry,) = cast("list[Json]", answer.json["data"])
+            assert entry["embedding"] == [0.5, 0.25]
+            one = {"content": {"parts": [{"text": "Hi"}]}}
+            path = f"/v1beta/models/{model}:batchEmbedContents"
+            answer = await client.call(path, {"requests": [{"model": model, **one}]})
+            assert answer.json["embeddings"] == [{"values": [0.5, 0.25]}]
+        refused = await client.call("/v1/embeddings", {"model": "at-anthropic", "input": "Hi"})
+        assert (refused.status, refused.error["param"]) == (400, "model")
+        assert never.calls == 0
+        assert len(await world.flushed()) == 4
+        await world.assert_books_are_clean()
+
+
 # -- losses, and who is tried ----------------------------------------------------------------------
 
 
