@@ -154,8 +154,10 @@ class Conversation:
         texts = read_parts(item.summary, f"{where}.summary")
         texts = texts or read_parts(item.content, f"{where}.content")
         text = "\n\n".join(part.text for part in texts if isinstance(part, Text))
-        if blob is not None and blob.kind == "call" and not text:
+        if blob is not None and blob.kind == "call":
             self._signature = blob
+            if text:
+                self._assistant(Thinking(text=text))
         elif blob is not None and blob.kind == "text":
             self._before_text(Thinking(text=text, blob=blob))
         elif text or blob is not None:

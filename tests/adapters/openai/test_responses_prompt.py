@@ -145,6 +145,15 @@ def test_signature_of_a_call_returns_to_it() -> None:
     )
 
 
+def test_signature_of_a_call_may_come_with_the_thought_before_it() -> None:
+    blob = Blob("g", "f", "call", "sig")
+    found = turns(reasoning(blob, "Hm."), call())
+    assert found[0].parts == (
+        Thinking(text="Hm."),
+        ToolCall(id="c1", name="f", arguments='{"a":1}', blob=blob),
+    )
+
+
 def test_signature_of_a_text_returns_before_it() -> None:
     blob = Blob("g", "f", "text", "sig")
     found = turns({"role": "assistant", "content": "Hi"}, reasoning(blob))

@@ -251,6 +251,24 @@ def test_signature_of_a_call_goes_before_it() -> None:
     assert [item.type for item in accumulated(events).output] == ["reasoning", "function_call"]
 
 
+def test_signature_of_a_call_joins_the_thought_before_it() -> None:
+    blocks: list[Event] = [
+        Open(0, "thinking"),
+        Delta(0, "Hm."),
+        Close(0),
+        Open(1, "call", "call_1", "look"),
+        Meta(1, signature="sig", kind="call"),
+        Delta(1, "{}"),
+        Close(1),
+    ]
+    events, _ = written([START, *blocks, *END])
+    reasoning = accumulated(events).output[0]
+    assert reasoning.type == "reasoning"
+    assert [part.text for part in reasoning.summary] == ["Hm."]
+    assert ENVELOPES.open(reasoning.encrypted_content or "") is not None
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
 def test_signature_of_a_text_comes_behind_its_message() -> None:
     signed: list[Event] = [
         Open(0, "text"),
