@@ -328,10 +328,25 @@ def test_a_plain_answer_is_read_as_a_stream_is() -> None:
     assert found[-1] == Finish("tool_calls")
 
 
-MEMBERS = (
-    "choices delta tool_calls function content usage error annotations logprobs extra_content "
-    "index id name arguments finish_reason function_call reasoning"
-).split()
+MEMBERS = [
+    "choices",
+    "delta",
+    "tool_calls",
+    "function",
+    "content",
+    "usage",
+    "error",
+    "annotations",
+    "logprobs",
+    "extra_content",
+    "index",
+    "id",
+    "name",
+    "arguments",
+    "finish_reason",
+    "function_call",
+    "reasoning",
+]
 
 
 @given(
