@@ -435,7 +435,8 @@ class Target:
 class Encoded:
     """A prompt as a provider gets it, the fields it lost on the way, and the reader of what
     comes back. `stops_itself`: the provider ends the answer at the prompt's stop sequences. `names`
-    are those under which it knows the tools."""
+    are those under which it knows the tools. `pieces` are bought whatever the answer, and not told
+    in its usage."""
 
     path: str
     body: bytes
@@ -443,6 +444,7 @@ class Encoded:
     headers: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     stops_itself: bool = True
+    pieces: Mapping[str, int] = field(default_factory=dict)
     names: ToolNames | None = None
 
 

@@ -94,7 +94,7 @@ class Translation:
         names, stops = self._encoded.names, self._prompt.stop
         return _Answer(
             self._encoded.reader(),
-            Meter(self._request.pieces),
+            Meter(self._encoded.pieces),
             None if names is None else Restorer(names),
             None if self._encoded.stops_itself or not stops else StopScanner(stops),
             self._request.scan.text_bytes,

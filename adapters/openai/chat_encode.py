@@ -72,6 +72,7 @@ def encoded(prompt: Prompt, target: Target) -> Encoded:
         reader=ChatReader,
         dropped=losses.names,
         stops_itself=encoder.stops_itself,
+        pieces={"web_search": 1} if prompt.web_search else {},
         names=encoder.names,
     )
 

@@ -25,7 +25,7 @@ def relay_from(protocol: Protocol, model: str = "x") -> StreamRelay:
     codec = MessagesDownstream()
     prompt = codec.prompt(request, ENVELOPES)
     target = Target(Provider("p", protocol, "http://p"), model, 100, stream=True)
-    upstream = registry.upstream_codec(protocol, "chat")
+    upstream = registry.upstream_codec(protocol)
     return Translation(codec, upstream, request, prompt, target, ENVELOPES).stream()
 
 
