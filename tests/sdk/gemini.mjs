@@ -78,7 +78,7 @@ const each = {
     ),
   bad_request: (named) =>
     raises(
-      () => client.models.generateContent({ model: named("sandbox-error-400"), contents: question }),
+      () => client.models.generateContent({ model: named("sandbox-context-overflow"), contents: question }),
       "ApiError", 400,
     ),
 };

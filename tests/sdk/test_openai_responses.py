@@ -46,7 +46,7 @@ def results(answer: Response) -> list[ResponseInputItemParam]:
 
 def history(answer: Response) -> list[ResponseInputItemParam]:
     """The items of an answer as the next input, for clients that store nothing."""
-    return [item.model_dump(exclude_none=True) for item in answer.output]  # type: ignore[misc]
+    return list(answer.output)  # type: ignore[arg-type] # as OpenAI's own examples do
 
 
 def test_a_response(openai_client: OpenAI, named: Named) -> None:
@@ -112,11 +112,12 @@ def test_a_tool_round_trip_without_storage(
         tools=FUNCTIONS,
         store=False,
         include=["reasoning.encrypted_content"],
+        reasoning={"effort": "medium", "summary": "auto"},
     ) as stream:
         first = stream.get_final_response()
+    thoughts = [item for item in first.output if item.type == "reasoning"]
     if "reasoning" in behaviour and named("") != "chat-":
-        (thought,) = (item for item in first.output if item.type == "reasoning")
-        assert thought.encrypted_content
+        assert any(thought.encrypted_content for thought in thoughts)
     after = openai_client.responses.create(
         model=model,
         input=[*asked(), *history(first), *results(first)],
@@ -134,6 +135,10 @@ def test_a_tool_round_trip_by_previous_response(openai_client: OpenAI, named: Na
     )
     assert RESULT in after.output_text
     assert after.previous_response_id == first.id
+    last = openai_client.responses.create(
+        model=model, input="And tomorrow?", previous_response_id=after.id, tools=FUNCTIONS
+    )
+    assert last.output
 
 
 def test_a_stored_response_can_be_had_again_until_it_is_deleted(
@@ -164,7 +169,7 @@ def test_a_stored_response_is_its_projects_alone(
 
 
 def test_nothing_is_stored_where_that_is_asked(openai_client: OpenAI, named: Named) -> None:
-    made = openai_client.responses.create(model=named("sandbox"), input=QUESTION, store=False)
+    made = openai_client.responses.create(model=named("sandbox"), input="Forget me.", store=False)
     with pytest.raises(openai.NotFoundError):
         openai_client.responses.retrieve(made.id)
 
@@ -224,8 +229,8 @@ def test_reasoning_comes_as_a_summary(openai_client: OpenAI, named: Named) -> No
     assert whole.usage is not None
     assert whole.usage.output_tokens_details.reasoning_tokens > 0
     if named("") != "chat-":
-        (thought,) = (item for item in whole.output if item.type == "reasoning")
-        assert "1 2 3" in "".join(part.text for part in thought.summary)
+        thoughts = [item for item in whole.output if item.type == "reasoning"]
+        assert "1 2 3" in "".join(part.text for item in thoughts for part in item.summary)
 
 
 def test_an_image_is_taken(openai_client: OpenAI, named: Named) -> None:
