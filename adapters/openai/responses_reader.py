@@ -6,7 +6,8 @@ first: deltas, then what a `done` event has beyond them, then an item beyond its
 the items of the final response that were never seen. A whole answer is just that last step.
 
 Items may overlap; their blocks are named by output index and place, and the composer puts them in
-order. What only a tool of the provider's did (web searches, code, images) is no block.
+order. What only a tool of the provider's did (web searches, code, images) is no block; for a client
+that gets it unread, on an answer that passes, it is content all the same.
 """
 
 from __future__ import annotations
@@ -56,15 +57,17 @@ _KIND_BY_CODE: Mapping[object, FailureKind] = {
 _BAD_IMAGE = "image"
 _SEARCH_ITEM = "web_search_call"
 _IMAGE_ITEM = "image_generation_call"
+_READ_ITEMS = frozenset({"message", "reasoning", "function_call", "custom_tool_call"})
 
 Key = tuple[int, str, int]
 
 
 class ResponsesReader:
-    """Reads one answer. Implements `codec.Reader`."""
+    """Reads one answer, that passes or is translated. Implements `codec.Reader`."""
 
     __slots__ = (
         "_images",
+        "_passing",
         "_refused",
         "_searches",
         "_seen",
@@ -73,8 +76,9 @@ class ResponsesReader:
         "composer",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, passing: bool = False) -> None:
         self.composer = Composer()
+        self._passing = passing
         self._sent: dict[Key, int] = {}  # characters of each text that have gone on
         self._thought: dict[int, tuple[str, int]] = {}  # the reasoning text of an item that is read
         self._seen: dict[int, str] = {}  # items by output index: their types
@@ -283,7 +287,11 @@ class ResponsesReader:
         return True
 
     def _see(self, index: int, item: AnswerItem) -> None:
+        new = index not in self._seen
         self._seen[index] = string(item.type)
+        if new and self._passing and item.type not in _READ_ITEMS:
+            self._add((index, "opaque", 0), "text", " ")  # content that only the provider can count
+            self.composer.close((index, "opaque", 0))
 
     # -- the response -----------------------------------------------------------------------------
 

@@ -124,12 +124,14 @@ class Passing:
 
     def stream(self) -> PassingStream:
         request = self.request
-        return PassingStream(ResponsesReader(), Meter(request.pieces), ResponsesManner(request))
+        return PassingStream(
+            ResponsesReader(passing=True), Meter(request.pieces), ResponsesManner(request)
+        )
 
     def plain(self, body: bytes) -> PassingPlain:
         request = self.request
         shown = shown_response(final_response(body) or body, request)
-        return PassingPlain(ResponsesReader(), Meter(request.pieces), body, shown)
+        return PassingPlain(ResponsesReader(passing=True), Meter(request.pieces), body, shown)
 
 
 def _readable(items: msgspec.Raw, target: Target, envelopes: Envelopes) -> msgspec.Raw:

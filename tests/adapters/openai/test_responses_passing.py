@@ -143,6 +143,19 @@ def test_answer_without_anything_in_it_is_none() -> None:
     assert relay.failure.kind == "empty"
 
 
+def test_what_a_tool_of_the_provider_does_is_content() -> None:
+    """Its events are not held back until the model speaks."""
+    item = {"type": "web_search_call", "id": "ws_1", "status": "in_progress"}
+    relay = passing().stream()
+    seen = []
+    for event in (frame("created", 0), frame("output_item.added", 1, output_index=0, item=item)):
+        relay.feed(event)
+        seen.append(relay.has_content)
+    assert seen == [False, True]
+    drawn = {"id": "r", "status": "completed", "output": [{"type": "image_generation_call"}]}
+    assert passing().plain(json.dumps(drawn).encode()).failure is None
+
+
 def test_plain_answer() -> None:
     part = '{"type":"output_text","text":"Hi","annotations":[ ]}'
     body = (
