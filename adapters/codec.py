@@ -444,8 +444,8 @@ class Encoded:
     headers: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     stops_itself: bool = True
-    pieces: Mapping[str, int] = field(default_factory=dict)
     names: ToolNames | None = None
+    pieces: Mapping[str, int] = field(default_factory=dict)
 
 
 class UpstreamCodec(Protocol):
