@@ -20,7 +20,7 @@ from adapters.gemini.failure import read_failure
 from adapters.gemini.framing import Framing, framing
 from adapters.gemini.reader import GeminiReader
 from adapters.gemini.refusal import GeminiRefusals
-from adapters.gemini.signature import SKIP_VALIDATION, blob_in, sealed_in
+from adapters.gemini.signature import SKIP_VALIDATION, sealed_in
 from adapters.gemini.traits import traits_of
 from adapters.openai.body import Fields
 from adapters.passing import PassingPlain, PassingStream
@@ -173,11 +173,11 @@ def _unsealed(raw: msgspec.Raw, target: Target, envelopes: Envelopes) -> Fields 
     """One part; None where it was nothing but the place of an envelope."""
     part = fields.raw_members(raw, "contents.parts")
     names = fields.named(part)
-    signature = fields.text(names, _SIGNATURE)
-    if not sealed_in(signature):
+    sealed = sealed_in(fields.text(names, _SIGNATURE))
+    if sealed is None:
         return part
     key = fields.spelled(part, _SIGNATURE)
-    blob = blob_in(signature, envelopes)
+    blob = envelopes.open(sealed.envelope)
     if blob is not None and target.accepts(blob):
         part[key] = msgspec.Raw(_encode(blob.value))
     elif "functionCall" in names and traits_of(target.model).wants_signatures:

@@ -20,7 +20,6 @@ import msgspec
 from adapters import media
 from adapters.canonical import (
     Audio,
-    Blob,
     Document,
     Image,
     Part,
@@ -34,7 +33,7 @@ from adapters.canonical import (
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
 from adapters.gemini import fields
-from adapters.gemini.signature import blob_in
+from adapters.gemini.signature import signed_thought
 from adapters.openai.body import Fields
 
 Role = Literal["user", "assistant"]
@@ -117,17 +116,19 @@ class Turns:
         for name in part.keys() - _SILENT - _DATA:
             self.dropped[name] = None
         signature = fields.text(part, "thoughtSignature", where)
-        blob = blob_in(signature, self._envelopes) if signature else None
+        signed = signed_thought(signature, self._envelopes)
         if "functionCall" in part:
-            yield from self._call(part["functionCall"], blob, f"{where}.functionCall")
+            yield from self._call(part["functionCall"], signed, f"{where}.functionCall")
             return
         text = fields.text(part, "text", where)
         if fields.flag(part, "thought", where):
-            if text or blob is not None:
-                yield Thinking(text=text, blob=blob)
+            if signed is not None:
+                yield Thinking(text=text or signed.text, blob=signed.blob)
+            elif text:
+                yield Thinking(text=text)
             return
-        if blob is not None:
-            yield Thinking(blob=blob)
+        if signed is not None:
+            yield signed
         if text:
             yield Text(text=text)
         yield from self._other(part, where)
@@ -151,14 +152,15 @@ class Turns:
 
     # -- calls ------------------------------------------------------------------------------------
 
-    def _call(self, raw: msgspec.Raw, blob: Blob | None, where: str) -> Iterator[Part]:
+    def _call(self, raw: msgspec.Raw, signed: Thinking | None, where: str) -> Iterator[Part]:
         members = fields.members(raw, where)
         name = fields.text(members, "name", where)
         if not name:
             raise InvalidRequest(f"{where}.name is required.", param=f"{where}.name")
+        blob = signed.blob if signed is not None else None
         own = blob if blob is not None and blob.kind == "call" else None
-        if blob is not None and own is None:
-            yield Thinking(blob=blob)
+        if signed is not None and own is None:
+            yield signed
         args = members.get("args")
         call = ToolCall(
             id=fields.text(members, "id", where) or self._id(),

@@ -5,7 +5,8 @@ last chunk has the reason and the figures. Nothing may stand between chunks: Goo
 raise at comments, at named events and at `[DONE]`.
 
 Signatures of other providers travel sealed in `thoughtSignature`: on the thought they belong to,
-where the client wants to see thoughts, else on the next part. What is left at the end goes out on
+where the client wants to see thoughts, else (and then with the thought) on the next part. What is
+left at the end goes out on
 an empty text part, as Google does it.
 """
 
@@ -16,6 +17,7 @@ import msgspec
 from adapters import freeform
 from adapters.canonical import (
     Blob,
+    BlockKind,
     Citation,
     Close,
     Delta,
@@ -36,7 +38,7 @@ from adapters.errors import APIError
 from adapters.estimate import counted_tokens
 from adapters.gemini.framing import framing
 from adapters.gemini.refusal import GeminiRefusals
-from adapters.gemini.signature import encoded
+from adapters.gemini.signature import Sealed, encoded
 from adapters.gemini.wire import FINISH_REASONS, usage_metadata
 
 Part = dict[str, object]
@@ -73,6 +75,7 @@ class GeminiWriter:
         "_pieces",
         "_shows_thoughts",
         "_signatures",
+        "_signs_thought",
         "_streams",
         "_text_characters",
         "_usage",
@@ -92,7 +95,8 @@ class GeminiWriter:
         self._open = Open(-1, "text")
         self._pieces: list[str] = []  # of the open block, where it goes out whole
         self._parts: list[Part] = []  # of an answer in one piece
-        self._signatures: list[str] = []  # that wait for their part
+        self._signatures: list[Sealed] = []  # that wait for their part
+        self._signs_thought = False  # the last one, which came with the open block
         self._citations: list[Citation] = []
         self._logprobs: list[Logprob] = []  # of an answer in one piece
         self._text_characters = 0
@@ -107,6 +111,7 @@ class GeminiWriter:
             self._start(event)
         elif isinstance(event, Open):
             self._open = event
+            self._signs_thought = False
         elif isinstance(event, Meta):
             return self._meta(event)
         elif isinstance(event, Close):
@@ -136,9 +141,7 @@ class GeminiWriter:
     def _delta(self, text: str) -> bytes:
         self._text_characters += len(text)
         kind = self._open.kind
-        if kind == "thinking" and not self._shows_thoughts:
-            return b""
-        if kind in _CALLS or not self._streams:
+        if kind in _CALLS or not self._streams or self._hides(kind):
             self._pieces.append(text)
             return b""
         if kind == "thinking" or self._signatures:
@@ -148,7 +151,8 @@ class GeminiWriter:
     def _meta(self, event: Meta) -> bytes:
         if event.signature:
             blob = Blob(self._made.provider, self._made.family, event.kind, event.signature)
-            self._signatures.append(encoded(self._envelopes.seal(blob)))
+            self._signatures.append(Sealed(self._envelopes.seal(blob), ""))
+            self._signs_thought = event.kind == "thinking"
         if event.citation is not None:
             self._citations.append(event.citation)
         if event.logprobs and not self._streams:
@@ -163,7 +167,9 @@ class GeminiWriter:
         self._pieces.clear()
         if kind in _CALLS:
             return self._emit(self._signed(self._call(text)))
-        if kind == "thinking" and not self._shows_thoughts:
+        if self._hides(kind):
+            if self._signs_thought:
+                self._signatures[-1] = self._signatures[-1]._replace(thought=text)
             return b""
         if not text and not self._signatures:
             return b""
@@ -190,6 +196,9 @@ class GeminiWriter:
 
     # -- parts ------------------------------------------------------------------------------------
 
+    def _hides(self, kind: BlockKind) -> bool:
+        return kind == "thinking" and not self._shows_thoughts
+
     def _text(self, text: str) -> Part:
         return {"text": text, "thought": True} if self._open.kind == "thinking" else {"text": text}
 
@@ -207,9 +216,9 @@ class GeminiWriter:
             return [part]
         *before, last = waiting
         parts: list[Part] = [
-            {"text": "", "thought": True, "thoughtSignature": each} for each in before
+            {"text": "", "thought": True, "thoughtSignature": encoded(each)} for each in before
         ]
-        return [*parts, {**part, "thoughtSignature": last}]
+        return [*parts, {**part, "thoughtSignature": encoded(last)}]
 
     # -- chunks -----------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from adapters.codec import Ask
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.gemini.downstream import CountDownstream, GenerateDownstream
+from adapters.gemini.signature import Sealed, encoded
 
 ENVELOPES = Envelopes(b"s" * 32, "acme")
 HI = [{"role": "user", "parts": [{"text": "hi"}]}]
@@ -183,6 +184,15 @@ def test_signatures_of_ours_come_back_in_either_alphabet(safe: bool) -> None:
         ToolCall(id="call_0_1", name="f", arguments="{}", blob=call),
         Thinking(blob=call),
     )
+
+
+def test_a_thought_that_was_hidden_comes_back_with_its_signature() -> None:
+    blob = Blob("c", "f", "thinking", "s")
+    slot = encoded(Sealed(ENVELOPES.seal(blob), "h\u00fc\nm"))
+    call = {"functionCall": {"name": "f"}, "thoughtSignature": slot}
+    [turn] = prompt([model(call, {"text": "", "thought": True, "thoughtSignature": slot})]).turns
+    hidden = Thinking(text="h\u00fc\nm", blob=blob)
+    assert turn.parts == (hidden, ToolCall(id="call_0_0", name="f", arguments="{}"), hidden)
 
 
 @pytest.mark.parametrize("apart", [False, True])

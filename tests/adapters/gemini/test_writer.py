@@ -24,13 +24,14 @@ from adapters.canonical import (
     Prompt,
     Reasoning,
     Start,
+    Thinking,
     Usage,
     Used,
 )
 from adapters.codec import Made, Request
 from adapters.envelope import Envelopes
 from adapters.errors import UpstreamOverloaded
-from adapters.gemini.signature import blob_in
+from adapters.gemini.signature import signed_thought
 from adapters.gemini.writer import GeminiWriter
 
 ENVELOPES = Envelopes(b"s" * 32, "acme")
@@ -74,11 +75,16 @@ def all_parts(answers: Sequence[Json]) -> list[Json]:
     return [part for answer in answers for part in parts_of(answer)]
 
 
-def blob_of(part: Json) -> Blob | None:
+def thought_of(part: Json) -> Thinking | None:
     signature = part["thoughtSignature"]
     assert isinstance(signature, str)
     b64decode(signature, validate=True)
-    return blob_in(signature, ENVELOPES)
+    return signed_thought(signature, ENVELOPES)
+
+
+def blob_of(part: Json) -> Blob | None:
+    thought = thought_of(part)
+    return None if thought is None else thought.blob
 
 
 def text(*pieces: str, at: int = 0) -> list[Event]:
@@ -199,7 +205,7 @@ def test_signatures_of_hidden_thoughts_travel_on_the_next_part(show: bool | None
     for parts in (all_parts(streamed(events, show=show)), parts_of(whole(events, show=show))):
         assert "hm" not in json.dumps(parts)
         assert "functionCall" in parts[0]
-        assert blob_of(parts[0]) == SIGNED
+        assert thought_of(parts[0]) == Thinking(text="hm", blob=SIGNED)
 
 
 def test_edge_44_the_signature_stands_beside_the_call() -> None:
@@ -226,10 +232,11 @@ def test_a_signature_at_the_end_gets_an_empty_part() -> None:
 def test_a_signature_comes_back_in_the_other_alphabet() -> None:
     [part] = parts_of(whole([START, *THOUGHT, Finish("end")]))
     again = urlsafe_b64encode(b64decode(str(part["thoughtSignature"]))).decode()
-    assert blob_in(again, ENVELOPES) == SIGNED
-    assert blob_in(again.rstrip("="), ENVELOPES) == SIGNED
-    assert blob_in(again, Envelopes(b"s" * 32, "other")) is None
-    assert blob_in("CiQB0kMrc2lnbmF0dXJl", ENVELOPES) is None
+    signed = Thinking(text="hm", blob=SIGNED)
+    assert signed_thought(again, ENVELOPES) == signed
+    assert signed_thought(again.rstrip("="), ENVELOPES) == signed
+    assert signed_thought(again, Envelopes(b"s" * 32, "other")) is None
+    assert signed_thought("CiQB0kMrc2lnbmF0dXJl", ENVELOPES) is None
 
 
 def test_sources_and_logprobs() -> None:
