@@ -185,9 +185,9 @@ class GenerateRendering:
         if self._model.refuses:
             yield self._event(self._blocked(), last=True)
             return
-        content: Json = {}
-        if self._signs and not self._answer.calls:
-            content["parts"] = [{"text": "", "thoughtSignature": self._signature("")}]
+        signs = self._signs and not self._answer.calls
+        signed = {"thoughtSignature": self._signature("")} if signs else {}
+        content: Json = {"parts": [{"text": "", **signed}]} if self._answer.parts else {}
         yield self._event(self._response(content, self._finish()), last=True)
 
     def error(self, *, overloaded: bool) -> Iterator[bytes]:

@@ -26,12 +26,25 @@ def check_contents(contents: Sequence[Json], model: str, *, must_sign: bool) -> 
     """
     if contents[0].get("role") == "model":
         raise refused("First content should be with role 'user', got model")
-    _check_responses(contents)
-    for content in contents:
+    turns = _joined(contents)
+    _check_responses(turns)
+    for content in turns:
         for part in objects(content["parts"]):
             _check_signature(part, model)
     if must_sign:
-        _check_signed(contents)
+        _check_signed(turns)
+
+
+def _joined(contents: Sequence[Json]) -> Sequence[Json]:
+    """What a model said in a row is one turn: clients keep each chunk of a stream by itself."""
+    turns: list[Json] = []
+    for content in contents:
+        if turns and content.get("role") == turns[-1].get("role") == "model":
+            parts = [*objects(turns[-1]["parts"]), *objects(content["parts"])]
+            turns[-1] = {**turns[-1], "parts": parts}
+        else:
+            turns.append(content)
+    return turns
 
 
 def _calls(content: Json) -> list[Json]:

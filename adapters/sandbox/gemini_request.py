@@ -328,8 +328,6 @@ def _part(at: Path, value: object) -> object:
             f"Invalid value at '{spelled(at)}' (oneof), oneof field 'data' is already set. "
             f"Cannot set '{given[1]}'",
         )
-    if part.get("text") == "" and "thoughtSignature" not in part:
-        raise refused("Unable to submit request because it has an empty text parameter.")
     return part
 
 
