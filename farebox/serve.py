@@ -178,9 +178,11 @@ async def _greet(
     base = config.server.public_url or _url(worker.address)
     lines = [
         f"Farebox serves at {base}",
-        f"  OpenAI SDKs   base_url={base}/v1",
-        f"  metrics       {_url(admin_address)}/metrics",
-        *(f"  note          {warning}" for warning in config.warnings),
+        f"  OpenAI SDKs     base_url={base}/v1",
+        f"  Anthropic SDKs  base_url={base}/anthropic",
+        f"  Gemini SDKs     base_url={base}/gemini",
+        f"  metrics         {_url(admin_address)}/metrics",
+        *(f"  note            {warning}" for warning in config.warnings),
     ]
     key = await trio.to_thread.run_sync(_first_key, directory)
     model = worker.example_model
