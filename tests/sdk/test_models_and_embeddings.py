@@ -6,7 +6,7 @@ import math
 
 import pytest
 from anthropic import Anthropic
-from google.genai import Client
+from google.genai import Client, types
 from openai import OpenAI
 
 from tests.fakes.process import SPEAKERS
@@ -52,7 +52,8 @@ def test_openai_embeds(openai_client: OpenAI, model: str) -> None:
 
 @pytest.mark.parametrize("model", EMBEDDING)
 def test_gemini_embeds(gemini_client: Client, model: str) -> None:
-    answer = gemini_client.models.embed_content(model=model, contents=["one", "two"])
+    contents = [types.Content(parts=[types.Part(text=text)]) for text in ("one", "two")]
+    answer = gemini_client.models.embed_content(model=model, contents=[*contents])
     assert answer.embeddings is not None
     first, second = (entry.values for entry in answer.embeddings)
     assert first

@@ -228,9 +228,8 @@ def test_reasoning_comes_as_a_summary(openai_client: OpenAI, named: Named) -> No
     assert whole.output_text.startswith(ANSWER)
     assert whole.usage is not None
     assert whole.usage.output_tokens_details.reasoning_tokens > 0
-    if named("") != "chat-":
-        thoughts = [item for item in whole.output if item.type == "reasoning"]
-        assert "1 2 3" in "".join(part.text for item in thoughts for part in item.summary)
+    thoughts = [item for item in whole.output if item.type == "reasoning"]
+    assert "1 2 3" in "".join(part.text for item in thoughts for part in item.summary)
 
 
 def test_an_image_is_taken(openai_client: OpenAI, named: Named) -> None:
