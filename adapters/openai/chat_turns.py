@@ -373,8 +373,7 @@ def _read_refusal(part: ContentPart, at: str, envelopes: Envelopes) -> Refusal:
 
 
 def _read_image(part: ContentPart, at: str, envelopes: Envelopes) -> Image:
-    given = _required(part.image_url, f"{at}.image_url")
-    image = ImageURL(given) if isinstance(given, str) else given
+    image = _address(part.image_url, f"{at}.image_url")
     detail = image.detail or ""
     if image.url.startswith("data:"):
         media_type, data = parse_data_url(image.url, f"{at}.image_url")
@@ -383,8 +382,7 @@ def _read_image(part: ContentPart, at: str, envelopes: Envelopes) -> Image:
 
 
 def _read_video(part: ContentPart, at: str, envelopes: Envelopes) -> Document:
-    given = _required(part.video_url, f"{at}.video_url")
-    url = given if isinstance(given, str) else given.url
+    url = _address(part.video_url, f"{at}.video_url").url
     if url.startswith("data:"):
         media_type, data = parse_data_url(url, f"{at}.video_url")
         return Document(media_type=media_type, data=data)
@@ -462,6 +460,10 @@ def _read_document(part: ContentPart, at: str, envelopes: Envelopes) -> Document
 
 def _source_data(source: Source, at: str) -> tuple[str, str]:
     return parse_data_url(f"data:{source.media_type or ''};base64,{source.data or ''}", at)
+
+
+def _address(given: str | ImageURL | None, field: str) -> ImageURL:
+    return ImageURL(given) if isinstance(given, str) else _required(given, field)
 
 
 def _required(value: T | None, field: str) -> T:

@@ -153,3 +153,19 @@ def test_media_inside_a_tools_result_is_found() -> None:
     image = {"type": "image", "source": {"type": "base64", "data": DATA}}
     found = bounded([{"type": "tool_result", "tool_use_id": "t", "content": [image]}], 100_000)
     assert 20_000 <= found.input_tokens <= 20_300
+
+
+def test_a_file_that_is_all_there_costs_its_pages() -> None:
+    page = {"type": "file", "file": {"file_data": "A" * 600}}
+    assert 23_000 <= bounded([page], 100_000).input_tokens < 24_000
+    named = {"type": "file", "file": {"file_data": "A" * 600, "file_id": "f"}}
+    assert bounded([named], 100_000).input_tokens == 100_000
+
+
+def test_a_responses_body_is_bounded_as_one() -> None:
+    body = {"model": "m", "input": "x" * 500, "tools": [{"type": "function", "name": "f"}]}
+    found = bound(ChatDownstream().decode(json.dumps(body).encode(), Ask()), 100_000)
+    assert 564 <= found.input_tokens < 1000
+    body["previous_response_id"] = "resp_1"
+    found = bound(ChatDownstream().decode(json.dumps(body).encode(), Ask()), 100_000)
+    assert found.input_tokens == 100_000
