@@ -22,6 +22,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 # Written out twice instead of repeated, so that the search can skip to the first CR or LF.
 _BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?=[^\n]))(?:\r\n|\n|\r(?=[^\n]))")
 _BOUNDARY_BYTES_MAX = 4
+_CRLF_TWICE = b"\r\n\r\n"
 
 
 class Splitter:
@@ -84,7 +85,9 @@ class Splitter:
         return [part + b"\n\n" for part in parts]
 
     def _cut_at_any(self, data: bytes) -> list[bytes]:
-        buffer, begin, events = self._buffer, 0, []
+        buffer, begin, events = self._buffer, 0, list[bytes]()
+        if not buffer and len(data) <= self._event_bytes_max and _is_google_s(data):
+            return [part + _CRLF_TWICE for part in data.split(_CRLF_TWICE)[:-1]]
         buffer += data
         boundary = _BOUNDARY.search(buffer, self._searched)
         while boundary is not None:
@@ -109,6 +112,14 @@ class Splitter:
             )
 
 
+def _is_google_s(data: bytes) -> bool:
+    """Whether these are whole events of one line each, with CRLF, as Gemini sends them."""
+    if not data.endswith(_CRLF_TWICE):
+        return False
+    events = data.count(_CRLF_TWICE)
+    return data.count(b"\n") == data.count(b"\r") == 2 * events
+
+
 def data_of(event: bytes) -> bytes:
     """The payload of a raw event: its data lines joined by LF; empty where it has none."""
     # Nearly all have one data line, some with a name before it.
@@ -116,12 +127,9 @@ def data_of(event: bytes) -> bytes:
     one_line = event.startswith(b"data: ", begin) and event.find(b"\n", begin) == len(event) - 2
     if one_line and event.find(b"\r", 0, begin) < 0:
         return event[begin + 6 : -2]
-    if (
-        event.startswith(b"data: ")
-        and event.find(b"\r") == len(event) - 4
-        and b"\n" not in event[:-4]
-    ):
-        return event[6:-4]
+    last = len(event) - 4
+    if event.startswith(b"data: ") and event.find(b"\r") == last and event.find(b"\n") > last:
+        return event[6:last]
     return b"\n".join(
         line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")
     )

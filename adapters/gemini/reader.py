@@ -21,6 +21,7 @@ from adapters.stream import Composer, State
 
 _decode = msgspec.json.Decoder(wire.Answer).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_USAGE_CHUNKS = 16  # between two times that the figures are told, for answers that are cut
 _DONE = b"[DONE]"  # of servers in front: Google knows no such thing
 
 
@@ -32,7 +33,17 @@ class GeminiReader:
     other.
     """
 
-    __slots__ = ("_cited", "_content", "_number", "_passing", "_searches", "_signed", "composer")
+    __slots__ = (
+        "_cited",
+        "_content",
+        "_number",
+        "_passing",
+        "_searches",
+        "_signed",
+        "_since_usage",
+        "_usage",
+        "composer",
+    )
 
     def __init__(self, *, passing: bool = False) -> None:
         self.composer = Composer()
@@ -40,6 +51,8 @@ class GeminiReader:
         self._content = False
         self._number = 0  # of blocks with keys of ours
         self._searches = 0
+        self._usage: wire.UsageMetadata | None = None  # the last
+        self._since_usage = _USAGE_CHUNKS - 1  # the first is told at once
         self._signed = False  # the open block has its signature: nothing may be joined to it
         self._cited: set[str] = set()
 
@@ -53,7 +66,15 @@ class GeminiReader:
         self.close()
 
     def close(self) -> None:
+        if self._since_usage:
+            self._tell_usage()
         self.composer.finish()
+
+    def _tell_usage(self) -> None:
+        """Every chunk brings the figures up to it: told now and then, and at the end."""
+        if self._usage is not None:
+            self.composer.used(wire.usage_of(self._usage, self._searches))
+        self._since_usage = 0
 
     # -- one chunk --------------------------------------------------------------------------------
 
@@ -78,7 +99,10 @@ class GeminiReader:
         if feedback is not None and feedback.block_reason and not answer.candidates:
             composer.reason("content_filter", detail=_why(feedback))
         if answer.usage_metadata is not None:
-            composer.used(wire.usage_of(answer.usage_metadata, self._searches))
+            self._usage = answer.usage_metadata
+            self._since_usage += 1
+            if self._since_usage >= _USAGE_CHUNKS or composer.has_reason:
+                self._tell_usage()
 
     def _candidate(self, candidate: wire.Candidate, *, ends: bool) -> None:
         if candidate.content is not None:
