@@ -1,7 +1,7 @@
-"""What models behind Chat Completions take and refuse, by their names.
+"""What models behind OpenAI's protocols take and refuse, by their names.
 
-The protocol has members that only some of its models know, and no way to ask. Where a client of
-the protocol itself sends them, the provider may answer with a 400; a client of another protocol
+They have members that only some of the models know, and no way to ask. Where a client of the
+protocol itself sends them, the provider may answer with a 400; a client of another protocol
 cannot know of it, so a translation leaves out what the model is not known to take.
 """
 

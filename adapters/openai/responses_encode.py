@@ -33,12 +33,13 @@ from adapters.canonical import (
     Turn,
 )
 from adapters.codec import Target
-from adapters.effort import effort_of
+from adapters.effort import effort_of, nearest
 from adapters.history import arranged, result_text, split_system, tools_of
 from adapters.json_schema import for_openai
 from adapters.losses import Losses
 from adapters.media import data_url
 from adapters.names import OPENAI_NAMES, ToolNames
+from adapters.openai.chat_traits import traits_of
 
 OUTPUT_TOKENS_MIN = 16
 
@@ -135,9 +136,14 @@ class Encoder:
     # -- parameters -------------------------------------------------------------------------------
 
     def _sample(self, body: Json, sampling: Sampling) -> None:
+        sampled = traits_of(self._target.model).sampling
         for name in ("temperature", "top_p"):
-            if (value := getattr(sampling, name)) is not None:
+            if (value := getattr(sampling, name)) is None:
+                continue
+            if sampled:
                 body[name] = value
+            else:
+                self.losses.drop(name)
         for name in ("top_k", "seed", "presence_penalty", "frequency_penalty"):
             if getattr(sampling, name) is not None:
                 self.losses.drop(name)
@@ -159,7 +165,8 @@ class Encoder:
             return
         reasoning: Json = {}
         if effort := effort_of(asked):
-            reasoning["effort"] = effort
+            known = traits_of(self._target.model).efforts
+            reasoning["effort"] = nearest(effort, known, self.losses) if known else effort
         if asked.show:
             reasoning["summary"] = "auto"
         if reasoning:

@@ -30,6 +30,17 @@ rpm = 1
 """
 # Names that coding agents know: what they send depends on it.
 AGENT_MODELS = {"gpt-5.5": "messages/sandbox-script", "gpt-6.1-sol": "messages/sandbox-script"}
+# Families have rules of their own for what they take; the sandbox holds clients to them.
+FAMILIES = {
+    f"{family}-sandbox-reasoning-tools": provider
+    for provider, families in {
+        "chat": ["gpt-4o", "deepseek-v4"],
+        "responses": ["gpt-4.1", "gpt-5.6"],
+        "messages": ["claude-opus-4-1", "claude-sonnet-4-5", "claude-opus-4-6", "claude-opus-4-8"],
+        "gemini": ["gemini-2.0-flash", "gemini-2.5-flash", "gemini-2.5-pro", "gemini-3.5-flash"],
+    }.items()
+    for family in families
+}
 HERE = Path(__file__).parent
 
 Named = Callable[[str], str]
@@ -40,7 +51,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     """`farebox serve` in front of four providers."""
     directory = tmp_path_factory.mktemp("gateway")
     with sandbox_process() as origin:
-        config = LOOPBACK + SETTINGS + four_providers(origin, AGENT_MODELS)
+        more = AGENT_MODELS | {name: f"{at}/{name}" for name, at in FAMILIES.items()}
+        config = LOOPBACK + SETTINGS + four_providers(origin, more)
         with serving(directory, config) as process:
             yield process
 

@@ -378,7 +378,8 @@ def test_parameters() -> None:
             cache_key="session",
             metadata={"a": "b"},
             service_tier="flex",
-        )
+        ),
+        replace(TARGET, model="some-model"),
     )
     assert (found["temperature"], found["top_p"], found["top_logprobs"]) == (0.5, 0.9, 2)
     assert found["include"] == ["reasoning.encrypted_content", "message.output_text.logprobs"]
@@ -404,6 +405,16 @@ def test_what_has_no_place_is_reported() -> None:
     sampling = Sampling(top_k=1, seed=2, presence_penalty=0.1, frequency_penalty=0.2)
     expected = ("top_k", "seed", "presence_penalty", "frequency_penalty")
     body(prompt(sampling=sampling, service_tier="standard_only"), TARGET, expected)
+
+
+def test_reasoning_models_get_no_sampling_and_an_effort_they_know() -> None:
+    given = prompt(
+        sampling=Sampling(temperature=1.0, top_p=0.95), reasoning=Reasoning(effort="max")
+    )
+    target = replace(TARGET, model="gpt-5.1")
+    found = body(given, target, ("approx:effort", "temperature", "top_p"))
+    assert found["reasoning"] == {"effort": "high"}
+    assert not {"temperature", "top_p"} & found.keys()
 
 
 @pytest.mark.parametrize(
