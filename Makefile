@@ -54,7 +54,8 @@ clean: ## remove the virtual environment; data in .farebox stays
 # The first Python of these that is new enough makes the environment. A distribution's own build
 # goes before others: it is optimised as a rule, and serves a request for a sixth less CPU.
 .venv/.uv: requirements/uv.lock
-	@for python in $${PYTHON:-/usr/bin/python3 python3} python3.14 python3.13 python3.12 python3.11; do \
+	@if [ -x $(BIN)/python ] && $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+	for python in $${PYTHON:-/usr/bin/python3 python3} python3.14 python3.13 python3.12 python3.11; do \
 		if command -v $$python >/dev/null && $$python -c \
 			'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			found=$$python; break; \

@@ -14,6 +14,7 @@ from adapters.codec import Call, CountCall, DownstreamCodec, Request, Target, Up
 from adapters.embedders import embedding_call
 from adapters.embedding import EmbeddingDownstream
 from adapters.envelope import MARKS, Envelopes
+from adapters.errors import RequestNotExpressible
 from adapters.translate import Translation
 from proxy.route import Candidate, Route
 
@@ -83,9 +84,13 @@ class Calls:
         """
         if len(route.candidates) == 1 or not self._holds_envelopes():
             return route.candidates
+        try:
+            turns = self.prompt().turns
+        except RequestNotExpressible:  # elsewhere than where it passes
+            return route.candidates
         signers = {
             part.blob.provider
-            for turn in self.prompt().turns
+            for turn in turns
             for part in turn.parts
             if isinstance(part, Thinking | ToolCall) and part.blob is not None
         }
