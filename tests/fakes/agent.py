@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from tests.fakes.node import Node
+from tests.fakes.node import Node, cannot_run, node_of_the_tests
 
 PACKAGES = Path(__file__).parent.parent / "sdk" / "clis"
 CACHE = Path(sys.prefix, "clis")  # some 800 MB, so it stays between runs
@@ -27,14 +26,19 @@ def binary_of(node: Node, package: str) -> Path:
     Nothing that the package would run on being installed is run. Skips the test where there is
     none for this machine.
     """
+    install(node)
+    found = sorted((CACHE / "node_modules").glob(package))
+    if not found:
+        cannot_run(f"there is no {package} for {platform.system()} on {platform.machine()}")
+    return found[0]
+
+
+def install(node: Node) -> None:
+    """Fetch the agents' packages, unless they are there as the lock names them."""
     CACHE.mkdir(exist_ok=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copy2(PACKAGES / name, CACHE / name)
     node.install(CACHE)
-    found = sorted((CACHE / "node_modules").glob(package))
-    if not found:
-        pytest.skip(f"{package} is not made for {sys.platform} on this machine")
-    return found[0]
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,7 @@ def scripted(*turns: Mapping[str, object]) -> str:
     """A prompt that makes the sandbox's `sandbox-script` answer with these turns."""
     lines = "\n".join(json.dumps(turn) for turn in turns)
     return f"Play this script.\n```script\n{lines}\n```"
+
+
+if __name__ == "__main__":
+    install(node_of_the_tests())
