@@ -27,7 +27,7 @@ from adapters.translate import Translation
 
 PASSING_US_MAX = 10.0
 TRANSLATED_US_MAX = 40.0
-_WORD = " lorem ipsum"
+WORD = " lorem ipsum"
 _ENVELOPES = Envelopes(b"b" * 32, "1")
 
 Json = dict[str, object]
@@ -52,7 +52,7 @@ def _chat(words: int) -> Iterator[bytes]:
 
     yield chunk({"role": "assistant", "content": ""})
     for _ in range(words):
-        yield chunk({"content": _WORD})
+        yield chunk({"content": WORD})
     yield chunk({}, finish_reason="stop")
     usage = {"prompt_tokens": 9, "completion_tokens": words, "total_tokens": 9 + words}
     yield _unnamed({"id": "chatcmpl-1", "model": "m", "choices": [], "usage": usage})
@@ -65,7 +65,7 @@ def _responses(words: int) -> Iterator[bytes]:
     def event(kind: str, **more: object) -> bytes:
         return _named({"type": f"response.{kind}", "sequence_number": next(number), **more})
 
-    text = _WORD * words
+    text = WORD * words
     response = {"id": "resp_1", "object": "response", "model": "m", "status": "in_progress"}
     item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress"}
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
@@ -75,7 +75,7 @@ def _responses(words: int) -> Iterator[bytes]:
     yield event("output_item.added", output_index=0, item={**item, "content": []})
     yield event("content_part.added", **place, part=part)
     for _ in range(words):
-        yield event("output_text.delta", **place, delta=_WORD, logprobs=[])
+        yield event("output_text.delta", **place, delta=WORD, logprobs=[])
     yield event("output_text.done", **place, text=text, logprobs=[])
     yield event("content_part.done", **place, part={**part, "text": text})
     done = {**item, "status": "completed", "content": [{**part, "text": text}]}
@@ -107,7 +107,7 @@ def _messages(words: int) -> Iterator[bytes]:
     block = {"type": "text", "text": ""}
     yield _named({"type": "content_block_start", "index": 0, "content_block": block})
     for _ in range(words):
-        delta = {"type": "text_delta", "text": _WORD}
+        delta = {"type": "text_delta", "text": WORD}
         yield _named({"type": "content_block_delta", "index": 0, "delta": delta})
     yield _named({"type": "content_block_stop", "index": 0})
     ending = {"stop_reason": "end_turn", "stop_sequence": None}
@@ -117,7 +117,7 @@ def _messages(words: int) -> Iterator[bytes]:
 
 def _gemini(words: int) -> Iterator[bytes]:
     def chunk(at: int, **more: object) -> bytes:
-        content = {"parts": [{"text": _WORD}], "role": "model"}
+        content = {"parts": [{"text": WORD}], "role": "model"}
         usage = {"promptTokenCount": 9, "candidatesTokenCount": at, "totalTokenCount": 9 + at}
         candidate = {"content": content, "index": 0, **more}
         event = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "m"}
@@ -134,6 +134,12 @@ _STREAMS: dict[Protocol, Callable[[int], Iterator[bytes]]] = {
     "anthropic": _messages,
     "gemini": _gemini,
 }
+
+
+def stream(protocol: Protocol, words: int) -> Iterator[bytes]:
+    """The events of one text answer of `words` deltas, as a provider of `protocol` sends them."""
+    return _STREAMS[protocol](words)
+
 
 _HELLO: list[Json] = [{"role": "user", "content": "Hello"}]
 _REQUESTS: dict[Protocol, tuple[str, Json]] = {
@@ -217,15 +223,14 @@ def main() -> int:
     options = parser.parse_args()
     print(f"{'surface':17} {'provider':17} {'µs/event':>9} {'at 10 MB':>9} {'KiB held per MB':>16}")
     exceeded = 0
-    short = {name: list(make(options.words)) for name, make in _STREAMS.items()}
+    short = {name: list(stream(name, options.words)) for name in _STREAMS}
     costs: dict[Pair, list[float]] = {pair: [] for pair in PAIRS}
     for _ in range(options.rounds):
         for pair in PAIRS:
             costs[pair].append(cost_us(pair, short[pair.provider]))
     for pair in PAIRS:
-        make = _STREAMS[pair.provider]
         size = sum(map(len, short[pair.provider])) / options.words
-        long = list(make(int(options.megabytes * 1e6 / size)))
+        long = list(stream(pair.provider, int(options.megabytes * 1e6 / size)))
         median = statistics.median(costs[pair])
         at_length = statistics.median(cost_us(pair, long) for _ in range(3))
         held = held_bytes(pair, long) / 1024 / (sum(map(len, long)) / 1e6)
