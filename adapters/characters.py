@@ -58,4 +58,7 @@ def _decoded_with_halves(type: type[T], data: bytes) -> T:  # noqa: A002
         value: object = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from None
-    return msgspec.convert(value, type)
+    try:
+        return msgspec.convert(value, type)
+    except UnicodeEncodeError as error:  # a half where the type has a raw member
+        raise msgspec.DecodeError(str(error)) from None

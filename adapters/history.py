@@ -33,6 +33,7 @@ from adapters.names import safe_id
 NO_RESULT = "[no result recorded]"
 
 _REPORTED = "tool_results"
+_OF_MODELS = (Thinking, ToolCall)  # what only a model says
 _EMPTY_SCHEMA = {"type": "object", "properties": {}}
 
 _decode = msgspec.json.Decoder().decode
@@ -65,6 +66,20 @@ class _Pending:
     result: ToolResult | None = None
 
 
+@dataclass(slots=True)
+class _SameId:
+    """The calls of one turn under one id; those before `answered` have their results."""
+
+    calls: list[_Pending]
+    answered: int = 0
+
+    def next(self) -> _Pending:
+        """The first that has no result yet, else the last."""
+        pending = self.calls[min(self.answered, len(self.calls) - 1)]
+        self.answered += 1
+        return pending
+
+
 class _Calls:
     """Which result belongs to which call, while the turns are walked in their order.
 
@@ -76,19 +91,19 @@ class _Calls:
 
     def __init__(self, losses: Losses) -> None:
         self._losses = losses
-        self._by_id: dict[str, list[_Pending]] = {}  # of the last turn that used an id
+        self._by_id: dict[str, _SameId] = {}  # of the last turn that used an id
         self._ids: set[str] = set()  # as they go out
 
     def file(self, turn: Turn) -> tuple[Turn, list[_Pending]]:
         """A turn without the results in it, and the calls that it makes."""
         calls: list[_Pending] = []
-        by_id: dict[str, list[_Pending]] = {}
+        by_id: dict[str, _SameId] = {}
         parts: list[Part] = []
         for part in turn.parts:
             if isinstance(part, ToolCall):
                 pending = _Pending(_replace(part, id=self._unique(part.id)))
                 calls.append(pending)
-                by_id.setdefault(part.id, []).append(pending)
+                by_id.setdefault(part.id, _SameId([])).calls.append(pending)
                 parts.append(pending.call)
             elif isinstance(part, ToolResult):
                 parts += self._assign(part)
@@ -99,11 +114,11 @@ class _Calls:
 
     def _assign(self, result: ToolResult) -> tuple[Part, ...]:
         """Put a result to its call; what is left is that of a result without one."""
-        pendings = self._by_id.get(result.call_id)
-        if pendings is None:
+        same_id = self._by_id.get(result.call_id)
+        if same_id is None:
             self._losses.approximate(_REPORTED)
             return _as_text(result)
-        pending = next((one for one in pendings if one.result is None), pendings[-1])
+        pending = same_id.next()
         if pending.result is not None:
             self._losses.approximate(_REPORTED)
         pending.result = _replace(
@@ -167,10 +182,13 @@ def _joined(turns: Sequence[Turn]) -> Turn:
 
 
 def _without_blanks(turns: Iterable[Turn]) -> Iterator[Turn]:
-    """Turns without what providers refuse: empty parts, and white space that would be the only
-    text. A user's white space alone stays: there is nothing else to send."""
+    """Turns without what providers refuse: empty parts, reasoning and calls of anyone but the
+    model, and white space that would be the only text. A user's white space alone stays: there is
+    nothing else to send."""
     for turn in turns:
         parts = tuple(part for part in turn.parts if _says_something(part))
+        if turn.role != "assistant":
+            parts = tuple(part for part in parts if not isinstance(part, _OF_MODELS))
         if not any(isinstance(part, Text) and not part.text.isspace() for part in parts):
             others = tuple(part for part in parts if not isinstance(part, Text))
             parts = others if others or turn.role != "user" else parts

@@ -176,6 +176,7 @@ FINISH_REASONS: Mapping[FinishReason, str] = {
 # -- what was consumed ----------------------------------------------------------------------------
 
 _AUDIO = "AUDIO"
+_TOKENS_MAX = 2**40  # more than any window; beyond it a figure is an error, not a count
 _NO_PIECES: Mapping[str, int] = {}
 # Google's word for the tier it serves unless told otherwise.
 STANDARD_TIER = "standard"
@@ -240,4 +241,4 @@ def _audio(details: list[Modality] | None) -> int:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value <= _TOKENS_MAX else 0

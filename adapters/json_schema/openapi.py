@@ -165,7 +165,7 @@ def _null_as_nullable(node: Schema) -> None:
     types = types_of(node)
     if "null" in types and len(types) > 1:
         node["nullable"] = True
-        node["type"] = next(one for one in types if one != "null")
+        node["type"] = next((one for one in types if one != "null"), "null")
     elif len(types) == 1:
         node["type"] = types[0]
     values = node.get("enum")

@@ -288,8 +288,8 @@ class ResponsesReader:
 
     def _see(self, index: int, item: AnswerItem) -> None:
         new = index not in self._seen
-        self._seen[index] = string(item.type)
-        if new and self._passing and item.type not in _READ_ITEMS:
+        kind = self._seen[index] = string(item.type)
+        if new and self._passing and kind not in _READ_ITEMS:
             self._add((index, "opaque", 0), "text", " ")  # content that only the provider can count
             self.composer.close((index, "opaque", 0))
 

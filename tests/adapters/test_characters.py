@@ -46,3 +46,12 @@ def test_json_with_half_a_character_can_be_read() -> None:
 def test_what_cannot_be_read_is_still_refused(data: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
         decode(decoder, data)
+
+
+def test_half_a_character_where_raw_json_is_wanted_cannot_be_read() -> None:
+    class Raw(msgspec.Struct):
+        text: str = ""
+        raw: msgspec.Raw = msgspec.Raw()
+
+    with pytest.raises(msgspec.DecodeError):
+        decode(msgspec.json.Decoder(Raw), rb'{"text": "x\ud83d", "raw": "\ud83d"}')

@@ -358,3 +358,25 @@ def test_what_a_result_says() -> None:
     assert result_text(result("a", "x", IMAGE, "y")) == "x\ny"
     assert result_text(result("a", "x", error=True)) == "Error: x"
     assert result_text(ToolResult(call_id="a", content=(Document(text="d"),))) == ""
+
+
+def test_what_only_a_model_says_is_left_out_of_other_turns() -> None:
+    call = ToolCall(id="a", name="f", arguments="{}")
+    result = ToolResult(call_id="a", content=(Text(text="r"),))
+    losses = Losses("p")
+    turns = [user(Thinking(text="hm"), call, "go"), assistant("yes"), user(result, "on")]
+    assert arranged(turns, losses) == (
+        user("go"),
+        assistant("yes"),
+        user("Tool result (a): r", "on"),
+    )
+    assert losses.names == ("approx:tool_results",)
+
+
+def test_many_calls_of_one_id_take_no_longer_than_others() -> None:
+    calls = [ToolCall(id="a", name="f", arguments="{}")] * 20_000
+    results = [ToolResult(call_id="a", content=(Text(text=str(n)),)) for n in range(20_000)]
+    answered = arranged([assistant(*calls), user(*results)], Losses("p"))[1]
+    assert [result_text(part) for part in answered.parts if isinstance(part, ToolResult)] == [
+        str(n) for n in range(20_000)
+    ]

@@ -338,6 +338,10 @@ def test_the_schema_of_an_answer_is_closed() -> None:
     assert losses.names == LOSSY
 
 
+def test_a_null_that_is_named_twice_is_a_type_of_null() -> None:
+    assert openapi_of({"type": ["null", "null"]}) == {"type": "NULL", "nullable": True}
+
+
 # -- Gemini clients -------------------------------------------------------------------------------
 
 

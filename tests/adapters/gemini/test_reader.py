@@ -347,3 +347,10 @@ def test_cuts_change_nothing() -> None:
         cuts = sorted(rng.sample(range(len(STREAM)), 9))
         pieces = [STREAM[a:b] for a, b in zip([0, *cuts], [*cuts, len(STREAM)], strict=True)]
         assert through(pieces) == whole
+
+
+def test_figures_beyond_any_window_are_no_counts() -> None:
+    figures = {"promptTokenCount": 7, "candidatesTokenCount": 2, "totalTokenCount": 10**30}
+    events = read(chunk({"text": "x"}, finishReason="STOP", usageMetadata=figures))
+    used = [event.usage for event in events if isinstance(event, Used)]
+    assert (used[-1].input_tokens, used[-1].output_tokens) == (7, 2)

@@ -576,3 +576,11 @@ def _events(stream: bytes, edges: Sequence[int]) -> list[Event]:
 def test_no_order_of_events_breaks_the_reader(events: list[Json]) -> None:
     _, reader = read(*events)
     assert reader.composer.ended
+
+
+@pytest.mark.parametrize("odd", [{"a": 1}, [], 3, None])
+def test_an_item_of_an_odd_type_is_passed_over(odd: object) -> None:
+    reader = ResponsesReader(passing=True)
+    reader.plain(json.dumps(response("completed", {"type": odd})).encode())
+    reader.close()
+    assert reader.composer.failure is None
