@@ -470,19 +470,29 @@ class Meter:
         """What to settle with.
 
         Usage that came before the end of an answer that was cut may be a placeholder or a part:
-        output is then at least what we counted.
+        output is then at least what we counted. A zero is no figure, at no time: nothing is
+        written out of nothing.
         """
         tokens = max(self._deltas, counted_tokens(self._text_bytes))
-        usage = self._usage
-        if usage is None:
-            usage = Usage(input_tokens=counted_tokens(input_text_bytes), output_tokens=tokens)
-            estimated = True
-        else:
-            estimated = not self._done and usage.output_tokens < tokens
-            if estimated:
-                usage = msgspec.structs.replace(usage, output_tokens=tokens)
+        usage, estimated = completed(
+            self._usage or Usage(),
+            Usage(input_tokens=counted_tokens(input_text_bytes), output_tokens=tokens),
+            whole=self._done,
+        )
         pieces = {**self._pieces, **usage.pieces}
         return Counted(msgspec.structs.replace(usage, pieces=pieces), estimated)
+
+
+def completed(told: Usage, counted: Usage, *, whole: bool) -> tuple[Usage, bool]:
+    """Usage with our own count where the provider told none, and whether that was needed. `whole`:
+    what it told is of the whole answer, so that a lower figure than ours is right."""
+    inputs, outputs = told.input_tokens, told.output_tokens
+    if not outputs or not whole:
+        outputs = max(outputs, counted.output_tokens)
+    inputs = inputs or counted.input_tokens
+    if inputs == told.input_tokens and outputs == told.output_tokens:
+        return told, False
+    return msgspec.structs.replace(told, input_tokens=inputs, output_tokens=outputs), True
 
 
 def _utf8_bytes(text: str) -> int:

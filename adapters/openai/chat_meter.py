@@ -15,6 +15,7 @@ from adapters.canonical import Usage
 from adapters.codec import Counted
 from adapters.estimate import counted_tokens
 from adapters.openai import wire
+from adapters.stream import completed
 
 _WITHHELD = "content_filter"  # an answer without text that is an answer all the same
 
@@ -86,18 +87,14 @@ class ChatMeter:
         """What to settle with.
 
         Usage that came before the end of an answer that was cut may be a placeholder or a part:
-        output is then at least what we counted.
+        output is then at least what we counted. A zero is no figure, at no time.
         """
         tokens = max(self.deltas, counted_tokens(self._text_bytes))
-        usage = self._usage
-        if usage is None:
-            usage = Usage(input_tokens=counted_tokens(input_text_bytes), output_tokens=tokens)
-            estimated = True
-        else:
-            whole = self._closed or self._usage_is_whole
-            estimated = not whole and usage.output_tokens < tokens
-            if estimated:
-                usage = msgspec.structs.replace(usage, output_tokens=tokens)
+        usage, estimated = completed(
+            self._usage or Usage(),
+            Usage(input_tokens=counted_tokens(input_text_bytes), output_tokens=tokens),
+            whole=self._closed or self._usage_is_whole,
+        )
         facts = msgspec.structs.replace(usage, service_tier=self._service_tier, pieces=self._pieces)
         return Counted(facts, estimated)
 

@@ -551,3 +551,15 @@ def test_an_answer_with_nothing_in_it_is_empty(events: tuple[Event, ...], empty:
 
 def test_half_a_character_does_not_stop_the_meter() -> None:
     assert read(Open(0, "call", "i", "\ud83d"), Delta(0, "\ud83d")).counted(0).usage.output_tokens
+
+
+@pytest.mark.parametrize("told", [Usage(), Usage(input_tokens=0, output_tokens=9)])
+def test_a_provider_that_counts_nothing_does_not_serve_for_nothing(told: Usage) -> None:
+    meter = Meter({})
+    for event in (Start(), Open(0, "text"), Delta(0, "x" * 40), Close(0), Used(told)):
+        meter.read(event)
+    meter.read(Finish("end"))
+    counted = meter.counted(400)
+    assert counted.estimated
+    assert counted.usage.input_tokens == 100
+    assert counted.usage.output_tokens == (told.output_tokens or 10)
