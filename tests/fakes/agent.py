@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.fakes.node import Node, cannot_run, node_of_the_tests
 
 PACKAGES = Path(__file__).parent.parent / "sdk" / "clis"
-CACHE = Path(sys.prefix, "clis")  # some 800 MB, so it stays between runs
+CACHE = Path(sys.prefix, "clis")  # some 900 MB, so it stays between runs
 RUN_SECONDS = 55
 
 
