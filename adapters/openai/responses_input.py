@@ -8,6 +8,7 @@ name: nobody else can tell what they mean. What would leave a gap in the convers
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -65,6 +66,31 @@ _decode_items = msgspec.json.Decoder(str | list[msgspec.Raw] | None).decode
 _decode_item = msgspec.json.Decoder(_Item).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_NEAR = 64  # parts before a text's signature among which the text is looked for
+
+
+class _Waiting:
+    """Calls without a result, for results that do not say whose they are."""
+
+    __slots__ = ("_ids", "_names")
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}  # by id
+        self._ids: dict[str, deque[str]] = {}  # by name; answered ones go when they are first
+
+    def called(self, name: str, call_id: str) -> None:
+        self._names[call_id] = name
+        self._ids.setdefault(name, deque()).append(call_id)
+
+    def answered(self, call_id: str) -> None:
+        self._names.pop(call_id, None)
+
+    def first(self, name: str) -> str | None:
+        """The first call of `name` that has no result yet."""
+        ids = self._ids.get(name, deque())
+        while ids and self._names.get(ids[0]) != name:
+            ids.popleft()
+        return ids[0] if ids else None
 
 
 class Conversation:
@@ -74,10 +100,11 @@ class Conversation:
     """
 
     __slots__ = (
+        "_declared",
         "_envelopes",
-        "_names",
         "_signature",
         "_turns",
+        "_waiting",
         "dropped",
         "hosted",
         "reasoning",
@@ -93,7 +120,8 @@ class Conversation:
         self.text = _ABSENT
         self._envelopes = envelopes
         self._turns: list[tuple[Role, list[Part]]] = []
-        self._names: list[tuple[str, str]] = []  # of calls without a result: name and id
+        self._waiting = _Waiting()
+        self._declared: set[tuple[str, str]] = set()  # namespace and name of each tool
         self._signature: Blob | None = None  # of the call that follows
 
     @property
@@ -179,7 +207,7 @@ class Conversation:
 
     def _result(self, item: _Item, where: str) -> None:
         call_id = item.call_id or self._id_of(item.name or "", where)
-        self._names = [(name, id_) for name, id_ in self._names if id_ != call_id]
+        self._waiting.answered(call_id)
         content = read_parts(item.output, f"{where}.output")
         kept = tuple(part for part in content if isinstance(part, ResultPart))
         self._tool_result(ToolResult(call_id=call_id, content=kept, name=item.name or ""))
@@ -204,7 +232,7 @@ class Conversation:
             self._drop("tool_search_output")
             return
         call_id = item.call_id or self._id_of(SEARCH_NAME, where)
-        self._names = [(name, id_) for name, id_ in self._names if id_ != call_id]
+        self._waiting.answered(call_id)
         text = "\n".join(_listed(tool) for tool in found.tools) or "No tools were found."
         self._tool_result(ToolResult(call_id=call_id, content=(Text(text=text),), name=SEARCH_NAME))
 
@@ -223,8 +251,9 @@ class Conversation:
 
     def _declare(self, raw: msgspec.Raw, where: str) -> Declared:
         found = read_tools(raw, where) if raw else Declared()
-        known = {(tool.namespace, tool.name) for tool in self.tools}
+        known = self._declared
         self.tools += [tool for tool in found.tools if (tool.namespace, tool.name) not in known]
+        known.update((tool.namespace, tool.name) for tool in found.tools)
         self.hosted += found.hosted
         return found
 
@@ -237,7 +266,8 @@ class Conversation:
     def _before_text(self, thinking: Thinking) -> None:
         """A text's signature comes behind it in the items, and goes before it in the turn."""
         parts = self._turns[-1][1] if self._turns and self._turns[-1][0] == "assistant" else []
-        at = next((at for at in reversed(range(len(parts))) if isinstance(parts[at], Text)), None)
+        last = reversed(range(max(0, len(parts) - _NEAR), len(parts)))
+        at = next((at for at in last if isinstance(parts[at], Text)), None)
         if at is None:
             self._assistant(thinking)
         else:
@@ -247,7 +277,7 @@ class Conversation:
         if self._signature is not None:
             call = msgspec.structs.replace(call, blob=self._signature)
             self._signature = None
-        self._names.append((call.name, call.id))
+        self._waiting.called(call.name, call.id)
         self._assistant(call)
 
     def _tool_result(self, result: ToolResult) -> None:
@@ -265,13 +295,13 @@ class Conversation:
 
     def _id_of(self, name: str, where: str) -> str:
         """The first call of `name` that has no result yet."""
-        for called, id_ in self._names:
-            if called == name:
-                return id_
-        raise InvalidRequest(
-            f"{where}.call_id is required: no call before it waits for a result.",
-            param=f"{where}.call_id",
-        )
+        found = self._waiting.first(name)
+        if found is None:
+            raise InvalidRequest(
+                f"{where}.call_id is required: no call before it waits for a result.",
+                param=f"{where}.call_id",
+            )
+        return found
 
 
 _READERS: Mapping[str, Callable[[Conversation, _Item, str], None]] = {

@@ -590,3 +590,28 @@ def test_any_body_is_read_or_refused(items: object, tools: object, choice: objec
         prompt(input=items, tools=tools, tool_choice=choice)
     except InvalidRequest as refusal:
         assert refusal.param  # noqa: PT017
+
+
+def test_a_long_history_of_calls_takes_linear_time() -> None:
+    """What takes a time in proportion to its square takes minutes here."""
+    n = 20_000
+    calls = [call(call_id=f"c{at}") for at in range(n)]
+    outputs = [
+        {"type": "function_call_output", "call_id": f"c{at}", "output": str(at)}
+        for at in reversed(range(n))
+    ]
+    unnamed = [{"type": "function_call_output", "name": "f", "output": str(at)} for at in range(n)]
+    tools = [
+        {"type": "additional_tools", "tools": [{"type": "function", "name": f"t{at}"}]}
+        for at in range(2_000)
+    ]
+    for results in (outputs, unnamed):
+        read = turns(*calls, *results, *tools)
+        found = {
+            part.call_id: part.content
+            for turn in read
+            for part in turn.parts
+            if isinstance(part, ToolResult)
+        }
+        assert len(found) == n
+        assert found["c7"] == (Text(text="7"),)
