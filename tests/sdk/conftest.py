@@ -48,13 +48,17 @@ Named = Callable[[str], str]
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """`farebox serve` in front of four providers."""
+    """`farebox serve` in front of four providers. Its books are in order at the end."""
     directory = tmp_path_factory.mktemp("gateway")
     with sandbox_process() as origin:
         more = AGENT_MODELS | {name: f"{at}/{name}" for name, at in FAMILIES.items()}
         config = LOOPBACK + SETTINGS + four_providers(origin, more)
         with serving(directory, config) as process:
             yield process
+            assert process.stop() == 0, process.tail()
+            process.run("ledger", "verify")
+            assert process.record("account", "show", "sdk")["reserved_usd"] == "0"
+            process.start()
 
 
 @pytest.fixture(scope="session")
