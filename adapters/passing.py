@@ -7,6 +7,8 @@ on, events are held back until the money is settled.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from adapters import sse
@@ -31,6 +33,36 @@ class Manner(Protocol):
     def keep_alive(self) -> bytes: ...
 
     def error_event(self, error: APIError, request_id: str) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PassingCall:
+    """A request as it came, at a provider of its own protocol. Implements `codec.Call`.
+
+    `reader` and `manner` make those of one answer, `shown` gives a whole one as the client sees it,
+    `failure` reads what is no answer.
+    """
+
+    path: str
+    body: bytes
+    reader: Callable[[], Reader]
+    manner: Callable[[], Manner]
+    shown: Callable[[bytes], bytes]
+    failure: Callable[[int, Mapping[bytes, bytes], bytes], UpstreamFailure]
+    pieces: Mapping[str, int]
+    headers: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return self.failure(status, headers, body)
+
+    def stream(self) -> PassingStream:
+        return PassingStream(self.reader(), Meter(self.pieces), self.manner())
+
+    def plain(self, body: bytes) -> PassingPlain:
+        return PassingPlain(self.reader(), Meter(self.pieces), body, self.shown(body))
 
 
 class PassingStream:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -24,8 +24,7 @@ from adapters.codec import CountCall, Encoded, Request, Target, UpstreamFailure
 from adapters.envelope import MARKS, Envelopes, is_sealed
 from adapters.losses import Losses
 from adapters.openai.body import Fields
-from adapters.passing import PassingPlain, PassingStream
-from adapters.stream import Meter
+from adapters.passing import PassingCall
 
 PATH = "/v1/messages"
 COUNT_PATH = "/v1/messages/count_tokens"
@@ -80,14 +79,24 @@ class MessagesUpstream:
             names=built.names,
         )
 
-    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> MessagesCall:
+    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> PassingCall:
         fields = dict(request.fields)
         fields["model"] = msgspec.Raw(_encode(target.model))
         if target.output_cap is not None and bytes(fields.get("max_tokens", b"")) != b"0":
             fields["max_tokens"] = msgspec.Raw(b"%d" % target.output_cap)
         dropped = _take_out_what_was_signed_elsewhere(fields)
         dropped += _fit_budget(fields, request, target.output_cap)
-        return MessagesCall(_encode(fields), request, dropped)
+        return PassingCall(
+            PATH,
+            _encode(fields),
+            reader=MessagesReader,
+            manner=partial(MessagesManner, request.model),
+            shown=lambda body: renamed(body, request.model),
+            failure=read_failure,
+            pieces=request.pieces,
+            headers=request.forward,
+            dropped=dropped,
+        )
 
     def counting(self, prompt: Prompt, target: Target) -> CountCall:
         built = build(prompt, target, Losses(target.provider.name))
@@ -104,33 +113,6 @@ class MessagesUpstream:
         self, status: int, headers: Mapping[bytes, bytes], body: bytes
     ) -> UpstreamFailure:
         return read_failure(status, headers, body)
-
-
-@dataclass(frozen=True, slots=True)
-class MessagesCall:
-    """A request as it came, at a provider of its own protocol. Implements `codec.Call`."""
-
-    body: bytes
-    request: Request
-    dropped: tuple[str, ...] = ()
-    path: str = PATH
-
-    @property
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        return self.request.forward
-
-    def read_error(
-        self, status: int, headers: Mapping[bytes, bytes], body: bytes
-    ) -> UpstreamFailure:
-        return read_failure(status, headers, body)
-
-    def stream(self) -> PassingStream:
-        request = self.request
-        return PassingStream(MessagesReader(), Meter(request.pieces), MessagesManner(request.model))
-
-    def plain(self, body: bytes) -> PassingPlain:
-        shown = renamed(body, self.request.model)
-        return PassingPlain(MessagesReader(), Meter(self.request.pieces), body, shown)
 
 
 def _read_count(body: bytes) -> int | None:

@@ -8,11 +8,11 @@ sends nothing there, and its SDKs read nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 
-from adapters.codec import Request, Target, UpstreamFailure
+from adapters.codec import Request, Target
 from adapters.envelope import MARKS, Envelopes
 from adapters.errors import APIError, InvalidRequest
 from adapters.gemini import fields
@@ -23,8 +23,7 @@ from adapters.gemini.refusal import GeminiRefusals
 from adapters.gemini.signature import SKIP_VALIDATION, sealed_in
 from adapters.gemini.traits import traits_of
 from adapters.openai.body import Fields
-from adapters.passing import PassingPlain, PassingStream
-from adapters.stream import Meter
+from adapters.passing import PassingCall
 
 _encode = msgspec.json.encode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -38,33 +37,17 @@ _DONE = b"[DONE]"
 _SIGNATURE = "thoughtSignature"
 
 
-class GeminiPassing:
-    """A request of this protocol, as it came. Implements `codec.Call`."""
-
-    __slots__ = ("_request", "body", "path")
-
-    dropped: tuple[str, ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
-
-    def __init__(self, request: Request, target: Target, envelopes: Envelopes, path: str) -> None:
-        self.path = path
-        self.body = _body(request, target, envelopes)
-        self._request = request
-
-    def read_error(
-        self, status: int, headers: Mapping[bytes, bytes], body: bytes
-    ) -> UpstreamFailure:
-        return read_failure(status, headers, body)
-
-    def stream(self) -> PassingStream:
-        request = self._request
-        manner = GeminiManner(request.model, framing(request.array))
-        return PassingStream(GeminiReader(passing=True), Meter(request.pieces), manner)
-
-    def plain(self, body: bytes) -> PassingPlain:
-        request = self._request
-        shown = renamed(body, _encode(request.model))
-        return PassingPlain(GeminiReader(passing=True), Meter(request.pieces), body, shown)
+def passing_call(request: Request, target: Target, envelopes: Envelopes, path: str) -> PassingCall:
+    """A request of this protocol, as it came."""
+    return PassingCall(
+        path,
+        _body(request, target, envelopes),
+        reader=partial(GeminiReader, passing=True),
+        manner=lambda: GeminiManner(request.model, framing(request.array)),
+        shown=lambda body: renamed(body, _encode(request.model)),
+        failure=read_failure,
+        pieces=request.pieces,
+    )
 
 
 class GeminiManner:

@@ -13,9 +13,10 @@ from adapters.envelope import Envelopes
 from adapters.gemini import fields
 from adapters.gemini.encode import STOPS_MAX, Body, encode_body
 from adapters.gemini.failure import read_failure
-from adapters.gemini.passing import GeminiPassing
+from adapters.gemini.passing import passing_call
 from adapters.gemini.reader import GeminiReader
 from adapters.losses import Losses
+from adapters.passing import PassingCall
 
 _VERSION = "v1beta"
 _COLLECTIONS = ("models/", "tunedModels/")
@@ -46,8 +47,8 @@ class GeminiUpstream:
             names=names,
         )
 
-    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> GeminiPassing:
-        return GeminiPassing(request, target, envelopes, _generate_path(target))
+    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> PassingCall:
+        return passing_call(request, target, envelopes, _generate_path(target))
 
     def counting(self, prompt: Prompt, target: Target) -> CountCall:
         body, _ = encode_body(prompt, target, Losses(target.provider.name))

@@ -7,7 +7,7 @@ that the money was reserved for, and reasoning that this provider could not read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -20,8 +20,7 @@ from adapters.openai.responses_passing import ResponsesManner, shown_response
 from adapters.openai.responses_reader import ResponsesReader
 from adapters.openai.responses_scan import TOOL_CALLS_DEFAULT
 from adapters.openai.responses_state import final_response
-from adapters.passing import PassingPlain, PassingStream
-from adapters.stream import Meter
+from adapters.passing import PassingCall
 
 _PATH = "/responses"
 _COUNT_PATH = "/responses/input_tokens"
@@ -79,7 +78,7 @@ class ResponsesUpstream:
             names=encoder.names,
         )
 
-    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> Passing:
+    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> PassingCall:
         fields = dict(request.fields)
         fields["model"] = msgspec.Raw(_encode(target.model))
         # Providers keep for their own client, and all of ours are one to them.
@@ -91,7 +90,15 @@ class ResponsesUpstream:
             fields["max_tool_calls"] = msgspec.Raw(b"%d" % TOOL_CALLS_DEFAULT)
         if "input" in fields:
             fields["input"] = _readable(fields["input"], target, envelopes)
-        return Passing(_encode(fields), request)
+        return PassingCall(
+            _PATH,
+            _encode(fields),
+            reader=partial(ResponsesReader, passing=True),
+            manner=partial(ResponsesManner, request),
+            shown=lambda body: shown_response(final_response(body) or body, request),
+            failure=read_failure,
+            pieces=request.pieces,
+        )
 
     def counting(self, prompt: Prompt, target: Target) -> CountCall | None:
         return CountCall(_COUNT_PATH, encode_json(Encoder(prompt, target).input_body()), _count)
@@ -105,33 +112,6 @@ class ResponsesUpstream:
         self, status: int, headers: Mapping[bytes, bytes], body: bytes
     ) -> UpstreamFailure:
         return read_failure(status, headers, body)
-
-
-@dataclass(frozen=True, slots=True)
-class Passing:
-    """A request as it came. Implements `codec.Call`."""
-
-    body: bytes
-    request: Request
-    path: str = _PATH
-    headers: tuple[tuple[str, str], ...] = ()
-    dropped: tuple[str, ...] = ()
-
-    def read_error(
-        self, status: int, headers: Mapping[bytes, bytes], body: bytes
-    ) -> UpstreamFailure:
-        return read_failure(status, headers, body)
-
-    def stream(self) -> PassingStream:
-        request = self.request
-        return PassingStream(
-            ResponsesReader(passing=True), Meter(request.pieces), ResponsesManner(request)
-        )
-
-    def plain(self, body: bytes) -> PassingPlain:
-        request = self.request
-        shown = shown_response(final_response(body) or body, request)
-        return PassingPlain(ResponsesReader(passing=True), Meter(request.pieces), body, shown)
 
 
 def _readable(items: msgspec.Raw, target: Target, envelopes: Envelopes) -> msgspec.Raw:

@@ -202,7 +202,7 @@ def _responses_part(parts: dict[tuple[str, int], str], event: Json) -> None:
     """Deltas add up to what `done` says, and come only for parts that were added."""
     kind = event["type"]
     part = event.get("content_index", event.get("summary_index", 0))
-    key = (str(event["item_id"]), int(part))
+    key = (str(event["item_id"]), int(part or 0))
     if kind in ("response.content_part.added", "response.reasoning_summary_part.added"):
         parts[key] = ""
     elif kind in (

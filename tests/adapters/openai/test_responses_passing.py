@@ -15,15 +15,15 @@ from adapters.codec import Ask, Target
 from adapters.envelope import Envelopes
 from adapters.errors import UpstreamUnavailable
 from adapters.openai.responses_downstream import ResponsesDownstream
-from adapters.openai.responses_upstream import Passing, ResponsesUpstream
-from adapters.passing import PassingStream
+from adapters.openai.responses_upstream import ResponsesUpstream
+from adapters.passing import PassingCall, PassingStream
 
 Json = dict[str, object]
 
 USAGE: Json = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
 
 
-def passing() -> Passing:
+def passing() -> PassingCall:
     request = ResponsesDownstream().decode(b'{"model":"mine","input":"hi","stream":true}', Ask())
     provider = Provider("oai", "openai-responses", "https://a.example/v1")
     target = Target(provider, "theirs", 100, stream=True)

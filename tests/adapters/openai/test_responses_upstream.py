@@ -36,7 +36,8 @@ from adapters.envelope import Envelopes
 from adapters.errors import RequestNotExpressible
 from adapters.openai.responses_downstream import ResponsesDownstream
 from adapters.openai.responses_scan import TOOL_CALLS_DEFAULT
-from adapters.openai.responses_upstream import Passing, ResponsesUpstream
+from adapters.openai.responses_upstream import ResponsesUpstream
+from adapters.passing import PassingCall
 
 Json = dict[str, object]
 
@@ -456,7 +457,7 @@ def test_counting_passing() -> None:
 # -- passing --------------------------------------------------------------------------------------
 
 
-def passed(target: Target = TARGET, /, **members: object) -> Passing:
+def passed(target: Target = TARGET, /, **members: object) -> PassingCall:
     given = json.dumps({"model": "m", "input": "hi", **members}).encode()
     return CODEC.passing(ResponsesDownstream().decode(given, Ask()), target, ENVELOPES)
 
