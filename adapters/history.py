@@ -265,11 +265,6 @@ def _tools_in(turns: Iterable[Turn]) -> list[Tool]:
     return list(tools.values())
 
 
-def names_by_call(turns: Iterable[Turn]) -> dict[str, str]:
-    """The name of the tool behind every call's id."""
-    return {call.id: call.name for call in _calls_in(turns)}
-
-
 def _calls_in(turns: Iterable[Turn]) -> Iterator[ToolCall]:
     return (part for turn in turns for part in turn.parts if isinstance(part, ToolCall))
 

@@ -31,7 +31,6 @@ from adapters.history import (
     NO_RESULT,
     arguments_object,
     arranged,
-    names_by_call,
     result_text,
     split_system,
     system_as_user,
@@ -319,10 +318,6 @@ def test_tools_of_the_history_are_declared_where_the_client_did_not() -> None:
     ]
     assert tools[0].schema == {"type": "object", "properties": {}}
     assert choice == ToolChoice(mode="none")
-
-
-def test_names_by_call() -> None:
-    assert names_by_call([assistant(call("a"), "x"), user(result("a"))]) == {"a": "tool_a"}
 
 
 @pytest.mark.parametrize(
