@@ -164,6 +164,14 @@ class GatewayProcess:
         pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 
+    def calls_since(self, before: int, **labels: str) -> int:
+        """How many more `calls` there are; one is counted just after its answer has left."""
+        for _ in range(EFFECTIVE_TRIES):
+            if (more := self.calls(**labels) - before) > 0:
+                return more
+            threading.Event().wait(0.02)
+        return 0
+
     def calls(self, **labels: str) -> int:
         """How many requests it has answered that have all of these labels."""
         wanted = [f'{name}="{value}"' for name, value in labels.items()]

@@ -83,5 +83,5 @@ def test_edge_92_a_402_is_shown_after_one_request(
     before = gateway.calls(status="402")
     ended = work(claude, gateway, poor_key, tmp_path, "chat-sandbox-script", "--bare")
     assert "402" in ended.output
-    assert gateway.calls(status="402") == before + 1
+    assert gateway.calls_since(before, status="402") == 1
     assert not (tmp_path / "made.txt").exists()
