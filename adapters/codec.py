@@ -38,6 +38,7 @@ from adapters.errors import (
 
 if TYPE_CHECKING:
     from adapters.envelope import Envelopes
+    from adapters.limits import Left
     from adapters.names import ToolNames
     from adapters.stream import Composer
 
@@ -270,7 +271,8 @@ class Call(Protocol):
 
 
 class Refusals(Protocol):
-    """How a surface words our errors: the envelope that its SDK turns into an exception."""
+    """How a surface words our errors: the envelope that its SDK turns into an exception. And
+    the limits behind some of them, which successful answers tell of as well."""
 
     def error_body(self, error: APIError, request_id: str) -> bytes:
         """The answer to a call that failed before anything was sent."""
@@ -278,6 +280,10 @@ class Refusals(Protocol):
 
     def error_headers(self, error: APIError) -> Headers:
         """What the SDK's retries go by."""
+        ...
+
+    def limit_headers(self, limits: Sequence[Left], now: float) -> Headers:
+        """What is left of the caller's limits; `now` is wall time in seconds."""
         ...
 
     def error_event(self, error: APIError, request_id: str) -> bytes:

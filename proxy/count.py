@@ -38,7 +38,9 @@ async def serve(
     """Answer with a count. Raises RateLimited, AccountSuspended and ClientGone."""
     assert record.principal is not None, "it was authenticated"
     codec = cast("CountingCodec", operation.codec)
-    limits = await reserve.admit(gateway.ledger, record.principal, route, record, operation.number)
+    limits = await reserve.admit(
+        gateway.ledger, record.principal, route, record, operation.number, gateway.wall()
+    )
     headers: Headers = [
         ("content-type", "application/json"),
         *record.id_headers(),

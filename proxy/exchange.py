@@ -126,7 +126,7 @@ async def serve_exchange(
             return
         need = reserve.Need.of(request, found.model)
         async with reserve.Hold(
-            gateway.ledger, principal, found, need, record, operation.number
+            gateway.ledger, principal, found, need, record, operation.number, gateway.wall()
         ) as hold:
             conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
             candidates = calls.in_order(found)

@@ -8,14 +8,16 @@ tpm and concurrency are decided by the ledger in one call.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from adapters import errors, estimate, pricing
 from adapters.catalogue import Model
-from adapters.codec import Headers, Request
+from adapters.codec import Headers, Refusals, Request
 from adapters.estimate import Bound
+from adapters.limits import Left, Unit
 from ledger.client import Ledger, LimitRef, LimitState, Reservation, ReservationRequest, Settled
 from ledger.errors import (
     AccountSuspended,
@@ -34,6 +36,7 @@ from proxy.route import Candidate, Route
 
 _RETRY_AFTER_SECONDS_MAX = 60
 _ECHOED_CHARACTERS_MAX = 512
+_UNITS: Sequence[tuple[str, Unit]] = (("rpm", "requests"), ("tpm", "tokens"))
 _ECHOED = re.compile(r"[!-~]([ -~]*[!-~])?")  # what any client reads in a header as it was written
 
 
@@ -83,11 +86,11 @@ class Need:
 
 
 async def admit(
-    ledger: Ledger, principal: Principal, route: Route, record: Record, endpoint: int
+    ledger: Ledger, principal: Principal, route: Route, record: Record, endpoint: int, now: float
 ) -> Headers:
     """Count a request that costs nothing: limits and suspension hold for it, credit does not.
 
-    The headers tell what is left of the limits. Raises APIError.
+    The headers tell what is left of the limits; `now` is wall time. Raises APIError.
     """
     first = route.candidates[0]
     try:
@@ -107,19 +110,28 @@ async def admit(
             )
         )
     except LedgerError as error:
-        raise _refusal(error) from error
+        raise _refusal(error, record.refusals, now) from error
     reservation.void()
-    return limit_headers(reservation.limits)
+    return record.refusals.limit_headers(_left(reservation.limits), now)
 
 
 class Hold:
     """A reservation for the time of one exchange. Leaving it settles or gives back, always.
 
     With an answer: what was produced is charged. Without: nothing is, and a provider that was
-    contacted leaves an event that says so.
+    contacted leaves an event that says so. `now` is wall time, for what is said of limits.
     """
 
-    __slots__ = ("_ledger", "_need", "_record", "_request", "_route", "answer", "reservation")
+    __slots__ = (
+        "_ledger",
+        "_need",
+        "_now",
+        "_record",
+        "_request",
+        "_route",
+        "answer",
+        "reservation",
+    )
 
     def __init__(
         self,
@@ -129,10 +141,12 @@ class Hold:
         need: Need,
         record: Record,
         endpoint: int,
+        now: float,
     ) -> None:
         self._ledger = ledger
         self._route = route
         self._need = need
+        self._now = now
         self._record = record
         first = route.candidates[0]
         record.reserved = need.amount(route)
@@ -158,7 +172,7 @@ class Hold:
         except InsufficientCredit as error:
             raise self._insufficient(error) from error
         except LedgerError as error:
-            raise _refusal(error) from error
+            raise _refusal(error, self._record.refusals, self._now) from error
         return self
 
     async def __aexit__(
@@ -192,7 +206,8 @@ class Hold:
             headers.append(("x-farebox-route", self._route.reason))
         if len(conversation_id) <= _ECHOED_CHARACTERS_MAX and _ECHOED.fullmatch(conversation_id):
             headers.append(("x-farebox-conversation-id", conversation_id))
-        return headers + limit_headers(self.reservation.limits)
+        left = _left(self.reservation.limits)
+        return headers + self._record.refusals.limit_headers(left, self._now)
 
     def settle(self, *, cut: bool = False) -> Settled:
         """Charge the answer as far as it has come."""
@@ -224,11 +239,11 @@ class Hold:
         )
 
 
-def _refusal(error: LedgerError) -> errors.APIError:
+def _refusal(error: LedgerError, refusals: Refusals, now: float) -> errors.APIError:
     """The ledger's refusals as what the client is told."""
     match error:
         case RateLimited():
-            return _rate_limited(error)
+            return _rate_limited(error, refusals.limit_headers(_left(error.states), now))
         case AccountSuspended():
             return errors.AccountSuspended("The account is suspended.")
         case LedgerUnavailable():
@@ -251,7 +266,7 @@ def _limits(principal: Principal, route: Route) -> tuple[LimitRef, ...]:
     return (*principal.limits, *own)
 
 
-def _rate_limited(error: RateLimited) -> errors.RateLimited:
+def _rate_limited(error: RateLimited, headers: Headers) -> errors.RateLimited:
     limit = error.limit
     unit = {"rpm": "requests per minute", "tpm": "tokens per minute", "concurrent": "at once"}
     seconds = max(1, min(_RETRY_AFTER_SECONDS_MAX, round(error.retry_after + 0.5)))
@@ -262,27 +277,23 @@ def _rate_limited(error: RateLimited) -> errors.RateLimited:
             retry_after=_RETRY_AFTER_SECONDS_MAX,
             should_retry=False,
             details={"limit": limit.kind, "size": limit.limit},
-            headers=limit_headers(error.states),
+            headers=headers,
         )
     return errors.RateLimited(
         f"Rate limit reached: {limit.limit} {unit[limit.kind]} ({limit.kind}). "
         f"Try again in {seconds} s.",
         retry_after=seconds,
         details={"limit": limit.kind, "size": limit.limit},
-        headers=limit_headers(error.states),
+        headers=headers,
     )
 
 
-def limit_headers(states: tuple[LimitState, ...]) -> Headers:
-    """OpenAI's `x-ratelimit-*` family; where several limits count the same, the tightest."""
-    headers: Headers = []
-    for kind, unit in (("rpm", "requests"), ("tpm", "tokens")):
+def _left(states: Sequence[LimitState]) -> list[Left]:
+    """What is told of limits; where several count the same, the tightest."""
+    left = []
+    for kind, unit in _UNITS:
         of_kind = [state for state in states if state.kind == kind]
         if of_kind:
             tight = min(of_kind, key=lambda state: state.remaining)
-            headers += [
-                (f"x-ratelimit-limit-{unit}", str(tight.limit)),
-                (f"x-ratelimit-remaining-{unit}", str(tight.remaining)),
-                (f"x-ratelimit-reset-{unit}", f"{tight.reset_seconds:.3f}s"),
-            ]
-    return headers
+            left.append(Left(unit, tight.limit, tight.remaining, tight.reset_seconds))
+    return left

@@ -7,13 +7,14 @@ room in its conversation when a message begins with "prompt is too long".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from adapters.anthropic import wire
 from adapters.codec import Headers
 from adapters.errors import APIError, ContextLengthExceeded, InsufficientBalance
+from adapters.limits import Left, anthropic_headers
 from adapters.refusals import balance_of, message_of, retry_headers
 
 _TOO_LONG = "prompt is too long"
@@ -38,6 +39,9 @@ class AnthropicRefusals:
 
     def error_headers(self, error: APIError) -> Headers:
         return retry_headers(error)
+
+    def limit_headers(self, limits: Sequence[Left], now: float) -> Headers:
+        return anthropic_headers(limits, now)
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return wire.event("error", _envelope(error, request_id))

@@ -8,13 +8,14 @@ code, so `error` comes first and `code` is always one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from adapters import sse
 from adapters.codec import Headers
 from adapters.errors import APIError, InsufficientBalance
+from adapters.limits import Left
 from adapters.refusals import balance_of, message_of, retry_headers
 
 _TYPES = "type.googleapis.com/google.rpc."
@@ -51,6 +52,10 @@ class GeminiRefusals:
     def error_headers(self, error: APIError) -> Headers:
         """As on the OpenAI surface; Google's own SDKs read `RetryInfo` or nothing."""
         return retry_headers(error)
+
+    def limit_headers(self, limits: Sequence[Left], now: float) -> Headers:
+        """None: Google has no such headers."""
+        return []
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return sse.event(self.error_body(error, request_id))

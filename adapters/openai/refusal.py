@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from adapters import sse
 from adapters.codec import Headers
 from adapters.errors import APIError, ContextLengthExceeded, InsufficientBalance
+from adapters.limits import Left, openai_headers
 from adapters.refusals import balance_of, message_of, retry_headers
 
 
@@ -21,6 +24,9 @@ class OpenAIRefusals:
 
     def error_headers(self, error: APIError) -> Headers:
         return retry_headers(error)
+
+    def limit_headers(self, limits: Sequence[Left], now: float) -> Headers:
+        return openai_headers(limits)
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return sse.event(self.error_body(error, request_id))

@@ -200,6 +200,42 @@ async def test_counts_are_limited_as_requests_are() -> None:
         assert (await client.call(f"{MESSAGES}/count_tokens", ask)).status == 429
 
 
+# -- limits ---------------------------------------------------------------------------------------
+
+_OPENAI_LIMITS = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+_ANTHROPIC_LIMITS = [
+    f"anthropic-ratelimit-requests-{what}" for what in ("limit", "remaining", "reset")
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        (CHAT, {"model": "gpt", "messages": HELLO}, _OPENAI_LIMITS),
+        (RESPONSES, {"model": "gpt", "input": "Hi"}, _OPENAI_LIMITS),
+        (f"{RESPONSES}/input_tokens", {"model": "gpt", "input": "Hi"}, _OPENAI_LIMITS),
+        (MESSAGES, {"model": "gpt", "messages": HELLO, "max_tokens": 9}, _ANTHROPIC_LIMITS),
+        (f"{MESSAGES}/count_tokens", {"model": "gpt", "messages": HELLO}, _ANTHROPIC_LIMITS),
+        (GEMINI, CONTENTS, []),
+        ("/v1beta/models/gpt:countTokens", CONTENTS, []),
+    ],
+)
+async def test_limits_are_told_in_the_words_of_the_surface(
+    path: str, body: Json, told: list[str]
+) -> None:
+    limits = (LimitRef(f"account:{ACCOUNT}", "rpm", 2),)
+    async with running({"p": ScriptedProvider(provider.completion())}, limits=limits) as world:
+        client = world.connect()
+        await client.call(path, body)
+        served = await client.call(path, body)
+        refused = await client.call(path, body)
+        assert (served.status, refused.status) == (200, 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        for answer in (served, refused):
+            assert [name for name in answer.headers if "ratelimit" in name] == told
+            assert [answer.headers[name] for name in told[:2]] == ["2", "0"][: len(told)]
+
+
 # -- dialects -------------------------------------------------------------------------------------
 
 
