@@ -111,7 +111,8 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     `audio`: audio may be billed, at its own price. `hidden`: input that only the provider can see.
     `tools` are declared. `predicted_tokens` are output that is billed beyond the cap. `passes` is
     how often tools of the provider may make the model read everything again, `pieces` what they
-    may cost by the piece. `long_cache`: cached for an hour, at a price of its own.
+    may cost by the piece. `long_cache`: cached for an hour, at a price of its own. `window` is the
+    one that the request asks for where its model has several, 0 where it does not.
     """
 
     text_bytes: int = 0
@@ -124,6 +125,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     passes: int = 1
     pieces: Mapping[str, int] = {}
     long_cache: bool = False
+    window: int = 0
 
 
 class Ask(msgspec.Struct, frozen=True):

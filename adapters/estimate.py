@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapters.codec import Request
+import msgspec
+
+from adapters.codec import Request, Scan
 
 _BYTES_PER_TOKEN = 4  # of English text, when counting
 
@@ -38,6 +40,11 @@ class Bound:
     long_cache: bool = False
 
 
+def translated(scan: Scan) -> Scan:
+    """What may still be consumed where nothing but the prompt itself is sent."""
+    return msgspec.structs.replace(scan, passes=1, pieces={}, predicted_tokens=0, window=0)
+
+
 def counted_tokens(text_bytes: int) -> int:
     """Our count for text whose provider does not say: four bytes a token, rounded up.
 
@@ -52,9 +59,15 @@ def expected(request: Request) -> int:
     return counted_tokens(request.scan.text_bytes) + request.scan.media_tokens
 
 
-def bound(request: Request, context_window: int = 0) -> Bound:
-    """The most input that `request` can be; `context_window` 0: unknown. Never raises."""
-    scan = request.scan
+def bound(request: Request, context_window: int = 0, *, native: bool = True) -> Bound:
+    """The most input that `request` can be; `context_window` 0: unknown. Never raises.
+
+    `native`: a provider of its own protocol may get it. No other runs tools of the provider's,
+    or whatever else makes a model read its prompt again.
+    """
+    scan = request.scan if native else translated(request.scan)
+    if context_window:
+        context_window = max(context_window, scan.window)
     if request.kind != "chat":
         # Each of several inputs has a window of its own, so the window is no cap here.
         return Bound(request.body_bytes + _BASE_TOKENS, scan.text_bytes)

@@ -8,9 +8,23 @@ sent, so that the answer's head can name them.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import NoReturn
 
 from adapters.errors import RequestNotExpressible
+
+_NAMES_MAX = 24  # a head has room for more, and no reader
+_NAME = re.compile(r"[A-Za-z0-9_.:/\[\]-]{1,80}")
+_MORE = "more"
+
+
+def told(names: Iterable[str]) -> tuple[str, ...]:
+    """Names as they can stand in a header: a client may call its fields anything, and have any
+    number of them. What is left out is told as `more`."""
+    given = list(names)
+    safe = [name for name in given if _NAME.fullmatch(name)][:_NAMES_MAX]
+    return (*safe, _MORE) if len(safe) < len(given) else tuple(safe)
 
 
 class Losses:

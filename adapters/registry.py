@@ -21,6 +21,7 @@ from adapters.gemini import routes as gemini
 from adapters.gemini.upstream import GeminiUpstream
 from adapters.openai import routes as openai
 from adapters.openai.chat_upstream import ChatUpstream
+from adapters.openai.responses_encode import OUTPUT_TOKENS_MIN
 from adapters.openai.responses_upstream import ResponsesUpstream
 
 _UPSTREAMS: Mapping[Protocol, UpstreamCodec] = MappingProxyType(
@@ -31,6 +32,9 @@ _UPSTREAMS: Mapping[Protocol, UpstreamCodec] = MappingProxyType(
         "gemini": GeminiUpstream(),
     }
 )
+
+# The lowest output cap that a provider takes: lower ones are raised to it.
+OUTPUT_CAP_MIN: Mapping[Protocol, int] = MappingProxyType({"openai-responses": OUTPUT_TOKENS_MIN})
 
 # What words an error where nothing is known of the caller.
 DEFAULT_REFUSALS: Refusals = openai.REFUSALS

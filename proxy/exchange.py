@@ -124,7 +124,7 @@ async def serve_exchange(
         if operation.action == "count":
             await count.serve(gateway, connection, operation, found, calls, record)
             return
-        need = reserve.Need.of(request, found.model)
+        need = reserve.Need.of(request, found)
         async with reserve.Hold(
             gateway.ledger, principal, found, need, record, operation.number, gateway.wall()
         ) as hold:

@@ -23,6 +23,7 @@ from adapters.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from adapters.losses import told
 from ledger.client import Reservation
 from ledger.store import EventStatus
 from proxy.calls import Calls
@@ -99,7 +100,7 @@ async def first_event(
             continue
         record.attempts += 1
         record.provider, record.upstream = provider.name, candidate.upstream.name
-        record.dropped = call.dropped
+        record.dropped = told(call.dropped)
         try:
             answer = await _attempt(gateway, call, candidate, stream=calls.request.stream)
         except _Failed as failed:

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from adapters import errors, estimate, pricing
-from adapters.catalogue import Model
 from adapters.codec import Headers, Refusals, Request
 from adapters.estimate import Bound
 from adapters.limits import Left, Unit
+from adapters.registry import OUTPUT_CAP_MIN
 from ledger.client import Ledger, LimitRef, LimitState, Reservation, ReservationRequest, Settled
 from ledger.errors import (
     AccountSuspended,
@@ -45,7 +45,8 @@ class Need:
     """What a request may consume at most.
 
     `output_cap` is the limit of each answer, as reserved and as sent upstream (None where the
-    operation has no output tokens); `output_tokens` is over all its answers.
+    operation has no output tokens); `output_tokens` is over all its answers, and more where a
+    provider allows no cap as low as that.
     """
 
     bound: Bound
@@ -54,15 +55,22 @@ class Need:
     service_tier: str
 
     @classmethod
-    def of(cls, request: Request, model: Model) -> Need:
-        """The upper bounds for `request` at `model`."""
-        bound = estimate.bound(request, model.context_window)
+    def of(cls, request: Request, route: Route) -> Need:
+        """The upper bounds for `request` at whichever upstream of `route` serves it."""
+        model = route.model
+        protocols = [
+            candidate.upstream.provider.protocol_for(request.protocol)
+            for candidate in route.candidates
+        ]
+        native = request.protocol in protocols and not request.foreign
+        bound = estimate.bound(request, model.context_window, native=native)
         if request.kind != "chat":
             return cls(bound, None, 0, request.service_tier)
         cap = request.output_cap or model.default_max_output_tokens
         if model.max_output_tokens:
             cap = min(cap, model.max_output_tokens)
-        return cls(bound, cap, cap * request.choices, request.service_tier)
+        allowed = max(cap, *(OUTPUT_CAP_MIN.get(protocol, 0) for protocol in protocols))
+        return cls(bound, cap, allowed * request.choices, request.service_tier)
 
     def amount(self, route: Route) -> int:
         """Nano-dollars at the dearest upstream of `route`, with margin."""

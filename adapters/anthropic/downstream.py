@@ -27,6 +27,7 @@ from adapters.openai.body import (
     count_of,
     flag_of,
     read_fields,
+    refuse_other_models,
     refuse_other_spellings,
     require_items,
     text_of,
@@ -53,6 +54,7 @@ _NOT_FORWARDED = frozenset(
         "anthropic-dangerous-direct-browser-access",
     }
 )
+_BETA = b"anthropic-beta"
 _SESSION = b"x-claude-code-session-id"
 
 
@@ -109,6 +111,7 @@ def _request(fields: Fields, body_bytes: int, ask: Ask, output_cap: int | None) 
     if not model:
         raise InvalidRequest("model is required.", param="model")
     require_items(fields, "messages", b"{", "a list of message objects")
+    refuse_other_models(fields, "fallbacks")
     user_id, session_id = _who(fields)
     return Request(
         fields=fields,
@@ -119,7 +122,7 @@ def _request(fields: Fields, body_bytes: int, ask: Ask, output_cap: int | None) 
         include_usage=True,
         output_cap=output_cap,
         service_tier=_service_tier(fields),
-        scan=scanned(fields),
+        scan=scanned(fields, ask.headers.get(_BETA, b"")),
         user_id=user_id,
         conversation_id=ask.headers.get(_SESSION, b"").decode("latin-1") or session_id,
         forward=_forwarded(ask.headers),

@@ -51,7 +51,6 @@ _REFUSED: Mapping[str, str] = {
     "thread": "only Anthropic keeps threads; send the whole conversation without it",
     "container": "only Anthropic runs containers",
     "mcp_servers": "only Anthropic calls MCP servers by itself",
-    "fallbacks": "only Anthropic falls back to its own models",
     "compaction": "only Anthropic compacts conversations by itself",
     "safeguards": "safeguards are known to Anthropic alone",
 }

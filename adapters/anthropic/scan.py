@@ -27,6 +27,8 @@ _HOSTED = re.compile(
 _RENDERED = ("system", "messages", "tools", "mcp_servers")
 # Members of a body in which only the provider can see what is meant.
 _BY_REFERENCE = ("container", "thread", "mcp_servers")
+# A beta that widens the window of models with a smaller one.
+_LONG_CONTEXT, _LONG_CONTEXT_TOKENS = b"context-1m", 1_000_000
 _LONG_TTL = re.compile(rb'"ttl"\s*:\s*"1h"')
 _ABSENT = msgspec.Raw()
 _NULL = msgspec.Raw(b"null")
@@ -74,16 +76,15 @@ class _Found:
         self.searches = 0
 
 
-def scanned(fields: Fields) -> Scan:
-    """What `fields` may cost. Never raises."""
+def scanned(fields: Fields, betas: bytes = b"") -> Scan:
+    """What `fields` may cost, with the betas that the client asks for. Never raises."""
     found = _Found()
     _scan_messages(found, fields.get("messages", _NULL))
     tools = _scan_tools(found, fields.get("tools"))
     found.hidden = found.hidden or any(_is_given(fields, name) for name in _BY_REFERENCE)
     if _is_given(fields, "mcp_servers"):
         found.passes += PASSES_DEFAULT
-    # Every attempt, and the summary of a conversation that was too long, is billed.
-    found.passes += _count_items(fields.get("fallbacks"))
+    # The summary of a conversation that was too long is billed.
     found.passes += _is_given(fields, "compaction") + (
         b'"compact_' in _bytes(fields, "context_management")
     )
@@ -97,6 +98,7 @@ def scanned(fields: Fields) -> Scan:
         passes=min(found.passes, PASSES_MAX),
         pieces={"web_search": found.searches} if found.searches else {},
         long_cache=any(_LONG_TTL.search(memoryview(raw)) for raw in fields.values()),
+        window=_LONG_CONTEXT_TOKENS if _LONG_CONTEXT in betas.lower() else 0,
     )
 
 

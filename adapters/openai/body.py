@@ -18,6 +18,7 @@ from adapters.errors import InvalidRequest
 T = TypeVar("T")
 Fields = dict[str, msgspec.Raw]
 
+_ABSENT = msgspec.Raw()
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_key = msgspec.json.Decoder(str).decode
 _decode_str = msgspec.json.Decoder(str).decode
@@ -95,6 +96,18 @@ def refuse_other_spellings(fields: Fields, names: frozenset[str]) -> None:
     for key in fields:
         if key not in names and key.casefold() in names:
             raise InvalidRequest(f"Write {key!r} as {key.casefold()!r}.", param=key)
+
+
+def refuse_other_models(fields: Fields, name: str) -> None:
+    """Refuse a list of models to fall back to at the provider.
+
+    It would serve, and bill, what nobody has priced here, and what the key may not be allowed.
+    """
+    if bytes(memoryview(fields.get(name, _ABSENT))) not in (b"", b"null", b"[]"):
+        raise InvalidRequest(
+            f"{name} is not offered here: a request is priced by one model, named in model.",
+            param=name,
+        )
 
 
 def text_of(fields: Fields, name: str) -> str | None:

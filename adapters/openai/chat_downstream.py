@@ -22,6 +22,7 @@ from adapters.openai.body import (
     count_of,
     flag_of,
     read_fields,
+    refuse_other_models,
     refuse_other_spellings,
     require_items,
     text_of,
@@ -40,7 +41,17 @@ _CAPS = ("max_completion_tokens", "max_tokens")
 _CAPS_OF_INPUT = (*_CAPS, "max_output_tokens")
 # Whatever decides which model answers, how much, and at which price.
 _PRICED = frozenset(
-    {"model", "messages", "n", *_CAPS, "stream", "stream_options", "service_tier", "tools"}
+    {
+        "model",
+        "models",
+        "messages",
+        "n",
+        *_CAPS,
+        "stream",
+        "stream_options",
+        "service_tier",
+        "tools",
+    }
     | {"functions", "prediction", "audio", "modalities", "web_search_options"}
     | {"input", "instructions", "max_output_tokens", "prompt_cache_options"}
 )
@@ -78,6 +89,7 @@ class ChatDownstream(OpenAIRefusals):
         has_input = "messages" not in fields and "input" in fields
         if not has_input:
             require_items(fields, "messages", b"{", "a list of message objects")
+        refuse_other_models(fields, "models")
         stream = flag_of(fields, "stream")
         metadata = _metadata(fields)
         scan, foreign = scanned(fields)

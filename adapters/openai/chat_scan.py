@@ -22,7 +22,12 @@ _TEXT_TYPES = frozenset(
     {"text", "refusal", "input_text", "output_text", "tool_use", "thinking", "redacted_thinking"}
 )
 _LONG_TTLS = ("1h", "12h", "24h")
+# By these, compatible providers search or plug in something else on their own.
+_HOSTED = ("plugins", "search_parameters", "enable_search", "web_search")
+_HOSTED_PASSES = 10
+_CACHED_CONTENT = (b"cached_content", b"cachedContent")  # Google's, by its id
 _RENDERED = ("messages", "tools", "functions")
+_CLIENT_TOOLS = (None, "function", "custom")
 _NULL = msgspec.Raw(b"null")
 _ABSENT = msgspec.Raw()
 
@@ -58,6 +63,7 @@ class _File(msgspec.Struct, gc=False):
 
 
 class _Tool(msgspec.Struct, gc=False):
+    type: object = None
     name: object = None
     function: msgspec.Raw = _ABSENT
     custom: msgspec.Raw = _ABSENT
@@ -91,8 +97,9 @@ def scanned(fields: Fields) -> Scanned:
         media_bytes=found.media_bytes,
         media_tokens=found.media_tokens,
         audio=found.audio or "audio" in fields or "modalities" in fields,
-        hidden=found.hidden,
+        hidden=found.hidden or _brings_more(fields),
         tools=tools,
+        passes=1 + _HOSTED_PASSES * found.hosted,
         predicted_tokens=_size(fields.get("prediction", _ABSENT)),
         long_cache=found.long_cache or _keeps_long(fields),
     )
@@ -102,7 +109,15 @@ def scanned(fields: Fields) -> Scanned:
 class _Found:
     """What is in a body beside text. `media_bytes` is its share of the body."""
 
-    __slots__ = ("audio", "foreign", "hidden", "long_cache", "media_bytes", "media_tokens")
+    __slots__ = (
+        "audio",
+        "foreign",
+        "hidden",
+        "hosted",
+        "long_cache",
+        "media_bytes",
+        "media_tokens",
+    )
 
     def __init__(self) -> None:
         self.media_bytes = 0
@@ -110,6 +125,7 @@ class _Found:
         self.audio = False
         self.foreign = False
         self.hidden = False  # something that only the provider can see
+        self.hosted = False  # tools that the provider runs
         self.long_cache = False
 
     def add_media(self, size: int, tokens: int) -> None:
@@ -186,7 +202,17 @@ def _scan_tools(found: _Found, tools: msgspec.Raw | None) -> int:
         # Ours are wrapped in their type; a name of its own is how the others begin.
         if tool.name is not None and not tool.function and not tool.custom:
             found.foreign = True
+        elif not (tool.function or tool.custom or tool.type in _CLIENT_TOOLS):
+            found.hosted = True
     return len(declared)
+
+
+def _brings_more(fields: Fields) -> bool:
+    """Whether the provider is asked to add input of its own."""
+    if any(name in fields and _is_given(fields[name]) for name in _HOSTED):
+        return True
+    extra = bytes(fields.get("extra_body", _ABSENT))
+    return any(mark in extra for mark in _CACHED_CONTENT)
 
 
 def _note_cache_mark(found: _Found, mark: msgspec.Raw) -> None:

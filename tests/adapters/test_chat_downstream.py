@@ -337,3 +337,10 @@ def test_plain_bodies_are_not_foreign() -> None:
     messages = [{"role": "user", "content": parts}]
     tools = [{"type": "function", "function": {"name": "f"}}, {"type": "web_search"}]
     assert not decode(messages=messages, tools=tools).foreign
+
+
+def test_other_models_of_the_provider_are_not_for_sale() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"models":["dear"]}'
+    with pytest.raises(InvalidRequest) as refused:
+        ChatDownstream().decode(body, Ask())
+    assert refused.value.param == "models"

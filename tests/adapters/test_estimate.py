@@ -169,3 +169,35 @@ def test_a_responses_body_is_bounded_as_one() -> None:
     body["previous_response_id"] = "resp_1"
     found = bound(ChatDownstream().decode(json.dumps(body).encode(), Ask()), 100_000)
     assert found.input_tokens == 100_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"plugins": [{"id": "web"}]},
+        {"search_parameters": {"mode": "on"}},
+        {"extra_body": {"google": {"cached_content": "cachedContents/x"}}},
+    ],
+)
+def test_what_a_compatible_provider_adds_is_bounded_by_the_window(fields: Json) -> None:
+    assert bounded("hi", 100_000, **fields).input_tokens == 100_000
+
+
+def test_a_compatible_providers_own_tools_make_it_read_again() -> None:
+    own = bounded("hi", 1000, tools=[{"type": "web_search"}, {"type": "function", "function": {}}])
+    assert own.input_tokens > 10_000
+    ours = bounded("hi", 1000, tools=[{"type": "custom", "custom": {}}, {"function": {}}, {}])
+    assert ours.input_tokens < 1000
+
+
+def test_another_protocol_gets_none_of_what_makes_a_model_read_again() -> None:
+    facts = Request(
+        fields={},
+        body_bytes=100,
+        model="m",
+        pieces={"web_search": 1},
+        scan=Scan(passes=11, pieces={"image": 10}, predicted_tokens=50),
+    )
+    found = bound(facts, 1000, native=False)
+    assert (found.input_tokens, found.predicted_tokens) == (132, 0)
+    assert found.pieces == {"web_search": 1}

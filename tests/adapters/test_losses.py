@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapters.errors import RequestNotExpressible
-from adapters.losses import Losses
+from adapters.losses import Losses, told
 
 
 def test_losses_are_named_once_and_in_order() -> None:
@@ -29,3 +29,14 @@ def test_a_refusal_names_field_and_provider() -> None:
         Losses("acme").refuse("n", "gives one answer at a time")
     assert refused.value.param == "n"
     assert str(refused.value) == "n: the provider acme gives one answer at a time."
+
+
+def test_names_of_clients_fit_a_header() -> None:
+    ours = ("seed", "approx:effort", "tool:web_search", "generationConfig.topK", "input[3]")
+    assert told(ours) == ours
+    odd = ("seed", "a\r\nset-cookie: x", "é", "a,b", "", "x" * 81)
+    assert told(odd) == ("seed", "more")
+    assert told(()) == ()
+    many = told(f"field{n}" for n in range(10_000))
+    assert many[-1] == "more"
+    assert len(",".join(many)) < 4096

@@ -144,7 +144,6 @@ def test_the_providers_tools_make_it_read_again() -> None:
     assert (scan.passes, scan.pieces) == (11, {"web_search": 10})
     assert decoded(tools=[{"type": "code_execution_20250825", "name": "c"}]).scan.passes == 11
     assert decoded(tools=[{"type": "bash_20250124", "name": "bash"}]).scan.passes == 1
-    assert decoded(fallbacks=[{"model": "a"}, {"model": "b"}]).scan.passes == 3
     assert decoded(mcp_servers=[{"type": "url"}]).scan.hidden
 
 
@@ -160,3 +159,19 @@ def test_an_hour_in_the_cache_has_its_own_price() -> None:
 
 def test_fast_answers_are_priced_as_such() -> None:
     assert decoded(speed="fast", service_tier="auto").service_tier == "fast"
+
+
+def test_other_models_of_the_provider_are_not_for_sale() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        decoded(fallbacks=[{"model": "claude-dear"}])
+    assert refused.value.param == "fallbacks"
+    assert decoded(fallbacks=[]).model == "m"
+
+
+def test_a_wider_window_is_held_where_a_beta_asks_for_it() -> None:
+    body = json.dumps({"model": "m", "max_tokens": 1, "messages": [{"content": "x" * 700_000}]})
+    betas = b"files-api-2025-04-14,context-1m-2025-08-07"
+    wide = MessagesDownstream().decode(body.encode(), Ask(headers={b"anthropic-beta": betas}))
+    assert bound(wide, 200_000).input_tokens > 700_000
+    assert bound(wide, 200_000, native=False).input_tokens == 200_000
+    assert bound(MessagesDownstream().decode(body.encode(), Ask()), 200_000).input_tokens == 200_000

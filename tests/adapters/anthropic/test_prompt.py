@@ -289,7 +289,6 @@ def test_small_things() -> None:
     [
         {"container": "c"},
         {"mcp_servers": [{"type": "url"}]},
-        {"fallbacks": [{"model": "x"}]},
         {"compaction": {"type": "auto"}},
         {"thread": {"type": "create"}},
         {"safeguards": {"a": 1}},
