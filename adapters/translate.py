@@ -24,13 +24,16 @@ from adapters.codec import (
     family,
 )
 from adapters.envelope import Envelopes
-from adapters.errors import APIError, UpstreamProtocolViolation
+from adapters.errors import APIError, RequestNotExpressible, UpstreamProtocolViolation
 from adapters.estimate import expected
 from adapters.restore import Restorer
 from adapters.stop import StopScanner
 from adapters.stream import Meter
 
 _EMPTY = UpstreamFailure("empty", "The answer is empty.")
+# A request in another protocol is longer by its words for the same things, and never by far.
+_GROWTH_MAX = 4
+_GROWTH_FREE_BYTES = 16_384
 
 
 class Translation:
@@ -62,6 +65,12 @@ class Translation:
     ) -> None:
         """`created` is now, in seconds since the epoch. Raises RequestNotExpressible."""
         encoded: Encoded = upstream.encode(prompt, target)
+        if len(encoded.body) > _GROWTH_MAX * request.body_bytes + _GROWTH_FREE_BYTES:
+            # More than was reserved for: so far only references in schemas come to this.
+            raise RequestNotExpressible(
+                f"The request becomes too large for the provider {target.provider.name}, which "
+                "wants everything written out that schemas refer to."
+            )
         self.path = encoded.path
         self.headers = encoded.headers
         self.body = encoded.body

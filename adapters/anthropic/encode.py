@@ -308,7 +308,8 @@ def _chosen(
     if choice is None or choice.mode not in ("auto", "any") or not choice.names:
         return tools, choice
     losses.approximate("tool_choice")
-    return tuple(tool for tool in tools if tool.name in choice.names), choice
+    allowed = frozenset(choice.names)
+    return tuple(tool for tool in tools if tool.name in allowed), choice
 
 
 def _tool(tool: Tool, names: ToolNames, writer: _Content, losses: Losses) -> Block:

@@ -96,7 +96,8 @@ def _tools(
         return {}
     if choice is not None and choice.mode == "auto" and choice.names:
         # Only a choice that forces a call can name what may be called.
-        tools = tuple(tool for tool in tools if tool.name in choice.names) or tools
+        allowed = frozenset(choice.names)
+        tools = tuple(tool for tool in tools if tool.name in allowed) or tools
     declared = [_declaration(tool, names, traits, losses) for tool in tools]
     found: Body = {"tools": [{"functionDeclarations": declared}]}
     if calling := _calling(tools, choice, names, traits, losses):

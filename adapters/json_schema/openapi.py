@@ -14,13 +14,17 @@ from adapters.json_schema.nodes import (
     is_schema,
     listed,
     names_in,
+    nodes_in,
     plain,
     types_of,
 )
 from adapters.json_schema.references import References
 from adapters.losses import Losses
 
-NODES_MAX = 4_000  # references can make a small schema endlessly large
+# References can make a small schema endlessly large.
+NODES_MAX = 4_000
+_NODES_FREE = 256
+_GROWTH_MAX = 8
 
 _OPENAPI = frozenset(
     (
@@ -69,18 +73,19 @@ def for_gemini_openapi(schema: Given | None, losses: Losses) -> Schema:
 class _OpenAPI:
     """One schema on its way to Gemini's older form."""
 
-    __slots__ = ("_losses", "_nodes", "_refs")
+    __slots__ = ("_losses", "_nodes_left", "_refs")
 
     def __init__(self, root: Given, losses: Losses) -> None:
         self._refs = References(root)
         self._losses = losses
-        self._nodes = 0
+        nodes = sum(1 for _ in nodes_in(root))
+        self._nodes_left = min(NODES_MAX, _NODES_FREE + _GROWTH_MAX * nodes)
 
     def node(self, given: Given, depth: int, above: tuple[str, ...]) -> Schema:
         """One schema; `above` are the references that it stands in."""
         node, followed = self._refs.resolved(given)
-        self._nodes += 1
-        if depth > DEPTH_MAX or self._nodes > NODES_MAX or set(followed) & set(above):
+        self._nodes_left -= 1
+        if depth > DEPTH_MAX or self._nodes_left < 0 or set(followed) & set(above):
             self._losses.approximate("schema")
             return {"type": "OBJECT"}
         above += followed

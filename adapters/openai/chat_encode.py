@@ -256,7 +256,8 @@ class _Encoder:
         if not tools:
             return {}
         if choice is not None and choice.names and not self._modern and choice.mode != "named":
-            tools = tuple(tool for tool in tools if tool.name in choice.names)
+            allowed = frozenset(choice.names)
+            tools = tuple(tool for tool in tools if tool.name in allowed)
             self._losses.approximate("tool_choice")
         encoded: Json = {"tools": [self._tool(tool) for tool in tools]}
         if choice is not None:

@@ -434,6 +434,20 @@ HOSTILE: dict[str, Schema] = {
 }
 
 
+def test_references_make_a_schema_only_so_much_larger() -> None:
+    schema = HOSTILE["laughs"]
+    assert len(msgspec.json.encode(for_gemini_openapi(schema, Losses("p")))) < 200_000
+    shared = {"$ref": "#/$defs/a"}
+    address = {str(n): {"type": "string"} for n in range(8)}
+    used = {str(n): shared for n in range(40)}
+    losses = Losses("p")
+    built = for_gemini_openapi(
+        {"properties": used, "$defs": {"a": {"type": "object", "properties": address}}}, losses
+    )
+    assert losses.names == ()
+    assert msgspec.json.encode(built).count(b"STRING") == 320
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("way", WAYS)
 def test_hostile_schemas_are_bounded(name: str, way: Callable[[Schema], object]) -> None:

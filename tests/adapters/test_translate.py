@@ -11,7 +11,7 @@ from adapters.canonical import Event, Finish, Prompt, Text, Tool, Turn, Usage, U
 from adapters.catalogue import Provider
 from adapters.codec import Encoded, Made, Request, Scan, Target, UpstreamFailure
 from adapters.envelope import Envelopes
-from adapters.errors import APIError, InternalError
+from adapters.errors import APIError, InternalError, RequestNotExpressible
 from adapters.names import OPENAI_NAMES, ToolNames
 from adapters.translate import TranslatedStream, Translation
 from tests.fakes.answers import FakeReader, sse
@@ -53,13 +53,20 @@ class FakeDownstream:
 
 
 class FakeUpstream:
-    def __init__(self, stops_itself: bool, names: ToolNames | None) -> None:
+    def __init__(self, stops_itself: bool, names: ToolNames | None, body: bytes) -> None:
         self.stops_itself = stops_itself
         self.names = names
+        self.body = body
 
     def encode(self, prompt: Prompt, target: Target) -> Encoded:
         return Encoded(
-            "path", b"body", FakeReader, (("a", "b"),), ("seed", "n"), self.stops_itself, self.names
+            "path",
+            self.body,
+            FakeReader,
+            (("a", "b"),),
+            ("seed", "n"),
+            self.stops_itself,
+            self.names,
         )
 
     def read_error(
@@ -72,7 +79,12 @@ class Setting:
     """A translation, and what its writer got."""
 
     def __init__(
-        self, *, stop: tuple[str, ...] = (), stops_itself: bool = False, tool: Tool | None = None
+        self,
+        *,
+        stop: tuple[str, ...] = (),
+        stops_itself: bool = False,
+        tool: Tool | None = None,
+        body: bytes = b"body",
     ) -> None:
         self.downstream = FakeDownstream()
         names = ToolNames(OPENAI_NAMES, [tool]) if tool is not None else None
@@ -84,7 +96,7 @@ class Setting:
         provider = Provider(name="acme", protocol="openai", base_url="https://acme.test/v1")
         self.call = Translation(
             self.downstream,  # type: ignore[arg-type] # a part of a codec
-            FakeUpstream(stops_itself, names),  # type: ignore[arg-type] # the same
+            FakeUpstream(stops_itself, names, body),  # type: ignore[arg-type] # the same
             Request(fields={}, body_bytes=0, model="m", scan=Scan(text_bytes=40)),
             prompt,
             Target(provider, "model-2026-01-01", 100, True),
@@ -238,3 +250,9 @@ def test_the_writer_knows_where_the_answer_was_made() -> None:
     setting.call.stream()
     made = setting.downstream.writers[-1].made
     assert (made.provider, made.family, made.input_tokens) == ("acme", "model", 10)
+
+
+def test_what_grows_beyond_what_was_reserved_is_not_sent() -> None:
+    Setting(body=b"x" * 16_000)
+    with pytest.raises(RequestNotExpressible):
+        Setting(body=b"x" * 100_000)
