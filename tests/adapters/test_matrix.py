@@ -275,10 +275,3 @@ def test_a_stream_that_breaks_is_a_failure_for_the_client(
         meaning = STREAMS[surface](out + told)
         assert meaning.error == "The upstream broke off."
         assert meaning.text
-
-
-@pytest.mark.parametrize(("surface", "protocol"), PAIRS)
-def test_signed_reasoning_comes_back_to_its_maker(surface: Protocol, protocol: Protocol) -> None:
-    """The second turn of a conversation with tools and reasoning is accepted by the provider."""
-    ask = Ask("sandbox-reasoning", thinking=True, cap=4000)
-    assert answered(surface, protocol, ask).plain().text
