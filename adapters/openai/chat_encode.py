@@ -40,7 +40,7 @@ from adapters.losses import Losses
 from adapters.media import data_url
 from adapters.names import OPENAI_NAMES, ToolNames
 from adapters.openai.chat_reader import ChatReader
-from adapters.openai.chat_traits import Traits, traits_of
+from adapters.openai.chat_traits import Traits, cap_field, traits_of
 
 PATH = "/chat/completions"
 STOPS_MAX = 4
@@ -102,7 +102,7 @@ class _Encoder:
         prompt, target = self._prompt, self._target
         body: Json = {"model": target.model, "messages": self._messages()}
         if target.output_cap is not None:
-            body[target.provider.output_cap_field] = target.output_cap
+            body[cap_field(target)] = target.output_cap
         if target.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         body |= self._tools()

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from adapters.canonical import Effort
+from adapters.codec import Target
 
 
 class Traits(NamedTuple):
@@ -56,6 +57,14 @@ _TRAITS: Sequence[tuple[re.Pattern[str], Traits]] = tuple(
     )
 )
 _UNKNOWN = Traits()
+
+
+def cap_field(target: Target) -> str:
+    """The name under which a cap is obeyed: compatible servers know the older one, and OpenAI's
+    reasoning models refuse that wherever they are reached."""
+    if not traits_of(target.model).sampling:
+        return "max_completion_tokens"
+    return target.provider.output_cap_field
 
 
 @lru_cache(maxsize=1024)

@@ -18,6 +18,7 @@ from adapters.envelope import MARKS, Envelopes
 from adapters.openai.body import Fields, flag_of
 from adapters.openai.chat_encode import PATH, encoded
 from adapters.openai.chat_relay import ChatPlainRelay, ChatStreamRelay
+from adapters.openai.chat_traits import cap_field
 from adapters.openai.failure import read_failure
 
 _MARK = MARKS[0]
@@ -79,7 +80,7 @@ def _passed(request: Request, target: Target) -> bytes:
     fields = dict(request.fields)
     fields["model"] = msgspec.Raw(_encode(target.model))
     if target.output_cap is not None:
-        _write_cap(fields, target.provider.output_cap_field, target.output_cap)
+        _write_cap(fields, cap_field(target), target.output_cap)
     if request.stream:
         fields["stream_options"] = _with_usage(fields.get("stream_options"))
     if "metadata" in fields and not flag_of(fields, "store"):

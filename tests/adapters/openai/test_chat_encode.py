@@ -28,9 +28,12 @@ from adapters.canonical import (
     Turn,
 )
 from adapters.catalogue import Provider
-from adapters.codec import Encoded, Target
+from adapters.codec import Ask, Encoded, Target
+from adapters.envelope import Envelopes
 from adapters.errors import RequestNotExpressible
+from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.chat_encode import encoded
+from adapters.openai.chat_upstream import ChatUpstream
 
 Json = dict[str, object]
 
@@ -355,3 +358,23 @@ def test_hints_go_to_openai_alone() -> None:
 def test_what_cannot_be_translated_is_refused(members: Json) -> None:
     with pytest.raises(RequestNotExpressible):
         encode(**members)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("llama-4", "max_tokens"),
+        ("gpt-oss-120b", "max_tokens"),
+        ("gpt-5.4", "max_completion_tokens"),
+        ("openai/o3", "max_completion_tokens"),
+    ],
+)
+def test_reasoning_models_know_the_newer_cap_wherever_they_are(model: str, name: str) -> None:
+    target = Target(Provider("p", "openai", "http://proxy"), model, 77, stream=False)
+    body = json.loads(encoded(Prompt(turns=(HI,)), target).body)
+    assert {key: value for key, value in body.items() if "max_" in key} == {name: 77}
+    request = ChatDownstream().decode(
+        b'{"model":"m","messages":[{"role":"user","content":"x"}]}', Ask()
+    )
+    passed = json.loads(ChatUpstream().passing(request, target, Envelopes(b"k", "1")).body)
+    assert {key: value for key, value in passed.items() if "max_" in key} == {name: 77}
