@@ -40,7 +40,7 @@ class PassingCall:
     """A request as it came, at a provider of its own protocol. Implements `codec.Call`.
 
     `reader` and `manner` make those of one answer, `shown` gives a whole one as the client sees it,
-    `failure` reads what is no answer.
+    `failure` reads what is no answer. `silent`: the request wants no output.
     """
 
     path: str
@@ -52,6 +52,7 @@ class PassingCall:
     pieces: Mapping[str, int]
     headers: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
+    silent: bool = False
 
     def read_error(
         self, status: int, headers: Mapping[bytes, bytes], body: bytes
@@ -59,10 +60,13 @@ class PassingCall:
         return self.failure(status, headers, body)
 
     def stream(self) -> PassingStream:
-        return PassingStream(self.reader(), Meter(self.pieces), self.manner())
+        return PassingStream(self.reader(), self._meter(), self.manner())
 
     def plain(self, body: bytes) -> PassingPlain:
-        return PassingPlain(self.reader(), Meter(self.pieces), body, self.shown(body))
+        return PassingPlain(self.reader(), self._meter(), body, self.shown(body))
+
+    def _meter(self) -> Meter:
+        return Meter(self.pieces, silent=self.silent)
 
 
 class PassingStream:

@@ -423,16 +423,26 @@ class Meter:
 
     Our own count, for answers without the provider's: a token for every four bytes of text, and at
     least one for every delta. Text is content, refusal, reasoning, and names and arguments of
-    calls, as UTF-8.
+    calls, as UTF-8. `silent`: the request wanted no output at all.
     """
 
-    __slots__ = ("_deltas", "_done", "_opened", "_pieces", "_text_bytes", "_usage", "_withheld")
+    __slots__ = (
+        "_deltas",
+        "_done",
+        "_opened",
+        "_pieces",
+        "_silent",
+        "_text_bytes",
+        "_usage",
+        "_withheld",
+    )
 
-    def __init__(self, pieces: Mapping[str, int]) -> None:
+    def __init__(self, pieces: Mapping[str, int], *, silent: bool = False) -> None:
         self._deltas = 0
         self._opened = 0  # calls: content even without arguments
         self._text_bytes = 0
         self._pieces = pieces
+        self._silent = silent
         self._usage: Usage | None = None
         self._done = False
         self._withheld = False
@@ -446,7 +456,7 @@ class Meter:
     def empty(self) -> bool:
         """Whether a complete answer is none: no output, and no tokens spent without any."""
         spent = self._usage is not None and self._usage.output_tokens > 0
-        return not (self.has_content or spent or self._withheld)
+        return not (self.has_content or spent or self._withheld or self._silent)
 
     def read(self, event: Event) -> None:
         """Count one event."""

@@ -82,7 +82,8 @@ class MessagesUpstream:
     def passing(self, request: Request, target: Target, envelopes: Envelopes) -> PassingCall:
         fields = dict(request.fields)
         fields["model"] = msgspec.Raw(_encode(target.model))
-        if target.output_cap is not None and bytes(fields.get("max_tokens", b"")) != b"0":
+        only_warms = bytes(fields.get("max_tokens", b"")) == b"0"
+        if target.output_cap is not None and not only_warms:
             fields["max_tokens"] = msgspec.Raw(b"%d" % target.output_cap)
         dropped = _take_out_what_was_signed_elsewhere(fields)
         dropped += _fit_budget(fields, request, target.output_cap)
@@ -96,6 +97,7 @@ class MessagesUpstream:
             pieces=request.pieces,
             headers=request.forward,
             dropped=dropped,
+            silent=only_warms,
         )
 
     def counting(self, prompt: Prompt, target: Target) -> CountCall:

@@ -510,6 +510,27 @@ async def test_usage_of_the_serving_protocol_is_charged() -> None:
         assert event.charge == 66_000
 
 
+async def test_warming_a_cache_is_an_answer_and_is_charged() -> None:
+    """There is no output, but what was written to the cache costs: 40 at 1, + 10 %."""
+    body = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "upstream-model",
+        "content": [],
+        "stop_reason": "max_tokens",
+        "usage": {"input_tokens": 10, "cache_creation_input_tokens": 30, "output_tokens": 0},
+    }
+    models = [model_of("gpt", speaking("a", "anthropic"))]
+    async with running({"a": ScriptedProvider(reply(200, body))}, models=models) as world:
+        ask = {"model": "gpt", "messages": HELLO, "max_tokens": 0}
+        answer = await world.connect().call(MESSAGES, ask)
+        assert answer.json == body | {"model": "gpt"}
+        assert "x-farebox-estimated" not in answer.headers
+        (event,) = await world.flushed()
+        assert event.charge == 44_000
+
+
 async def test_a_stream_without_its_last_word_is_no_answer(autojump_clock: MockClock) -> None:
     """The surface's grammar never ends well where the upstream's did not."""
     script = [STREAM_HEAD, delta("Hel"), chunk("nonsense {")]
