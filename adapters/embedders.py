@@ -17,6 +17,11 @@ _UPSTREAMS: Mapping[Protocol, EmbeddingUpstream] = MappingProxyType(
 )
 
 
+def embeds(protocol: Protocol) -> bool:
+    """Whether the protocol has embeddings."""
+    return protocol in _UPSTREAMS
+
+
 def embedding_call(codec: EmbeddingDownstream, request: Request, target: Target) -> Call:
     """The call of one candidate, passed on or translated.
 

@@ -7,6 +7,7 @@ Google's key or client header, Anthropic's version header, else OpenAI.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -40,6 +41,8 @@ OUTPUT_CAP_MIN: Mapping[Protocol, int] = MappingProxyType({"openai-responses": O
 DEFAULT_REFUSALS: Refusals = openai.REFUSALS
 
 _ANTHROPIC, _GEMINI = "/anthropic", "/gemini"
+_MESSAGES = "/v1/messages"
+_VERSION_TWICE = re.compile(r"/v1(?:beta|alpha)?/v1")
 _ID = "{id}"
 
 Routes = Mapping[tuple[str, str], Operation]
@@ -91,7 +94,10 @@ class _Table:
             return found
         served = [other for other in self._methods if self._lookup(other, path) is not None]
         if served:
-            raise MethodNotAllowed(f"{path} is served for {' and '.join(served)}, not {method}.")
+            raise MethodNotAllowed(
+                f"{path} is served for {' and '.join(served)}, not {method}.",
+                headers=[("allow", ", ".join(served))],
+            )
         return None
 
     def _lookup(self, method: str, path: str) -> Match | None:
@@ -131,14 +137,23 @@ def find(method: str, path: str, query: str = "", headers: Mapping[bytes, bytes]
     else:
         found = _SHARED_TABLE.find(method, path) or _find_gemini(method, path)
     if found is None:
-        raise NotFound(f"There is nothing at {path or '/'}.")
+        raise NotFound(f"There is nothing at {path or '/'}{_advice(method, path)}.")
     return found
+
+
+def _advice(method: str, path: str) -> str:
+    """What is to be done about a path that comes from a wrong base URL."""
+    if _VERSION_TWICE.search(path):
+        return "; the SDK adds the version, leave it out of the base URL"
+    if (method, f"/v1{path}") in openai.ROUTES:
+        return "; add /v1 to the base URL"
+    return ""
 
 
 def refusals(path: str, query: str, headers: Mapping[bytes, bytes]) -> Refusals:
     """In whose words to refuse what is no operation at all: as far as the caller gives itself
     away."""
-    if path.startswith(_ANTHROPIC) or _is_anthropic(headers):
+    if path.startswith((_ANTHROPIC, _MESSAGES)) or _is_anthropic(headers):
         return anthropic.REFUSALS
     if path.startswith((_GEMINI, "/v1beta/", "/v1alpha/")) or _is_google(query, headers):
         return gemini.REFUSALS

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from adapters import embedders
+from adapters.catalogue import Protocol
 from adapters.settings import ModelSettings, ProviderSettings, UpstreamRef, parse_upstream
 from console.settings import ConsoleSettings, StripeSettings
 from evals.settings import RoutingSettings
@@ -38,6 +40,9 @@ SECRET_BYTES_MIN = 32
 MARGIN_MAX = 10
 
 _PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a slash would split upstream names
+
+# What every path of a protocol begins with: a base URL that has it too leads nowhere.
+_VERSIONS: Mapping[Protocol, str] = {"anthropic": "/v1", "gemini": "/v1beta"}
 
 # Read where they are needed, not here: the file may not exist yet.
 _UNRESOLVED = frozenset({"server.secret"})
@@ -278,12 +283,17 @@ def _complete(
     elif not _PROVIDER_NAME.fullmatch(name):
         problems.add(f"{path}.name", "expected letters, digits, dots, dashes and underscores")
     base_url = provider.base_url or (preset.base_url if preset else "")
+    protocol = provider.protocol or (preset.protocol if preset else "openai")
     if base_url:
         _check_url(f"{path}.base_url", base_url, problems)
+        version = _VERSIONS.get(protocol, "")
+        if version and base_url.rstrip("/").endswith(version):
+            problems.add(
+                f"{path}.base_url", f"leave {version} out; the protocol {protocol} adds it"
+            )
     else:
         hint = f", such as {preset.base_url_hint}" if preset and preset.base_url_hint else ""
         problems.add(f"{path}.base_url", f"missing; write the provider's address{hint}")
-    protocol = provider.protocol or (preset.protocol if preset else "openai")
     auth = provider.auth
     if auth is None:
         same = preset is not None and preset.protocol == protocol
@@ -327,15 +337,19 @@ def groups(model: ModelSettings) -> tuple[tuple[UpstreamRef, ...], ...]:
 
 
 def _check_models(file: _File, providers: tuple[ProviderSettings, ...], problems: Problems) -> None:
-    names = {provider.name for provider in providers if provider.name}
+    protocols = {
+        provider.name: provider.protocol or "openai" for provider in providers if provider.name
+    }
     for model_id, count in Counter(model.id for model in file.models).items():
         if count > 1:
             problems.add(f'models["{model_id}"].id', f"{count} models have this id; keep one")
     for model in file.models:
-        _check_model(model, names, problems)
+        _check_model(model, protocols, problems)
 
 
-def _check_model(model: ModelSettings, names: set[str], problems: Problems) -> None:
+def _check_model(
+    model: ModelSettings, protocols: Mapping[str, Protocol], problems: Problems
+) -> None:
     path = f'models["{model.id}"]'
     try:
         upstreams = [upstream for group in groups(model) for upstream in group]
@@ -345,10 +359,16 @@ def _check_model(model: ModelSettings, names: set[str], problems: Problems) -> N
     if not upstreams or () in model.upstreams:
         problems.add(f"{path}.upstreams", 'name at least one, such as "openai/gpt-4o"')
     for upstream in upstreams:
-        if upstream.provider not in names:
+        protocol = protocols.get(upstream.provider)
+        if protocol is None:
             problems.add(
                 f"{path}.upstreams",
-                f'there is no provider "{upstream.provider}"' + _provider_hint(upstream, names),
+                f'there is no provider "{upstream.provider}"' + _provider_hint(upstream, protocols),
+            )
+        elif model.kind == "embedding" and not embedders.embeds(protocol):
+            problems.add(
+                f"{path}.upstreams",
+                f'the provider "{upstream.provider}" speaks {protocol}, which has no embeddings',
             )
     listed = Counter(upstream.name for upstream in upstreams)
     for name, count in listed.items():
@@ -364,7 +384,7 @@ def _check_model(model: ModelSettings, names: set[str], problems: Problems) -> N
         problems.add(f"{path}.default_max_output_tokens", "is more than max_output_tokens")
 
 
-def _provider_hint(upstream: UpstreamRef, names: set[str]) -> str:
+def _provider_hint(upstream: UpstreamRef, names: Iterable[str]) -> str:
     if upstream.provider in PRESETS:
         preset = PRESETS[upstream.provider]
         variable = f"set {preset.env} or " if preset.env and preset.base_url else ""

@@ -73,5 +73,7 @@ def find(method: str, path: str) -> tuple[Operation, str] | None:
 
 def _served(method: str, only: str, path: str) -> bool:
     if method != only:
-        raise MethodNotAllowed(f"{path} is served for {only}, not {method}.")
+        raise MethodNotAllowed(
+            f"{path} is served for {only}, not {method}.", headers=[("allow", only)]
+        )
     return True

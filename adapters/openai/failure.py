@@ -30,6 +30,8 @@ _KIND_BY_CODE: Mapping[str, FailureKind] = {
     "overloaded_error": "overloaded",
 }
 
+_NOT_FOUND = 404
+
 
 class _Error(msgspec.Struct):
     """An error object; `detail` is where FastAPI servers put the message."""
@@ -93,4 +95,6 @@ def _kind(status: int, error: _Error | None, message: str) -> FailureKind:
     for word in (error.code, error.type) if error is not None else ():
         if isinstance(word, str) and word in _KIND_BY_CODE:
             return _KIND_BY_CODE[word]
+    if status == _NOT_FOUND and error is not None and error.param not in (None, "", "model"):
+        return "bad_request"  # something that the request names is not there, not the model
     return kind_of(status, message)

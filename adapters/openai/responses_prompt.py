@@ -64,8 +64,9 @@ _SILENT = frozenset(
 )
 _REFUSED: Mapping[str, str] = {
     "previous_response_id": "names an answer that is not kept here",
-    "conversation": "is kept by another provider",
-    "prompt": "is kept by another provider",
+    "conversation": "is kept by OpenAI, and this model is not served there: send the items of it, "
+    "or previous_response_id",
+    "prompt": "is kept by OpenAI, and this model is not served there: send its text",
     "context_management": "is not offered by the provider of this model",
 }
 _SAFE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")

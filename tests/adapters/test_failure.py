@@ -35,6 +35,16 @@ def test_the_message_is_found_in_every_wrapping(body: object) -> None:
     assert read(500, body).message == "boom"
 
 
+def test_something_missing_that_is_not_the_model_is_named() -> None:
+    body = {"error": {"message": "Conversation 'c' not found.", "param": "conversation"}}
+    refusal = read(404, body).client_error()
+    assert type(refusal) is InvalidRequest
+    assert (refusal.message, refusal.param) == ("Conversation 'c' not found.", "conversation")
+    for param in (None, "", "model"):
+        unknown = read(404, {"error": {"message": "No.", "param": param}}).client_error()
+        assert type(unknown) is ModelNotAvailable
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"[]", b"5", b"null", b"\xff", b"{"])
 def test_a_body_without_an_error_leaves_the_status(body: bytes) -> None:
     assert read_failure(502, {}, body) == UpstreamFailure("server_error", "", 502)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from adapters import registry
+from adapters.anthropic.refusal import AnthropicRefusals
 from adapters.anthropic.upstream import MessagesUpstream
 from adapters.errors import MethodNotAllowed, NotFound
+from adapters.gemini.refusal import GeminiRefusals
 from adapters.openai.chat_upstream import ChatUpstream
+from adapters.openai.refusal import OpenAIRefusals
 
 
 @pytest.mark.parametrize(
@@ -43,8 +46,39 @@ def test_paths_that_nobody_serves(path: str) -> None:
     ],
 )
 def test_another_method_is_named(method: str, path: str, served: str) -> None:
-    with pytest.raises(MethodNotAllowed, match=f"served for {served}, not {method}"):
+    with pytest.raises(MethodNotAllowed, match=f"served for {served}, not {method}") as caught:
         registry.find(method, path)
+    assert caught.value.headers == [("allow", served)]
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("/chat/completions", "add /v1 to the base URL"),
+        ("/responses", "add /v1 to the base URL"),
+        ("/v1/v1/chat/completions", "leave it out of the base URL"),
+        ("/anthropic/v1/v1/messages", "leave it out of the base URL"),
+        ("/gemini/v1beta/v1beta/models/m:generateContent", "leave it out of the base URL"),
+    ],
+)
+def test_a_wrong_base_url_is_told(path: str, advice: str) -> None:
+    with pytest.raises(NotFound, match=advice):
+        registry.find("POST", path)
+
+
+@pytest.mark.parametrize(
+    ("path", "refusals"),
+    [
+        ("/v1/messages", AnthropicRefusals),
+        ("/anthropic/nothing", AnthropicRefusals),
+        ("/v1beta/nothing", GeminiRefusals),
+        ("/v1/nothing", OpenAIRefusals),
+    ],
+)
+def test_what_is_no_operation_is_refused_in_the_words_of_its_path(
+    path: str, refusals: type[object]
+) -> None:
+    assert isinstance(registry.refusals(path, "", {}), refusals)
 
 
 def test_numbers_in_the_books_never_change() -> None:

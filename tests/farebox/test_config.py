@@ -260,6 +260,20 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             'providers["a"].base_url: expected a URL that starts with "http://" or "https://"',
         ),
         (
+            '[[providers]]\npreset = "anthropic"\napi_key = "k"\nbase_url = "http://h/v1/"',
+            'providers["anthropic"].base_url: leave /v1 out; the protocol anthropic adds it',
+        ),
+        (
+            '[[providers]]\nname = "g"\nprotocol = "gemini"\nbase_url = "http://h/v1beta"',
+            'providers["g"].base_url: leave /v1beta out; the protocol gemini adds it',
+        ),
+        (
+            '[[providers]]\nname = "r"\nprotocol = "openai-responses"\nbase_url = "http://h/v1"\n'
+            '[[models]]\nid = "m"\nkind = "embedding"\nupstreams = ["r/m"]',
+            'models["m"].upstreams: the provider "r" speaks openai-responses, '
+            "which has no embeddings",
+        ),
+        (
             '[[providers]]\npreset = "openai"\n[[providers]]\npreset = "openai"',
             'providers["openai"].name: 2 providers have this name; rename one',
         ),

@@ -56,7 +56,7 @@ def gemini(*parts: Mapping[str, object]) -> bytes:
                     "content": {"role": "model", "parts": [part]},
                     **({"finishReason": "STOP"} if at == last else {}),
                 }
-            ]
+            ],
         }
         for at, part in enumerate(parts)
     ]
