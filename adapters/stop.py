@@ -10,6 +10,15 @@ from collections.abc import Iterable, Sequence
 
 from adapters.canonical import Close, Delta, Event, Finish, Open
 
+# Each is looked for in every piece of text; providers take far fewer and shorter ones.
+STOPS_MAX = 64
+STOP_CHARACTERS_MAX = 1000
+
+
+def can_be_scanned(stops: Sequence[str]) -> bool:
+    """Whether looking for `stops` costs next to nothing."""
+    return len(stops) <= STOPS_MAX and all(len(stop) <= STOP_CHARACTERS_MAX for stop in stops)
+
 
 class StopScanner:
     """One answer's events, up to the first of `stops`; how it is cut never changes what comes out.

@@ -27,7 +27,7 @@ from adapters.envelope import Envelopes
 from adapters.errors import APIError, RequestNotExpressible, UpstreamProtocolViolation
 from adapters.estimate import expected
 from adapters.restore import Restorer
-from adapters.stop import StopScanner
+from adapters.stop import STOP_CHARACTERS_MAX, STOPS_MAX, StopScanner, can_be_scanned
 from adapters.stream import Meter
 
 _EMPTY = UpstreamFailure("empty", "The answer is empty.")
@@ -70,6 +70,12 @@ class Translation:
             raise RequestNotExpressible(
                 f"The request becomes too large for the provider {target.provider.name}, which "
                 "wants everything written out that schemas refer to."
+            )
+        if not (encoded.stops_itself or can_be_scanned(prompt.stop)):
+            raise RequestNotExpressible(
+                f"stop: at most {STOPS_MAX} sequences of {STOP_CHARACTERS_MAX} characters are "
+                f"looked for in answers of the provider {target.provider.name}.",
+                param="stop",
             )
         self.path = encoded.path
         self.headers = encoded.headers

@@ -14,10 +14,11 @@ from adapters.errors import APIError
 _REFUSALS = AnthropicRefusals()
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event:")
 _STOP = b'"message_stop"'
+_STOP_TYPE = re.compile(rb'"type"\s*:\s*"message_stop"')
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class MessagesManner:
@@ -36,7 +37,7 @@ class MessagesManner:
         if not self._started and wire.MESSAGE_START in payload:
             self._started = True
             raw = _renamed_start(raw, payload, self._shown_model)
-        if _STOP in payload:
+        if _STOP in payload and _STOP_TYPE.search(payload):
             self._stopped = True
         return raw if raw.startswith(b"event:") else _named(raw, payload)
 

@@ -99,7 +99,7 @@ def plain(node: Schema) -> Schema:
 def lower_types(types: object) -> object:
     """Names of types in lower case."""
     if isinstance(types, list):
-        return [lower_types(one) for one in types]
+        return [one.lower() if isinstance(one, str) else one for one in types]
     return types.lower() if isinstance(types, str) else types
 
 

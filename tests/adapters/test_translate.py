@@ -252,6 +252,16 @@ def test_the_writer_knows_where_the_answer_was_made() -> None:
     assert (made.provider, made.family, made.input_tokens) == ("acme", "model", 10)
 
 
+def test_only_so_many_stop_sequences_are_looked_for() -> None:
+    many = tuple(f"stop {n}" for n in range(65))
+    Setting(stop=many[:64])
+    Setting(stop=many, stops_itself=True)
+    for refusable in (many, ("x" * 1001,)):
+        with pytest.raises(RequestNotExpressible) as refused:
+            Setting(stop=refusable)
+        assert refused.value.param == "stop"
+
+
 def test_what_grows_beyond_what_was_reserved_is_not_sent() -> None:
     Setting(body=b"x" * 16_000)
     with pytest.raises(RequestNotExpressible):

@@ -126,3 +126,16 @@ def test_a_budget_goes_below_a_cap_that_had_to_be_lowered() -> None:
     call = MessagesUpstream().passing(request, target(cap=9000), ENVELOPES)
     assert json.loads(call.body)["thinking"]["budget_tokens"] == 8000
     assert call.dropped == ()
+
+
+def test_a_tool_called_like_the_last_event_does_not_stand_in_for_it() -> None:
+    relay = MessagesUpstream().passing(decoded(stream=True), target(cap=7), ENVELOPES).stream()
+    tool = '{"type":"tool_use","id":"t","name":"message_stop","input":{}}'
+    out = relay.feed(
+        b'data: {"type":"message_start","message":{"id":"m","model":"x"}}\n\n'
+        b'data: {"type":"content_block_start","index":0,"content_block":%b}\n\n'
+        b'data: {"type":"message_delta","delta":{"stop_reason":"tool_use"}}\n\n' % tool.encode()
+    )
+    out += relay.close()
+    assert relay.failure is None
+    assert (out + relay.terminal).count(b"event: message_stop") == 1
