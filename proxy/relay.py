@@ -134,6 +134,7 @@ async def _stream(
     record.first_byte = trio.current_time()
     await opening.stream(answer.first)
     pulse.beat = lambda: connection.beat(relay.keep_alive())
+    failure: UpstreamFailure | None = None  # stays so where the block is cancelled
     with gateway.deadlines.new() as idle, opening.running(answer.first, idle.scope.cancel):
         failure = await _pass_on(answer, connection, record, idle, pulse) or relay.failure
     if failure is None and not idle.scope.cancelled_caught:

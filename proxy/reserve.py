@@ -231,11 +231,14 @@ class Hold:
 
     def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:
         affordable = self._need.affordable_output_tokens(self._route, error.available)
-        whose = "prepaid balance" if error.kind == "account" else "budget of this key or project"
+        if error.kind == "account":
+            whose, more = "prepaid balance", "Top up"
+        else:
+            whose, more = "budget of this key or project", "Raise it"
         advice = (
-            f"Top up, or ask for at most {affordable} output tokens."
+            f"{more}, or ask for at most {affordable} output tokens."
             if affordable
-            else "Top up to go on."
+            else f"{more} to go on."
         )
         return errors.InsufficientBalance(
             f"The {whose} does not cover this request: it may cost up to "

@@ -8,6 +8,7 @@ and 2 dollars a million tokens with a margin of a tenth: 10 input and 5 output t
 from __future__ import annotations
 
 import json
+from typing import cast
 
 import h11
 import pytest
@@ -18,7 +19,7 @@ from ledger.limits import LimitRef
 from ledger.store import EventStatus
 from proxy.settings import ServerSettings
 from tests.fakes import provider
-from tests.fakes.gateway import KEY, World, principal_of, running
+from tests.fakes.gateway import ACCOUNT, KEY, World, principal_of, running
 from tests.fakes.provider import STREAM_HEAD, Script, ScriptedProvider, chunk, delta
 
 CHAT = "/v1/chat/completions"
@@ -266,6 +267,17 @@ async def test_an_insufficient_balance_is_known_before_anything_is_sent() -> Non
         await world.assert_books_are_clean()
 
 
+async def test_a_budget_that_does_not_cover_a_request_is_named() -> None:
+    budget = 2**40
+    caller = principal_of(pools=(ACCOUNT, budget))
+    async with running({"p": ScriptedProvider(provider.completion())}, principal=caller) as world:
+        world.store.add_budget(budget, ACCOUNT, 1_000_000)
+        answer = await world.connect().call(CHAT, ASK | {"max_tokens": 1000})
+        assert answer.status == 402
+        assert str(answer.error["message"]).startswith("The budget of this key or project")
+        assert "Raise it, or ask for at most" in str(answer.error["message"])
+
+
 async def test_a_suspended_account_is_refused() -> None:
     caller = principal_of(suspended=True)
     async with running({"p": ScriptedProvider()}, principal=caller) as world:
@@ -400,9 +412,17 @@ async def test_the_request_s_own_fault_is_not_tried_again() -> None:
         assert second.calls == 0
 
 
-@pytest.mark.parametrize("broken", [None, chunk("{nonsense"), 1000.0, provider.STREAM_END])
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        (None, "upstream_unavailable"),
+        (chunk("{nonsense"), "upstream_unavailable"),
+        (1000.0, "upstream_timeout"),
+        (provider.STREAM_END, "upstream_unavailable"),
+    ],
+)
 async def test_a_stream_that_breaks_says_so_and_charges_what_came(
-    broken: bytes | float | None, autojump_clock: MockClock
+    broken: bytes | float | None, code: str, autojump_clock: MockClock
 ) -> None:
     script = [STREAM_HEAD, delta("x" * 40), broken, 1000.0]
     other = ScriptedProvider(provider.stream("never"))
@@ -411,7 +431,7 @@ async def test_a_stream_that_breaks_says_so_and_charges_what_came(
         assert answer.status == 200
         events = events_of(answer.body)
         assert isinstance(events[-1], dict)
-        assert "error" in events[-1]
+        assert cast("dict[str, object]", events[-1]["error"])["code"] == code
         assert "[DONE]" not in events
         assert other.calls == 0
         (event,) = await world.flushed()

@@ -138,6 +138,7 @@ async def test_a_running_response_can_be_cancelled(autojump_clock: MockClock) ->
         while isinstance(event := await client.event(), h11.Data):
             body += event.data
         assert b"response.failed" in body
+        assert b"The response was cancelled." in body
         assert trio.current_time() < 1
         (event_,) = await world.flushed()
         assert event_.status == EventStatus.CANCELLED
