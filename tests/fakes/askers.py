@@ -10,7 +10,9 @@ from adapters.catalogue import Protocol
 
 Json = dict[str, object]
 
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk" + (
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 WEATHER: Json = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},

@@ -486,7 +486,7 @@ async def test_only_anthropic_s_own_headers_reach_anthropic() -> None:
 
 
 async def test_usage_of_the_serving_protocol_is_charged() -> None:
-    """10 uncached, 20 read from the cache, 30 written, 5 out: 10 + 20 × 0.5 + 30 + 5 × 2, + 10 %."""
+    """10 uncached, 20 read from the cache, 30 written, 5 out: 60,000 n$ of cost, and 10 %."""
     body = {
         "id": "msg_1",
         "type": "message",
