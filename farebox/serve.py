@@ -155,6 +155,7 @@ async def _follow_signals(start: _Start, worker: Worker, built_in: BuiltIn | Non
                         ["no provider is left that can serve; add one, the sandbox needs a restart"]
                     )
                 await worker.reload(config, built_in)
+                sys.stderr.write("Reloaded: models, prices, providers, tiers and limits.\n")
             except (ConfigError, DirectoryUnavailable) as error:
                 sys.stderr.write(f"Not reloaded, the old configuration stays: {error}\n")
 

@@ -39,6 +39,7 @@ from proxy.transport import Transport
 Headers = Iterable[tuple[str, str]]
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {529: "Overloaded"}
+_PLAIN = b"identity"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _DRAIN_BYTES_MAX = 262_144  # an unread body up to this size is read away to keep the connection
@@ -110,6 +111,7 @@ class Connection:
         self._owed = b""  # of a frame that was sent in part
         self.body_bytes: int | None = 0  # as declared; None: chunked
         self._body_pending = False
+        self._encoding = _PLAIN
         self._continue_awaited = False
         self._chunked = True
         self._head_only = False
@@ -177,16 +179,22 @@ class Connection:
         self.body_bytes = None if chunked else int(headers.get(b"content-length", 0))
         wish = headers.get(b"connection", b"").lower()
         self.reusable = b"close" not in wish and (self._chunked or b"keep-alive" in wish)
-        encoding = headers.get(b"content-encoding", b"identity").lower()
-        if encoding != b"identity":
-            raise UnsupportedEncoding(
-                f"Content-Encoding {encoding.decode('latin-1')} is not supported: "
-                "send the body uncompressed."
-            )
+        self._encoding = headers.get(b"content-encoding", _PLAIN).lower()
         return head
 
     async def read_body(self, max_bytes: int) -> bytes:
-        """The whole body. Raises RequestTooLarge, or InvalidRequest where it is cut short."""
+        """The whole body.
+
+        Raises UnsupportedEncoding, RequestTooLarge, and InvalidRequest where it is cut short.
+        """
+        if self._encoding != _PLAIN:
+            raise UnsupportedEncoding(
+                f"Content-Encoding {self._encoding.decode('latin-1')} is not supported: "
+                "send the body uncompressed."
+            )
+        return await self._take_body(max_bytes)
+
+    async def _take_body(self, max_bytes: int) -> bytes:
         if self.body_bytes is not None and self.body_bytes > max_bytes:
             raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
         if self._continue_awaited:
@@ -255,7 +263,7 @@ class Connection:
             return
         try:
             with trio.move_on_after(_LINGER_SECONDS) as scope:
-                await self.read_body(_DRAIN_BYTES_MAX)
+                await self._take_body(_DRAIN_BYTES_MAX)
         except (InvalidRequest, RequestTooLarge, ClientGone):
             self.reusable = False
         if scope.cancelled_caught:

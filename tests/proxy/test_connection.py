@@ -119,6 +119,14 @@ async def test_http_1_0_gets_a_plain_body_and_the_connection_ends() -> None:
     assert not connection.reusable
 
 
+async def test_a_compressed_body_is_refused_once_it_is_wanted() -> None:
+    client, connection = opened()
+    await client.send(POST.replace(b"Host", b"Content-Encoding: gzip\r\nHost"))
+    assert (await read(connection)).path == "/v1/chat/completions"
+    with pytest.raises(UnsupportedEncoding, match="gzip"):
+        await connection.read_body(100)
+
+
 async def test_expect_continue_is_answered_before_the_body() -> None:
     client, connection = opened()
     head, body = POST[:-4], POST[-4:]
@@ -145,10 +153,6 @@ BAD_HEADS = {
     "unknown transfer coding": (
         POST.replace(b"Content-Length: 4", b"Transfer-Encoding: gzip"),
         InvalidRequest,
-    ),
-    "compressed": (
-        POST.replace(b"Host", b"Content-Encoding: gzip\r\nHost"),
-        UnsupportedEncoding,
     ),
     "a header twice": (
         POST.replace(b"Host: x", b"Host: x\r\nAuthorization: a\r\nAuthorization: b"),

@@ -314,6 +314,8 @@ async def test_each_surface_refuses_in_its_own_envelope(
         assert (broken.status, code_of(broken, dialect)) == (400, "invalid_request")
         keyless = await world.connect().call(path, body, key="wrong")
         assert (keyless.status, code_of(keyless, dialect)) == (401, "invalid_api_key")
+        packed = await world.connect().call(path, body, headers={"content-encoding": "gzip"})
+        assert (packed.status, code_of(packed, dialect)) == (415, "invalid_request")
 
 
 @pytest.mark.parametrize(
