@@ -213,6 +213,13 @@ class StreamRelay(Relay, Protocol):
         """The bytes that tell the client that the answer is complete."""
         ...
 
+    def read_on(self, data: bytes) -> bool:
+        """Upstream bytes that no client gets any more, for what they say of the costs.
+
+        True where all is known that there is to know.
+        """
+        ...
+
     def feed(self, data: bytes) -> bytes:
         """Upstream bytes in, bytes for the client out; events that are not complete wait."""
         ...

@@ -120,6 +120,10 @@ class PassingStream:
             self._look()
         return out
 
+    def read_on(self, data: bytes) -> bool:
+        self.feed(data)
+        return self.ended
+
     def counted(self, input_text_bytes: int) -> Counted:
         return self._meter.counted(input_text_bytes)
 

@@ -153,9 +153,22 @@ class _Answer:
         self._reader.composer.finish()
         return self._taken()
 
+    def read_on(self, data: bytes) -> None:
+        """An event behind a stop sequence, of which nothing but the usage counts."""
+        if data:
+            self._reader.read(data)
+            for event in self._reader.composer.take():
+                if isinstance(event, Used | Finish):
+                    self.meter.read(event)
+
     @property
     def failure(self) -> UpstreamFailure | None:
         return self._reader.composer.failure
+
+    @property
+    def complete(self) -> bool:
+        """Whether the upstream has said its last word."""
+        return self._reader.composer.ended
 
     def _taken(self) -> list[Event]:
         events = self._reader.composer.take()
@@ -209,6 +222,18 @@ class TranslatedStream:
         if not self.ended:
             out += self._write(self._answer.close())
         return out
+
+    def read_on(self, data: bytes) -> bool:
+        if not self.ended:
+            self.feed(data)
+        elif not self._answer.complete:
+            try:
+                raw_events = self._splitter.feed(data)
+            except UpstreamProtocolViolation:
+                return True
+            for raw in raw_events:
+                self._answer.read_on(sse.data_of(raw))
+        return self.ended and self._answer.complete
 
     def counted(self, input_text_bytes: int) -> Counted:
         return self._answer.meter.counted(input_text_bytes)

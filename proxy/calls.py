@@ -6,6 +6,8 @@ than the client. Nothing is sent here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 from adapters import registry
@@ -14,7 +16,7 @@ from adapters.codec import Call, CountCall, DownstreamCodec, Request, Target, Up
 from adapters.embedders import embedding_call
 from adapters.embedding import EmbeddingDownstream
 from adapters.envelope import MARKS, Envelopes
-from adapters.errors import RequestNotExpressible
+from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.translate import Translation
 from proxy.route import Candidate, Route
 
@@ -44,21 +46,8 @@ class Calls:
         Raises RequestNotExpressible where its provider's protocol has no place for something that
         was asked, and InvalidRequest where the body is malformed.
         """
-        if self.request.kind == "embedding":
-            codec = cast("EmbeddingDownstream", self._codec)
-            return embedding_call(codec, self.request, self._target(candidate, None))
-        upstream, target = self._upstream(candidate), self._target(candidate, output_cap)
-        if self._passes(candidate):
-            return upstream.passing(self.request, target, self._envelopes)
-        return Translation(
-            self._codec,
-            upstream,
-            self.request,
-            self.prompt(),
-            target,
-            self._envelopes,
-            self._created,
-        )
+        with _depth_is_bounded():
+            return self._at(candidate, output_cap)
 
     def counting(self, candidate: Candidate) -> CountCall | None:
         """The question for one candidate's own token counter; None where it has none.
@@ -66,14 +55,16 @@ class Calls:
         Raises as `at` does.
         """
         upstream, target = self._upstream(candidate), self._target(candidate, None)
-        if self._passes(candidate):
-            return upstream.counting_passing(self.request, target)
-        return upstream.counting(self.prompt(), target)
+        with _depth_is_bounded():
+            if self._passes(candidate):
+                return upstream.counting_passing(self.request, target)
+            return upstream.counting(self.prompt(), target)
 
     def prompt(self) -> Prompt:
         """The canonical request."""
         if self._prompt is None:
-            self._prompt = self._codec.prompt(self.request, self._envelopes)
+            with _depth_is_bounded():
+                self._prompt = self._codec.prompt(self.request, self._envelopes)
         return self._prompt
 
     def in_order(self, route: Route) -> tuple[Candidate, ...]:
@@ -98,6 +89,23 @@ class Calls:
             sorted(route.candidates, key=lambda each: each.upstream.provider.name not in signers)
         )
 
+    def _at(self, candidate: Candidate, output_cap: int | None) -> Call:
+        if self.request.kind == "embedding":
+            codec = cast("EmbeddingDownstream", self._codec)
+            return embedding_call(codec, self.request, self._target(candidate, None))
+        upstream, target = self._upstream(candidate), self._target(candidate, output_cap)
+        if self._passes(candidate):
+            return upstream.passing(self.request, target, self._envelopes)
+        return Translation(
+            self._codec,
+            upstream,
+            self.request,
+            self.prompt(),
+            target,
+            self._envelopes,
+            self._created,
+        )
+
     def _holds_envelopes(self) -> bool:
         if self.request.kind != "chat":
             return False
@@ -116,3 +124,12 @@ class Calls:
     def _target(self, candidate: Candidate, output_cap: int | None) -> Target:
         upstream = candidate.upstream
         return Target(upstream.provider, upstream.model, output_cap, self.request.stream)
+
+
+@contextmanager
+def _depth_is_bounded() -> Iterator[None]:
+    """What could be read may still be too deep to be written, from where the stack is deeper."""
+    try:
+        yield
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None

@@ -33,6 +33,7 @@ from proxy.route import Candidate
 from proxy.upstream import AttemptFailed, Sent, UpstreamResponse
 
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
+_HELD_BYTES_MAX = 16 * 1024 * 1024  # one event may be as large
 _ERROR_BYTES_MAX = 64 * 1024
 _RETRY_AFTER_SECONDS = 1.0
 _TIMEOUTS = {"connect_timeout", "first_byte_timeout", "idle_timeout"}
@@ -174,17 +175,19 @@ async def _first_content(
     response: UpstreamResponse, relay: StreamRelay, idle_seconds: float
 ) -> bytes:
     """Read a stream up to its first content (or its end); the client's bytes of it."""
-    held = b""
+    held = bytearray()
     with trio.CancelScope() as scope:
         while not relay.has_content and not relay.ended:
             scope.deadline = trio.current_time() + idle_seconds
             data = await response.receive()
             held += relay.feed(data) if data else relay.close()
+            if len(held) > _HELD_BYTES_MAX:
+                raise AttemptFailed("protocol", "a stream without content", contacted=True)
     if scope.cancelled_caught:
         raise AttemptFailed("idle_timeout", f"no byte for {idle_seconds} s", contacted=True)
     if relay.failure is not None and not relay.has_content:
         raise _said(relay.failure)
-    return held
+    return bytes(held)
 
 
 def _said(failure: UpstreamFailure) -> _Failed:

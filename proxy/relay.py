@@ -15,7 +15,7 @@ from adapters.codec import Headers, UpstreamFailure
 from adapters.errors import APIError, Cancelled, UpstreamTimeout, UpstreamUnavailable
 from ledger.money import format_usd
 from proxy.calls import Calls
-from proxy.connection import Connection
+from proxy.connection import ClientGone, Connection
 from proxy.deadlines import NEVER, Deadline
 from proxy.fallback import PlainAnswer, StreamAnswer
 from proxy.gateway import Gateway
@@ -25,6 +25,7 @@ from proxy.reserve import Hold
 from proxy.stored import Keeper
 from proxy.upstream import AttemptFailed
 
+_FIGURES_SECONDS = 0.5
 _STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
 
 
@@ -135,8 +136,16 @@ async def _stream(
     await opening.stream(answer.first)
     pulse.beat = lambda: connection.beat(relay.keep_alive())
     failure: UpstreamFailure | None = None  # stays so where the block is cancelled
-    with gateway.deadlines.new() as idle, opening.running(answer.first, idle.scope.cancel):
-        failure = await _pass_on(answer, connection, record, idle, pulse) or relay.failure
+    try:
+        with gateway.deadlines.new() as idle, opening.running(answer.first, idle.scope.cancel):
+            failure = await _pass_on(answer, connection, record, idle, pulse) or relay.failure
+    except (ClientGone, trio.Cancelled):
+        if not connection.deadline.expired:
+            await _last_figures(answer)
+        raise
+    pulse.stop()  # a beat into the last send would break its framing
+    if failure is None and not idle.expired:
+        await _last_figures(answer)
     if failure is None and not idle.scope.cancelled_caught:
         hold.settle()
         if opening.keeper is not None:
@@ -151,6 +160,21 @@ async def _stream(
         error = _broken(failure)
     record.code = error.code
     await connection.end_stream(relay.error_event(error, record.id))
+
+
+async def _last_figures(answer: StreamAnswer) -> None:
+    """Let an upstream whose answer was cut say what it costs, if it was just about to.
+
+    Many say so last of all, and whoever knows that could leave, or have the answer stopped, right
+    before. An answer that goes on for longer is counted as far as it has come.
+    """
+    data = b""
+    with trio.move_on_after(_FIGURES_SECONDS, shield=True):
+        try:
+            while not (answer.relay.read_on(data) or answer.response.ended):
+                data = await answer.response.receive()
+        except AttemptFailed:
+            return
 
 
 async def _pass_on(

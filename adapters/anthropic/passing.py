@@ -14,7 +14,6 @@ from adapters.errors import APIError
 _REFUSALS = AnthropicRefusals()
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event:")
 _STOP = b'"message_stop"'
-_STOP_TYPE = re.compile(rb'"type"\s*:\s*"message_stop"')
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
@@ -37,8 +36,8 @@ class MessagesManner:
         if not self._started and wire.MESSAGE_START in payload:
             self._started = True
             raw = _renamed_start(raw, payload, self._shown_model)
-        if _STOP in payload and _STOP_TYPE.search(payload):
-            self._stopped = True
+        if _STOP in payload:
+            self._stopped = self._stopped or _type_of(payload) == _STOP
         return raw if raw.startswith(b"event:") else _named(raw, payload)
 
     def end(self) -> bytes:
@@ -78,8 +77,13 @@ def _named(raw: bytes, payload: bytes) -> bytes:
     """An event with its name, without which SDKs skip it."""
     if _EVENT_LINE.search(raw) is not None:
         return raw
+    name = _type_of(payload).strip(b'"')
+    return b"event: %b\n%b" % (name, raw) if name else raw
+
+
+def _type_of(payload: bytes) -> bytes:
+    """The type of an event as JSON; empty where it has none."""
     try:
-        name = bytes(_decode_members(payload)["type"]).strip(b'"')
-    except (*_UNREADABLE, KeyError):
-        return raw
-    return b"event: %b\n%b" % (name, raw)
+        return bytes(_decode_members(payload).get("type", b""))
+    except _UNREADABLE:
+        return b""

@@ -90,6 +90,10 @@ class ChatStreamRelay:
             self._fail("truncated", "The stream ended before the answer did.")
         return out
 
+    def read_on(self, data: bytes) -> bool:
+        self.feed(data)
+        return self.ended
+
     def counted(self, input_text_bytes: int) -> Counted:
         return self._meter.counted(input_text_bytes)
 
@@ -193,7 +197,7 @@ def _members(data: bytes) -> dict[str, msgspec.Raw] | None:
     """
     try:
         return _decode_members(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -9,11 +9,13 @@ import json
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from adapters.catalogue import Protocol, Provider
+from ledger.store import EventStatus
 from tests.fakes import provider
-from tests.fakes.gateway import World, model_of, running
-from tests.fakes.provider import ScriptedProvider
+from tests.fakes.gateway import Handler, World, model_of, running
+from tests.fakes.provider import STREAM_END, STREAM_HEAD, ScriptedProvider, Step, chunk, delta
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
@@ -96,6 +98,46 @@ async def test_figures_that_are_none_are_not_charged(tokens: object) -> None:
         await world.assert_books_are_clean()
 
 
+async def test_leaving_right_before_the_figures_does_not_save_them(
+    autojump_clock: MockClock,
+) -> None:
+    """What a model has thought is told at the end only, and nowhere else."""
+    usage = provider.usage(10, 90)
+    script: list[Step] = [STREAM_HEAD, delta("all of it"), 0.1, delta(finish="stop")]
+    script += [chunk({"choices": [], "usage": usage}), chunk("[DONE]"), STREAM_END]
+    async with running({"p": ScriptedProvider(script)}) as world:
+        client = world.connect()
+        await client.send(CHAT, {"model": "gpt", "messages": HELLO, "stream": True})
+        await client.event()
+        client.transport.close()
+        await trio.sleep(1)
+        (event,) = await world.flushed()
+        assert event.status == EventStatus.CANCELLED
+        assert event.output_tokens == 90
+        await world.assert_books_are_clean()
+
+
+@pytest.mark.parametrize(("pause", "tokens"), [(0.1, 90), (60.0, 1)])
+async def test_a_stop_sequence_does_not_cut_off_the_figures(
+    pause: float, tokens: int, autojump_clock: MockClock
+) -> None:
+    text = {"type": "response.output_text.delta", "output_index": 0, "content_index": 0}
+    figures = {"input_tokens": 10, "output_tokens": 90}
+    done = {"id": "r", "status": "completed", "output": MESSAGE, "usage": figures}
+    script: list[Step] = [STREAM_HEAD, chunk({**text, "delta": "yes<END>"}), pause]
+    script += [chunk({**text, "delta": "no" * 500})]
+    script += [chunk({"type": "response.completed", "response": done}), STREAM_END]
+    models = [model_of("gpt", speaking("p", "openai-responses"))]
+    async with running({"p": ScriptedProvider(script)}, models=models) as world:
+        body = {"model": "gpt", "messages": HELLO, "stream": True, "stop": "<END>"}
+        answer = await world.connect().call(CHAT, body)
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert b"no" not in answer.body
+        (event,) = await world.flushed()
+        assert event.output_tokens == pytest.approx(tokens, abs=1)
+        await world.assert_books_are_clean()
+
+
 # -- breaking it ----------------------------------------------------------------------------------
 
 
@@ -138,3 +180,46 @@ async def test_names_of_fields_cannot_break_the_head() -> None:
                 assert len(got.headers.get("x-farebox-dropped", "")) < 4096
                 assert got.headers.get("x-farebox-dropped", "").isascii()
             await world.assert_books_are_clean()
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES, MESSAGES])
+async def test_no_depth_is_the_workers_fault(path: str) -> None:
+    """Also such as can be read, but not be written from where the stack is deeper."""
+    models = [model_of("gpt", *(speaking(name, name) for name in SPOKEN))]
+    hosts: dict[str, Handler | OSError] = {
+        name: ScriptedProvider(provider.completion("x")) for name in SPOKEN
+    }
+    async with running(hosts, models=models) as world:
+        for depth in (*range(100, 1000, 50), *range(900, 1000, 5)):
+            deep = b'{"a":' * depth + b"1" + b"}" * depth
+            body = json.dumps(
+                {
+                    "model": "gpt",
+                    "max_tokens": 9,
+                    **({"input": "Hi"} if path == RESPONSES else {"messages": HELLO}),
+                    "tools": [
+                        {
+                            "type": "custom" if path == MESSAGES else "function",
+                            "name": "f",
+                            "input_schema": "DEEP",
+                            "parameters": "DEEP",
+                            "function": {"name": "f", "parameters": "DEEP"},
+                        }
+                    ],
+                }
+            )
+            got = await world.connect().call(path, body.encode().replace(b'"DEEP"', deep))
+            assert got.status in (200, 400), (depth, got.body[:300])
+        await world.assert_books_are_clean()
+
+
+SPOKEN: tuple[Protocol, ...] = ("anthropic", "gemini", "openai-responses", "openai")
+
+
+async def test_a_stream_of_nothing_does_not_fill_the_memory(autojump_clock: MockClock) -> None:
+    nothing = b"%x\r\n%b\r\n" % (2**20, b": " + b"x" * (2**20 - 4) + b"\n\n")
+    upstream = ScriptedProvider([STREAM_HEAD, *[nothing] * 20, 1000.0])
+    async with running({"p": upstream}) as world:
+        body = {"model": "gpt", "messages": HELLO, "stream": True}
+        assert (await world.connect().call(CHAT, body)).status == 502
+        await world.assert_books_are_clean()
