@@ -15,10 +15,10 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from adapters.codec import Request
-from adapters.errors import InvalidRequest, NotFound
+from adapters.errors import InvalidRequest, NotFound, RequestTooLarge
 from adapters.openai import responses_state
 from proxy.authenticate import Principal
-from proxy.state import Link, ResponseStore, Stored
+from proxy.state import HISTORY_BYTES_MAX, Link, ResponseStore, Stored
 
 _REFERENCES_MAX = 500
 
@@ -80,6 +80,9 @@ async def resolve(responses: Responses, principal: Principal, request: Request) 
     previous = responses_state.previous(fields)
     if named := responses_state.references(fields):
         found = await _items(store, project_id, named)
+        # The same item may be named any number of times.
+        if sum(len(found[name]) for name in named if name in found) > HISTORY_BYTES_MAX:
+            raise RequestTooLarge("The items that the request names are too large together.")
         request = responses_state.with_references(request, found)
     own = tuple(responses_state.input_items(request)) if keeps else None
     if previous:

@@ -15,6 +15,7 @@ from adapters.errors import InvalidRequest
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 1000
+_DIGITS = 10  # no limit has as many
 
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
@@ -60,7 +61,8 @@ def _one(asked: dict[str, list[str]], name: str) -> str:
 def _limit(text: str) -> int:
     if not text:
         return LIMIT_DEFAULT
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:5]) <= LIMIT_MAX:
+    number = text.isascii() and text.isdigit() and len(text) < _DIGITS
+    if not number or not 1 <= int(text) <= LIMIT_MAX:
         raise InvalidRequest(f"limit must be from 1 to {LIMIT_MAX}.", param="limit")
     return int(text)
 

@@ -23,6 +23,7 @@ _SPELLINGS = {
     "property_ordering": "propertyOrdering",
 }
 _OPENAPI_ONLY = frozenset(("example", "propertyOrdering"))
+_DIGITS_MAX = 19
 _COUNTS = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
 
 
@@ -39,9 +40,14 @@ def _from_openapi_node(node: Schema) -> Schema:
     if node.get("format") == "enum":
         del node["format"]
     for count in _COUNTS:
-        if isinstance(text := node.get(count), str) and text.isdecimal():
+        if isinstance(text := node.get(count), str) and _is_count(text):
             node[count] = int(text)
     return _nullable(node) if nullable else node
+
+
+def _is_count(text: str) -> bool:
+    """Whether it is a number such as Google writes into a string, of 64 bits at most."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
 
 
 def _nullable(node: Schema) -> Schema:

@@ -12,10 +12,16 @@ from adapters.json_schema.nodes import (
     is_schema,
 )
 
+_DIGITS_MAX = 9
+
 
 def definitions_of(schema: Given) -> Schema:
     """The members that hold definitions."""
     return {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+
+
+def _is_index(key: str) -> bool:
+    return key.isascii() and key.isdigit() and len(key) <= _DIGITS_MAX
 
 
 class References:
@@ -71,8 +77,8 @@ class References:
         at: object = self._root
         for name in reference[1:].split("/")[1:]:
             key = name.replace("~1", "/").replace("~0", "~")
-            if isinstance(at, list) and key.isdecimal() and int(key) < len(at):
-                at = at[int(key)]
+            if isinstance(at, list):
+                at = at[int(key)] if _is_index(key) and int(key) < len(at) else None
             else:
                 at = at.get(key) if is_schema(at) else None
         return at if is_schema(at) else {}

@@ -21,6 +21,7 @@ from adapters.openai.body import Fields, count_of, flag_of, text_of
 from adapters.openai.responses_scan import scanned
 
 ITEMS_DEFAULT, ITEMS_MAX = 20, 100
+_DIGITS = 10  # no limit has as many
 
 _TOKENS_MAX = 2**31 - 1
 _FALSE = msgspec.Raw(b"false")
@@ -203,7 +204,8 @@ def _order(asked: Mapping[str, list[str]]) -> str:
 
 def _limit(asked: Mapping[str, list[str]]) -> int:
     text = asked.get("limit", [str(ITEMS_DEFAULT)])[-1]
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= ITEMS_MAX:
+    number = text.isascii() and text.isdigit() and len(text) < _DIGITS
+    if not number or not 1 <= int(text) <= ITEMS_MAX:
         raise InvalidRequest(f"limit must be a number from 1 to {ITEMS_MAX}.", param="limit")
     return int(text)
 

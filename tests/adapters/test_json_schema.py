@@ -459,3 +459,13 @@ def test_hostile_schemas_are_bounded(name: str, way: Callable[[Schema], object])
     except RequestNotExpressible:
         return
     assert len(msgspec.json.encode(built)) < 100 * NODES_MAX
+
+
+def test_numbers_of_thousands_of_digits_are_not_read() -> None:
+    long = "9" * 6000
+    schema: Schema = {
+        "anyOf": [{"$ref": f"#/anyOf/{long}"}, {"minItems": long}, {"$ref": "#/anyOf/1"}]
+    }
+    for way in WAYS:
+        msgspec.json.encode(way(schema))
+    assert from_openapi({"minItems": "12"}) == {"minItems": 12}

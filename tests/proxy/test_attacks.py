@@ -12,14 +12,16 @@ import trio
 from trio.testing import MockClock
 
 from adapters.catalogue import Protocol, Provider
+from ledger.keys import keyed_hash
 from ledger.store import EventStatus
 from tests.fakes import provider
-from tests.fakes.gateway import Handler, World, model_of, running
+from tests.fakes.gateway import KEY, SECRET, Handler, World, model_of, principal_of, running
 from tests.fakes.provider import STREAM_END, STREAM_HEAD, ScriptedProvider, Step, chunk, delta
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
+OTHER_KEY = "sk_farebox_other"
 HELLO = [{"role": "user", "content": "Hi"}]
 
 Json = dict[str, object]
@@ -223,3 +225,95 @@ async def test_a_stream_of_nothing_does_not_fill_the_memory(autojump_clock: Mock
         body = {"model": "gpt", "messages": HELLO, "stream": True}
         assert (await world.connect().call(CHAT, body)).status == 502
         await world.assert_books_are_clean()
+
+
+async def test_an_item_that_is_named_again_and_again_does_not_fill_the_memory() -> None:
+    async with running({"p": ScriptedProvider(provider.completion("x"))}) as world:
+        client = world.connect()
+        item = {"type": "message", "role": "user", "id": "msg_big", "content": "x" * 10**6}
+        first = await client.call(RESPONSES, {"model": "gpt", "input": [item]})
+        assert first.status == 200
+        reference = {"type": "item_reference", "id": "msg_big"}
+        bomb = await client.call(RESPONSES, {"model": "gpt", "input": [reference] * 10_000})
+        assert bomb.status == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/v1/models?limit=", {"anthropic-version": "2023-06-01"}),
+        ("/v1beta/models?pageSize=", {}),
+        ("/v1/responses/resp_1/input_items?limit=", {}),
+    ],
+)
+async def test_no_number_is_too_long_to_be_refused(path: str, headers: dict[str, str]) -> None:
+    async with running({"p": ScriptedProvider(provider.completion("x"))}) as world:
+        for number in ("9" * 6000, "00001" + "9" * 6000, "1" * 9 + "x"):
+            got = await world.connect().call(path + number, headers=headers, method="GET")
+            assert got.status in (400, 404), got.body[:200]
+
+
+# -- what is others' ------------------------------------------------------------------------------
+
+
+async def test_what_belongs_to_another_project_is_as_unknown_as_what_never_was() -> None:
+    upstream = ScriptedProvider(provider.completion("secret"))
+    async with running({"p": upstream}) as world:
+        client = world.connect()
+        kept = (await client.call(RESPONSES, {"model": "gpt", "input": "Hi"})).json
+        items = kept["output"]
+        assert isinstance(items, list)
+        facts = (keyed_hash(SECRET, OTHER_KEY), principal_of(key_id=2, project_id=2))
+        world.gateway.keyring.update([(keyed_hash(SECRET, KEY), principal_of()), facts])
+        for previous, item in ((kept["id"], items[0]["id"]), ("resp_none", "msg_none")):
+            answers = [
+                await client.call(path, body, key=OTHER_KEY, method=method)
+                for path, body, method in (
+                    (f"{RESPONSES}/{previous}", None, "GET"),
+                    (f"{RESPONSES}/{previous}", None, "DELETE"),
+                    (f"{RESPONSES}/{previous}/input_items", None, "GET"),
+                    (f"{RESPONSES}/{previous}/cancel", None, "POST"),
+                    (
+                        RESPONSES,
+                        {"model": "gpt", "input": "Hi", "previous_response_id": previous},
+                        "POST",
+                    ),
+                    (
+                        RESPONSES,
+                        {"model": "gpt", "input": [{"type": "item_reference", "id": item}]},
+                        "POST",
+                    ),
+                )
+            ]
+            assert [answer.status for answer in answers] == [404] * len(answers)
+        assert upstream.calls == 1
+        assert (await client.call(f"{RESPONSES}/{kept['id']}", method="GET")).status == 200
+
+
+async def test_no_header_of_the_caller_reaches_a_provider() -> None:
+    for protocol, forwarded in (("openai", False), ("anthropic", True)):
+        upstream = ScriptedProvider(
+            provider.completion("x")
+            if protocol == "openai"
+            else provider.reply(200, {"content": [{"type": "text", "text": "x"}]})
+        )
+        speaks: Protocol = "anthropic" if forwarded else "openai"
+        models = [model_of("gpt", speaking("p", speaks))]
+        async with running({"p": upstream}, models=models) as world:
+            body: Json = {"model": "gpt", "max_tokens": 9, "messages": HELLO}
+            headers = {
+                "anthropic-version": "2023-06-01",
+                "anthropic-beta": "files-api-2025-04-14",
+                "anthropic-api-key": "mine",
+                "cookie": "session=mine",
+                "x-forwarded-for": "10.0.0.1",
+                "openai-organization": "mine",
+                "openai-project": "mine",
+                "x-goog-user-project": "mine",
+            }
+            assert (await world.connect().call(MESSAGES, body, headers=headers)).status == 200
+            head = upstream.heads[0].lower()
+            assert ("anthropic-beta" in head) is forwarded
+            assert "mine" not in head
+            assert "10.0.0.1" not in head
+            assert KEY not in head
