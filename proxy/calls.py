@@ -20,6 +20,8 @@ from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.translate import Translation
 from proxy.route import Candidate, Route
 
+_LONG_BYTES = 256 * 1024  # of many small messages, at worst 100 ms
+
 
 class Calls:
     """The calls of one request. `created` is now, in seconds since the epoch."""
@@ -48,6 +50,11 @@ class Calls:
         """
         with _depth_is_bounded():
             return self._at(candidate, output_cap)
+
+    def is_long(self, candidate: Candidate) -> bool:
+        """Whether the call of a candidate takes so long to make that others would notice."""
+        text_bytes = self.request.body_bytes - self.request.scan.media_bytes
+        return text_bytes > _LONG_BYTES and not self._passes(candidate)
 
     def counting(self, candidate: Candidate) -> CountCall | None:
         """The question for one candidate's own token counter; None where it has none.

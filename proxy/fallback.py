@@ -95,7 +95,7 @@ async def first_event(
         provider = candidate.upstream.provider
         started = trio.current_time()
         try:
-            call = calls.at(candidate, output_cap)
+            call = await _made(calls, candidate, output_cap)
         except RequestNotExpressible as error:
             inexpressible = inexpressible or error
             continue
@@ -121,6 +121,13 @@ async def first_event(
         raise inexpressible
     reservation.void()  # where the last candidates were passed over, nobody has done so yet
     raise _refusal(failures, record.provider)
+
+
+async def _made(calls: Calls, candidate: Candidate, output_cap: int | None) -> Call:
+    """The call of one candidate. A long one is made in a thread, so that other streams go on."""
+    if calls.is_long(candidate):
+        return await trio.to_thread.run_sync(calls.at, candidate, output_cap)
+    return calls.at(candidate, output_cap)
 
 
 def _book(

@@ -6,14 +6,19 @@ A whole worker between scripted providers and clients in memory, in virtual time
 from __future__ import annotations
 
 import json
+import threading
+from unittest.mock import patch
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from adapters.catalogue import Protocol, Provider
+from adapters.codec import Call
 from ledger.keys import keyed_hash
 from ledger.store import EventStatus
+from proxy.calls import Calls
+from proxy.route import Candidate
 from tests.fakes import provider
 from tests.fakes.gateway import KEY, SECRET, Handler, World, model_of, principal_of, running
 from tests.fakes.provider import STREAM_END, STREAM_HEAD, ScriptedProvider, Step, chunk, delta
@@ -317,3 +322,26 @@ async def test_no_header_of_the_caller_reaches_a_provider() -> None:
             assert "mine" not in head
             assert "10.0.0.1" not in head
             assert KEY not in head
+
+
+async def test_a_long_conversation_is_translated_beside_the_loop() -> None:
+    upstream = ScriptedProvider(provider.completion("x"))
+    models = [model_of("gpt", speaking("p", "openai"), context_window=10**6)]
+    async with running({"p": upstream}, models=models, credit=10**12) as world:
+        turns = [{"role": role, "content": "Hi"} for role in ("user", "assistant")] * 5000
+        body: Json = {"model": "gpt", "max_tokens": 9, "messages": [*turns, *HELLO]}
+        threads: set[int] = set()
+        at = Calls.at
+
+        def watched(self: Calls, candidate: Candidate, cap: int | None) -> Call:
+            threads.add(threading.get_ident())
+            return at(self, candidate, cap)
+
+        with patch.object(Calls, "at", watched):
+            assert (await world.connect().call(MESSAGES, body)).status == 200
+            assert threading.get_ident() not in threads
+            assert (await world.connect().call(CHAT, body)).status == 200
+            assert threading.get_ident() in threads  # nothing to translate
+        messages = upstream.bodies[0]["messages"]
+        assert isinstance(messages, list)
+        assert len(messages) == 10_001
