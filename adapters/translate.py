@@ -7,6 +7,7 @@ through the same writer, so the two cannot come to differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from adapters import sse
 from adapters.canonical import Event, Finish, Prompt, Used
@@ -97,7 +98,8 @@ class Translation:
     def read_error(
         self, status: int, headers: Mapping[bytes, bytes], body: bytes
     ) -> UpstreamFailure:
-        return self._upstream.read_error(status, headers, body)
+        failure = self._upstream.read_error(status, headers, body)
+        return replace(failure, param=None)  # it names a field that the client does not know
 
     def stream(self) -> TranslatedStream:
         return TranslatedStream(self._answer(), self._writer())

@@ -110,7 +110,9 @@ class Keeper:
 
         def stop() -> bytes:
             cancel()
-            return responses_state.cancelled(begun)
+            stopped = responses_state.cancelled(begun)
+            self.keep(stopped)
+            return stopped
 
         response_id = responses_state.response_id(begun)
         return self._responses.running.entered(self._principal.project_id, response_id, stop)

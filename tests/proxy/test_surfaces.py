@@ -135,6 +135,8 @@ async def test_a_running_response_can_be_cancelled(autojump_clock: MockClock) ->
         made = json.loads(line[6:])["response"]["id"]
         cancelled = await world.connect().call(f"{RESPONSES}/{made}/cancel")
         assert (cancelled.status, cancelled.json["status"]) == (200, "cancelled")
+        kept = await world.connect().call(f"{RESPONSES}/{made}", method="GET")
+        assert kept.json == cancelled.json
         while isinstance(event := await client.event(), h11.Data):
             body += event.data
         assert b"response.failed" in body
