@@ -147,6 +147,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     search. `array`: the stream is one JSON array instead of events (Gemini). `foreign`: the body is
     not quite of this protocol, and has to be translated whatever the provider speaks. `echo` are
     members that the answer repeats as the client sent them, although the body no longer has them.
+    `keep_alive` tells the client that its stream lives, in the form that it counts, before the
+    first event as well as between events; empty where its readers know no such thing.
     """
 
     fields: dict[str, msgspec.Raw]
@@ -167,6 +169,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     forward: tuple[tuple[str, str], ...] = ()
     foreign: bool = False
     echo: Mapping[str, msgspec.Raw] = {}
+    keep_alive: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +229,6 @@ class StreamRelay(Relay, Protocol):
 
     def close(self) -> bytes:
         """The upstream's body ended. Without its last word that is a `truncated` failure."""
-        ...
-
-    def keep_alive(self) -> bytes:
-        """What tells the client that the stream lives; empty where its readers know no such
-        thing."""
         ...
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
@@ -315,10 +313,6 @@ class Writer(Protocol):
         """The body of a plain answer, after its `Finish` was written."""
         ...
 
-    def keep_alive(self) -> bytes:
-        """As of a StreamRelay."""
-        ...
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         """As of a StreamRelay."""
         ...
@@ -326,11 +320,6 @@ class Writer(Protocol):
 
 class DownstreamCodec(Refusals, Protocol):
     """We are the server."""
-
-    @property
-    def keep_alive(self) -> bytes:
-        """What may be sent before the first event of a stream; empty where nothing may."""
-        ...
 
     def stream_type(self, request: Request) -> str:
         """The content type of a streamed answer."""

@@ -30,8 +30,6 @@ class Manner(Protocol):
         """What follows the upstream's last event; nothing in most protocols."""
         ...
 
-    def keep_alive(self) -> bytes: ...
-
     def error_event(self, error: APIError, request_id: str) -> bytes: ...
 
 
@@ -126,9 +124,6 @@ class PassingStream:
 
     def counted(self, input_text_bytes: int) -> Counted:
         return self._meter.counted(input_text_bytes)
-
-    def keep_alive(self) -> bytes:
-        return self._manner.keep_alive()
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._manner.error_event(error, request_id)

@@ -14,6 +14,7 @@ import re
 
 from adapters.errors import UpstreamProtocolViolation
 
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment: readers pass over it
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"

@@ -240,9 +240,6 @@ class TranslatedStream:
     def counted(self, input_text_bytes: int) -> Counted:
         return self._answer.meter.counted(input_text_bytes)
 
-    def keep_alive(self) -> bytes:
-        return self._writer.keep_alive()
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._writer.error_event(error, request_id)
 

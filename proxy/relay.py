@@ -53,8 +53,9 @@ class Opening:
         self._headers = headers
 
     def beat(self) -> None:
-        """A sign of life while no upstream has said anything, in the surface's own form."""
-        request, keep_alive = self._calls.request, self._calls.codec.keep_alive
+        """A sign of life while the upstream says nothing, before its first event or after."""
+        request = self._calls.request
+        keep_alive = request.keep_alive
         if not (request.stream and keep_alive):
             return
         if self.connection.response_started:
@@ -134,7 +135,6 @@ async def _stream(
     relay, connection, record = answer.relay, opening.connection, opening.record
     record.first_byte = trio.current_time()
     await opening.stream(answer.first)
-    pulse.beat = lambda: connection.beat(relay.keep_alive())
     failure: UpstreamFailure | None = None  # stays so where the block is cancelled
     try:
         with gateway.deadlines.new() as idle, opening.running(answer.first, idle.scope.cancel):

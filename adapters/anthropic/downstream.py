@@ -77,8 +77,6 @@ _decode_user = msgspec.json.Decoder(_ClaudeCodeUser).decode
 class MessagesDownstream(AnthropicRefusals):
     """The client's side of `POST /v1/messages`."""
 
-    keep_alive = PING
-
     def stream_type(self, request: Request) -> str:
         return "text/event-stream; charset=utf-8"
 
@@ -119,6 +117,7 @@ def _request(fields: Fields, body_bytes: int, ask: Ask, output_cap: int | None) 
         model=model,
         protocol="anthropic",
         stream=flag_of(fields, "stream"),
+        keep_alive=PING,
         include_usage=True,
         output_cap=output_cap,
         service_tier=_service_tier(fields),

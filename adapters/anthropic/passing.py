@@ -44,9 +44,6 @@ class MessagesManner:
         """SDKs want the last event, even of servers that leave it out."""
         return b"" if self._stopped else wire.MESSAGE_STOP
 
-    def keep_alive(self) -> bytes:
-        return wire.PING
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return _REFUSALS.error_event(error, request_id)
 

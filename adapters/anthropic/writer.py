@@ -121,9 +121,6 @@ class MessagesWriter:
     def whole(self) -> bytes:
         return _encode({**self._head(), "content": self._content, **self._end})
 
-    def keep_alive(self) -> bytes:
-        return wire.PING
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return _REFUSALS.error_event(error, request_id)
 

@@ -43,7 +43,6 @@ _PRICED = {
 class GenerateDownstream(GeminiRefusals):
     """The client's side of `POST …/models/{model}:generateContent`."""
 
-    keep_alive = b""  # Google's SDKs know nothing that means nothing
     _streams = False
 
     def stream_type(self, request: Request) -> str:

@@ -65,8 +65,6 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 class GeminiEmbed(GeminiRefusals):
     """The client's side of `POST …/models/{model}:embedContent`."""
 
-    keep_alive = b""
-
     def stream_type(self, request: Request) -> str:
         raise AssertionError("embeddings are never streamed")
 

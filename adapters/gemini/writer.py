@@ -125,9 +125,6 @@ class GeminiWriter:
     def whole(self) -> bytes:
         return self._body
 
-    def keep_alive(self) -> bytes:
-        return b""
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._framing.item(_REFUSALS.error_body(error, request_id)) + self._framing.end()
 

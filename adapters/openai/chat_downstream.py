@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from adapters import sse
 from adapters.canonical import Prompt
 from adapters.codec import Ask, Made, Request
 from adapters.envelope import Envelopes
@@ -28,7 +29,6 @@ from adapters.openai.body import (
     text_of,
 )
 from adapters.openai.chat_prompt import read_prompt
-from adapters.openai.chat_relay import KEEP_ALIVE
 from adapters.openai.chat_scan import scanned
 from adapters.openai.chat_writer import ChatWriter
 from adapters.openai.refusal import OpenAIRefusals
@@ -75,8 +75,6 @@ _decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
 class ChatDownstream(OpenAIRefusals):
     """The client's side of `POST /v1/chat/completions`."""
 
-    keep_alive = KEEP_ALIVE
-
     def stream_type(self, request: Request) -> str:
         return "text/event-stream; charset=utf-8"
 
@@ -98,6 +96,7 @@ class ChatDownstream(OpenAIRefusals):
             body_bytes=len(body),
             model=model,
             stream=stream,
+            keep_alive=sse.KEEP_ALIVE,
             include_usage=_include_usage(fields, stream),
             output_cap=_output_cap(fields, _CAPS_OF_INPUT if has_input else _CAPS),
             choices=count_of(fields, "n", CHOICES_MAX) or 1,

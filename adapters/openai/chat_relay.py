@@ -20,8 +20,6 @@ from adapters.openai.chat_meter import ChatMeter
 from adapters.openai.failure import read_error_object
 from adapters.openai.refusal import OpenAIRefusals
 
-KEEP_ALIVE = b": keep-alive\n\n"
-
 _DONE = b"[DONE]"
 _USAGE = b'"usage"'
 _NULL_USAGE = b',"usage":null'
@@ -96,9 +94,6 @@ class ChatStreamRelay:
 
     def counted(self, input_text_bytes: int) -> Counted:
         return self._meter.counted(input_text_bytes)
-
-    def keep_alive(self) -> bytes:
-        return KEEP_ALIVE
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return _REFUSALS.error_event(error, request_id)

@@ -38,7 +38,6 @@ from adapters.codec import Made, Request
 from adapters.envelope import Envelopes
 from adapters.errors import APIError
 from adapters.estimate import counted_tokens
-from adapters.openai.chat_relay import KEEP_ALIVE
 from adapters.openai.chat_whole import Json, WholeMessage
 from adapters.openai.refusal import OpenAIRefusals
 
@@ -188,9 +187,6 @@ class ChatWriter:
         if self._usage is not None and self._usage.service_tier:
             answer["service_tier"] = self._usage.service_tier
         return _encode(answer)
-
-    def keep_alive(self) -> bytes:
-        return KEEP_ALIVE
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return _REFUSALS.error_event(error, request_id)

@@ -60,8 +60,6 @@ _decode_entry = msgspec.json.Decoder(_Entry).decode
 class EmbeddingsDownstream(OpenAIRefusals):
     """The client's side of `POST /v1/embeddings`."""
 
-    keep_alive = b""
-
     def stream_type(self, request: Request) -> str:
         raise AssertionError("embeddings are never streamed")
 

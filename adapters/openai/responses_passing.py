@@ -18,7 +18,6 @@ from adapters.openai.responses_failed import failed_at_once, failure_events
 
 _RESPONSE = b'"response"'  # never inside a string, where its quotes would be escaped
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
-_KEEP_ALIVE = b": keep-alive\n\n"
 _ABSENT = msgspec.Raw()
 
 Members = dict[str, msgspec.Raw]
@@ -55,9 +54,6 @@ class ResponsesManner:
 
     def end(self) -> bytes:
         return b""
-
-    def keep_alive(self) -> bytes:
-        return _KEEP_ALIVE
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         if not self._response:

@@ -68,7 +68,6 @@ _INCOMPLETE: Mapping[FinishReason, str] = {
 _PHASE = b'"phase"'
 _DECLINED = "The model declined to answer."
 _ID_CHARACTERS_MIN = 16  # of an id that is hardly used twice
-_KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class ResponsesWriter:
@@ -128,10 +127,6 @@ class ResponsesWriter:
 
     def whole(self) -> bytes:
         return self._whole
-
-    def keep_alive(self) -> bytes:
-        """A comment: SDKs take a second `in_progress` for a response that begins anew."""
-        return _KEEP_ALIVE
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         out = b"" if self._started else self._start(Start())

@@ -20,9 +20,6 @@ class FakeManner:
     def end(self) -> bytes:
         return b"bye"
 
-    def keep_alive(self) -> bytes:
-        return b": alive\n"
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return f"{error} {request_id}".encode()
 
@@ -47,7 +44,6 @@ def test_events_pass_until_the_reason_and_are_held_from_there() -> None:
     assert relay.terminal == sse("reason", "used 3", "done") + b"bye"
     assert relay.counted(0).usage == Usage(input_tokens=100, output_tokens=3, pieces={"request": 1})
     assert relay.feed(sse("say late")) == relay.close() == b""
-    assert relay.keep_alive() == b": alive\n"
     assert relay.error_event(InternalError("no"), "req_1").endswith(b"req_1")
 
 

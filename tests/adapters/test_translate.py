@@ -32,9 +32,6 @@ class FakeWriter:
         assert isinstance(self.events[-1], Finish)
         return msgspec.json.encode([type(event).__name__ for event in self.events])
 
-    def keep_alive(self) -> bytes:
-        return b": alive\n"
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return f"{error} {request_id}\n".encode()
 
@@ -135,7 +132,6 @@ def test_a_stream_is_complete_before_its_terminal_goes_out() -> None:
     assert b"Finish" in relay.terminal
     assert relay.counted(40).usage == Usage(input_tokens=100, output_tokens=7)
     assert relay.feed(sse("say late")) == relay.close() == b""
-    assert relay.keep_alive() == b": alive\n"
     assert b"req_1" in relay.error_event(InternalError("no"), "req_1")
 
 

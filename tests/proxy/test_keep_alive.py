@@ -59,6 +59,17 @@ async def test_a_silent_upstream_is_bridged_from_the_start(
         await world.assert_books_are_clean()
 
 
+@pytest.mark.parametrize("header", ["user-agent", "originator"])
+async def test_codex_counts_events_only(header: str, autojump_clock: MockClock) -> None:
+    script = [STREAM_HEAD, delta("Hel"), SECONDS * 1.5, delta("lo"), *END]
+    async with running({"p": ScriptedProvider(script)}) as world:
+        client = world.connect()
+        body = RESPONSES[1] | {"stream": True}
+        await client.send(RESPONSES[0], body, headers={header: "codex_exec/0.169.0"})
+        came = b"".join(data for _, data in await arrivals(client))
+        assert b'\n\nevent: keepalive\ndata: {"type":"keepalive"}\n\n' in came
+
+
 async def test_gemini_s_readers_know_no_sign_of_life(autojump_clock: MockClock) -> None:
     script = [SECONDS * 2.5, STREAM_HEAD, delta("Hello"), SECONDS * 2.5, delta("!"), *END]
     async with running({"p": ScriptedProvider(script)}) as world:

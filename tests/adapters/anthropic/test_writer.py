@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.anthropic.downstream import MessagesDownstream
 from adapters.canonical import (
     Blob,
     Close,
@@ -370,11 +369,6 @@ def test_big_numbers_keep_their_digits() -> None:
     for event in [START, *call(0, '{"id":12345678901234567890123}'), END]:
         out.write(event)
     assert b'"input":{"id":12345678901234567890123}' in out.whole()
-
-
-def test_keep_alive_is_a_ping() -> None:
-    assert writer().keep_alive() == MessagesDownstream().keep_alive
-    assert events_in(writer().keep_alive()) == [{"type": "ping"}]
 
 
 # -- any answer -----------------------------------------------------------------------------------

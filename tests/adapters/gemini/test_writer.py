@@ -266,11 +266,6 @@ def test_figures_are_estimated_where_there_are_none() -> None:
     }
 
 
-def test_edge_87_nothing_ever_stands_between_chunks() -> None:
-    assert writer().keep_alive() == b""
-    assert writer(array=True).keep_alive() == b""
-
-
 def test_edge_91_an_error_begins_with_error_and_has_a_numeric_code() -> None:
     wrote = writer()
     wrote.write(START)

@@ -131,7 +131,6 @@ def test_failure_before_anything() -> None:
     relay = passing().stream()
     kinds = [event["type"] for event in failed(relay.error_event(UpstreamUnavailable("x"), "r"))]
     assert kinds == ["response.created", "error", "response.failed"]
-    assert relay.keep_alive() == b": keep-alive\n\n"
 
 
 def test_answer_without_anything_in_it_is_none() -> None:

@@ -517,13 +517,6 @@ def test_failure_before_anything_begins_with_a_response() -> None:
         assert response["error"]["code"] == "context_length_exceeded"
 
 
-def test_keep_alive_is_a_comment_at_any_time() -> None:
-    made = writer()
-    assert made.keep_alive() == ResponsesDownstream().keep_alive == b": keep-alive\n\n"
-    made.write(START)
-    assert made.keep_alive() == b": keep-alive\n\n"
-
-
 # -- every answer ---------------------------------------------------------------------------------
 
 PIECES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
