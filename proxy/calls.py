@@ -21,6 +21,7 @@ from adapters.translate import Translation
 from proxy.route import Candidate, Route
 
 _LONG_BYTES = 256 * 1024  # of many small messages, at worst 100 ms
+_LARGE_BYTES = 1024 * 1024  # of media, which is only looked at: about 40 ms
 
 
 class Calls:
@@ -53,8 +54,9 @@ class Calls:
 
     def is_long(self, candidate: Candidate) -> bool:
         """Whether the call of a candidate takes so long to make that others would notice."""
-        text_bytes = self.request.body_bytes - self.request.scan.media_bytes
-        return text_bytes > _LONG_BYTES and not self._passes(candidate)
+        size = self.request.body_bytes
+        long = size > _LARGE_BYTES or size - self.request.scan.media_bytes > _LONG_BYTES
+        return long and not self._passes(candidate)
 
     def counting(self, candidate: Candidate) -> CountCall | None:
         """The question for one candidate's own token counter; None where it has none.

@@ -62,7 +62,7 @@ async def _asked(
     """The first count that a provider gives."""
     for candidate in candidates:
         try:
-            call = calls.counting(candidate)
+            call = await _made(calls, candidate)
         except RequestNotExpressible:
             continue
         if call is None:
@@ -75,6 +75,12 @@ async def _asked(
             record.upstream = candidate.upstream.name
             return tokens
     return None
+
+
+async def _made(calls: Calls, candidate: Candidate) -> CountCall | None:
+    if calls.is_long(candidate):  # other streams go on meanwhile
+        return await trio.to_thread.run_sync(calls.counting, candidate)
+    return calls.counting(candidate)
 
 
 async def _ask(gateway: Gateway, call: CountCall, candidate: Candidate) -> int | None:
