@@ -27,9 +27,9 @@ from adapters.canonical import (
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
 from adapters.media import sniffed
+from adapters.raw import UNREADABLE
 
 _ABSENT = msgspec.Raw()
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class CacheControl(msgspec.Struct):
@@ -245,14 +245,14 @@ def _blocks(raw: msgspec.Raw, where: str) -> Iterable[tuple[str, _Block]]:
 def _block(raw: msgspec.Raw, at: str) -> _Block:
     try:
         return _decode_block(raw)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"{at} is no proper block: {error}.", param=_param(at)) from None
 
 
 def _plain_text(raw: msgspec.Raw, at: str) -> str:
     try:
         return _decode_text(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise InvalidRequest(f"{at} must be text.", param=_param(at)) from None
 
 
@@ -267,7 +267,7 @@ def _text(block: _Block) -> Text:
 def _links(raw: msgspec.Raw) -> Iterable[str]:
     try:
         citations = _decode_citations(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return ()
     urls = {one.url: one.title for one in citations if isinstance(one.url, str)}
     return (f" [{title or url}]({url})" for url, title in urls.items())
@@ -279,7 +279,7 @@ def _tool_call(block: _Block, blob: Blob | None, at: str) -> ToolCall:
     try:
         arguments = bytes(block.input).decode() if block.input else "{}"
         _decode_object(arguments)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise InvalidRequest(f"{at}.input must be an object.", param="messages") from None
     return ToolCall(id=block.id, name=block.name, arguments=arguments, blob=blob)
 
@@ -299,7 +299,7 @@ def _image(block: _Block, at: str) -> Image:
 def _source(block: _Block, at: str) -> _Source:
     try:
         return _decode_source(block.source)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidRequest(
             f"{at}.source is no proper source: {error}.", param="messages"
         ) from None

@@ -10,6 +10,7 @@ from adapters import sse
 from adapters.anthropic import wire
 from adapters.anthropic.refusal import AnthropicRefusals
 from adapters.errors import APIError
+from adapters.raw import UNREADABLE
 
 _REFUSALS = AnthropicRefusals()
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event:")
@@ -17,7 +18,6 @@ _STOP = b'"message_stop"'
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class MessagesManner:
@@ -52,7 +52,7 @@ def renamed(message: bytes, model: str) -> bytes:
     """A message under another name of its model; every other byte of a value stays."""
     try:
         members = _decode_members(message)
-    except _UNREADABLE:
+    except UNREADABLE:
         return message  # a key of it is no proper text: of no use to anybody, and no reason to fail
     if "model" in members:
         members["model"] = msgspec.Raw(_encode(model))
@@ -62,7 +62,7 @@ def renamed(message: bytes, model: str) -> bytes:
 def _renamed_start(raw: bytes, payload: bytes, model: str) -> bytes:
     try:
         members = _decode_members(payload)
-    except _UNREADABLE:
+    except UNREADABLE:
         return raw
     if "message" not in members:
         return raw
@@ -82,5 +82,5 @@ def _type_of(payload: bytes) -> bytes:
     """The type of an event as JSON; empty where it has none."""
     try:
         return bytes(_decode_members(payload).get("type", b""))
-    except _UNREADABLE:
+    except UNREADABLE:
         return b""

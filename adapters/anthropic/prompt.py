@@ -32,6 +32,7 @@ from adapters.codec import Request
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.openai.body import Fields, text_of
+from adapters.raw import UNREADABLE
 
 T = TypeVar("T")
 
@@ -111,7 +112,6 @@ _output_config_decoder = msgspec.json.Decoder(_OutputConfig | None)
 _sampling_decoder = msgspec.json.Decoder(_Sampling)
 _stops_decoder = msgspec.json.Decoder(list[str] | None)
 _cache_decoder = msgspec.json.Decoder(CacheControl | None)
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_prompt(request: Request, envelopes: Envelopes) -> Prompt:
@@ -305,7 +305,7 @@ def _sampling(fields: Fields) -> Sampling:
         return Sampling()
     try:
         read = _sampling_decoder.decode(msgspec.json.encode(wanted))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"{', '.join(wanted)}: {error}.", param=next(iter(wanted))) from None
     return Sampling(temperature=read.temperature, top_p=read.top_p, top_k=read.top_k)
 
@@ -317,5 +317,5 @@ def _decoded(decoder: msgspec.json.Decoder[T], fields: Fields, name: str) -> T |
         return None
     try:
         return decoder.decode(raw)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"{name}: {error}.", param=name) from None

@@ -13,6 +13,7 @@ import msgspec
 from adapters.codec import Scan
 from adapters.media import document_tokens, image_tokens
 from adapters.openai.body import Fields
+from adapters.raw import UNREADABLE, count_items, size_of
 
 PASSES_DEFAULT = 10  # how often a tool of the provider may run where no limit is given
 PASSES_MAX = 100  # no request is served with more, whatever it says
@@ -59,8 +60,6 @@ _decode_messages = msgspec.json.Decoder(list[_Message]).decode
 _decode_blocks = msgspec.json.Decoder(list[_Block]).decode
 _decode_source = msgspec.json.Decoder(_Source).decode
 _decode_tools = msgspec.json.Decoder(list[_Tool]).decode
-_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _Found:
@@ -88,9 +87,9 @@ def scanned(fields: Fields, betas: bytes = b"") -> Scan:
     found.passes += _is_given(fields, "compaction") + (
         b'"compact_' in _bytes(fields, "context_management")
     )
+    rendered = sum([size_of(fields.get(name, _ABSENT)) for name in _RENDERED])
     return Scan(
-        text_bytes=sum([_size(fields.get(name, _ABSENT)) for name in _RENDERED])
-        - found.media_bytes,
+        text_bytes=rendered - found.media_bytes,
         media_bytes=found.media_bytes,
         media_tokens=found.media_tokens,
         hidden=found.hidden,
@@ -106,7 +105,7 @@ def _scan_messages(found: _Found, messages: msgspec.Raw) -> None:
     try:
         for message in _decode_messages(messages):
             _scan_blocks(found, message.content)
-    except _UNREADABLE:
+    except UNREADABLE:
         found.hidden = True
 
 
@@ -128,14 +127,14 @@ def _scan_blocks(found: _Found, content: msgspec.Raw) -> None:
 
 def _scan_image(found: _Found, raw: msgspec.Raw) -> None:
     source = _decode_source(raw)
-    found.media_bytes += _size(source.data)
+    found.media_bytes += size_of(source.data)
     found.media_tokens += image_tokens()
 
 
 def _scan_document(found: _Found, raw: msgspec.Raw) -> None:
     source = _decode_source(raw)
     if source.type == "base64":
-        size = _size(source.data)
+        size = size_of(source.data)
         found.media_bytes += size
         found.media_tokens += document_tokens(size)
     elif source.type == "content":
@@ -150,8 +149,8 @@ def _scan_tools(found: _Found, tools: msgspec.Raw | None) -> int:
         return 0
     try:
         declared = _decode_tools(tools)
-    except _UNREADABLE:
-        return _count_items(tools)
+    except UNREADABLE:
+        return count_items(tools)
     for tool in declared:
         if not isinstance(tool.type, str) or tool.type == "custom":
             continue
@@ -171,14 +170,3 @@ def _is_given(fields: Fields, name: str) -> bool:
 
 def _bytes(fields: Fields, name: str) -> bytes:
     return bytes(fields.get(name, _ABSENT))
-
-
-def _size(raw: msgspec.Raw) -> int:
-    return len(memoryview(raw))
-
-
-def _count_items(raw: msgspec.Raw | None) -> int:
-    try:
-        return 0 if raw is None else len(_decode_list(raw))
-    except _UNREADABLE:
-        return 0

@@ -25,6 +25,7 @@ from adapters.envelope import MARKS, Envelopes, is_sealed
 from adapters.losses import Losses
 from adapters.openai.body import Fields
 from adapters.passing import PassingCall
+from adapters.raw import UNREADABLE
 
 PATH = "/v1/messages"
 COUNT_PATH = "/v1/messages/count_tokens"
@@ -61,7 +62,6 @@ _decode_thinking = msgspec.json.Decoder(_Thinking | None).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.encode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class MessagesUpstream:
@@ -120,7 +120,7 @@ class MessagesUpstream:
 def _read_count(body: bytes) -> int | None:
     try:
         count = _decode_count(body).input_tokens
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return count if count >= 0 else None
 
@@ -145,7 +145,7 @@ def _take_out_what_was_signed_elsewhere(fields: Fields) -> tuple[str, ...]:
         if by_budget and _has_lost_reasoning(messages):
             _give_up_thinking(fields)
             return ("degraded:thinking",)
-    except (*_UNREADABLE, KeyError):
+    except (*UNREADABLE, KeyError):
         pass  # it is not what it should be: the provider will say so
     return ()
 
@@ -175,7 +175,7 @@ def _budget_of(fields: Fields) -> int | None:
     """How many tokens the model may think by, None where it is not told in tokens."""
     try:
         thinking = _decode_thinking(fields["thinking"]) if "thinking" in fields else None
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     if thinking is None or thinking.type != "enabled":
         return None

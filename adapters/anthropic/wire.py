@@ -15,6 +15,7 @@ import msgspec
 from adapters.canonical import Usage
 from adapters.characters import decode
 from adapters.errors import UpstreamProtocolViolation
+from adapters.raw import UNREADABLE
 
 T = TypeVar("T")
 
@@ -105,7 +106,6 @@ _decode_citation = msgspec.json.Decoder(Citation).decode
 _decode_citations = msgspec.json.Decoder(list[Citation] | None).decode
 _decode_stop_details = msgspec.json.Decoder(StopDetails | None).decode
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_event(data: bytes) -> Event:
@@ -122,11 +122,11 @@ def _read(decoder: msgspec.json.Decoder[T], data: bytes, complaint: str) -> T:
     """Halves of a character can be put together again in text; elsewhere they get a stand-in."""
     try:
         return decode(decoder, data)
-    except _UNREADABLE:
+    except UNREADABLE:
         pass
     try:
         return decoder.decode(_SURROGATE.sub(b"?", data))
-    except _UNREADABLE:
+    except UNREADABLE:
         raise UpstreamProtocolViolation(complaint) from None
 
 
@@ -138,7 +138,7 @@ def read_citations(raw: msgspec.Raw) -> list[Citation]:
         if bytes(memoryview(raw)[:1]) == b"{":
             return [_decode_citation(raw)]
         return _decode_citations(raw) or []
-    except _UNREADABLE:
+    except UNREADABLE:
         return []
 
 
@@ -146,7 +146,7 @@ def read_explanation(raw: msgspec.Raw) -> str:
     """Why a model refused, in its own words; often empty."""
     try:
         details = _decode_stop_details(raw) if raw else None
-    except _UNREADABLE:
+    except UNREADABLE:
         return ""
     return text_in(details.explanation) if details is not None else ""
 
@@ -208,7 +208,7 @@ class UsageCount:
         """All that is known with this usage object; None where it tells nothing to be believed."""
         try:
             usage = _decode_usage(raw) if raw else None
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
         if usage is None:
             return None

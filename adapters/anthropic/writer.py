@@ -32,6 +32,7 @@ from adapters.codec import Made, Request
 from adapters.envelope import Envelopes
 from adapters.errors import APIError
 from adapters.estimate import counted_tokens
+from adapters.raw import UNREADABLE
 
 _REFUSALS = AnthropicRefusals()
 _STOP_REASONS: Mapping[FinishReason, str] = {
@@ -57,7 +58,6 @@ _DELTAS = {
 
 _encode = msgspec.json.encode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class MessagesWriter:
@@ -274,6 +274,6 @@ def _input(arguments: str) -> object:
         return {}
     try:
         _decode_object(arguments)
-    except _UNREADABLE:
+    except UNREADABLE:
         return {"_raw": arguments}
     return msgspec.Raw(arguments.encode())

@@ -35,6 +35,7 @@ from adapters.gemini.refusal import GeminiRefusals
 from adapters.gemini.wire import UsageMetadata, usage_of
 from adapters.losses import Losses
 from adapters.openai.body import Fields, read_fields, require_items
+from adapters.raw import UNREADABLE
 
 BATCH_MAX = 100
 
@@ -255,7 +256,7 @@ def _read_vectors(body: bytes) -> Vectors | UpstreamFailure:
         return failure
     try:
         answer = _decode_answer(body)
-    except fields.UNREADABLE:
+    except UNREADABLE:
         return UpstreamFailure("protocol", "The answer is not a list of embeddings.")
     vectors = answer.embeddings or ([answer.embedding] if answer.embedding is not None else [])
     if not vectors:

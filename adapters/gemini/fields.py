@@ -15,6 +15,7 @@ import msgspec
 
 from adapters.errors import InvalidRequest
 from adapters.openai.body import Fields, read_fields
+from adapters.raw import UNREADABLE
 
 T = TypeVar("T")
 
@@ -26,7 +27,6 @@ _decode_int = msgspec.json.Decoder(int).decode
 _decode_float = msgspec.json.Decoder(float).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
 _decode_object = msgspec.json.Decoder(dict[str, object]).decode
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NULL = b"null"
 
 

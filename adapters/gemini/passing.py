@@ -24,6 +24,7 @@ from adapters.gemini.signature import SKIP_VALIDATION, sealed_in
 from adapters.gemini.traits import traits_of
 from adapters.openai.body import Fields
 from adapters.passing import PassingCall
+from adapters.raw import UNREADABLE
 
 _encode = msgspec.json.encode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -97,7 +98,7 @@ def renamed(answer: bytes, model: bytes) -> bytes:
 def _renamed_member(answer: bytes, model: bytes) -> bytes:
     try:
         members = _decode_members(answer)
-    except fields.UNREADABLE:
+    except UNREADABLE:
         return answer
     if "modelVersion" in members:
         members["modelVersion"] = msgspec.Raw(model)

@@ -17,10 +17,10 @@ from adapters.canonical import BlobKind, Citation, Logprob
 from adapters.failures import scrub
 from adapters.gemini import wire
 from adapters.gemini.failure import find_failure, read_error_object
+from adapters.raw import UNREADABLE
 from adapters.stream import Composer, State
 
 _decode = msgspec.json.Decoder(wire.Answer).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _USAGE_CHUNKS = 16  # between two times that the figures are told, for answers that are cut
 _DONE = b"[DONE]"  # of servers in front: Google knows no such thing
 
@@ -82,7 +82,7 @@ class GeminiReader:
         composer = self.composer
         try:
             answer = _decode(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             failure = find_failure(data)
             composer.fail("protocol", "The answer is not what Gemini answers.", failure)
             return
@@ -218,7 +218,7 @@ def _arguments(args: msgspec.Raw) -> str:
     text = bytes(args)
     try:
         return msgspec.json.format(text, indent=-1).decode()
-    except _UNREADABLE:  # half a character, which was only skipped until now
+    except UNREADABLE:  # half a character, which was only skipped until now
         return text.decode(errors="replace")
 
 

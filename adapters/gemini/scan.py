@@ -16,6 +16,7 @@ from adapters.codec import Scan
 from adapters.errors import InvalidRequest
 from adapters.gemini import fields
 from adapters.openai.body import Fields
+from adapters.raw import UNREADABLE, size_of
 
 _RENDERED = ("contents", "systemInstruction", "tools", "toolConfig", "generationConfig")
 # Members by which a body means something that is not in it.
@@ -37,7 +38,7 @@ def scan(members: Fields) -> Scan:
             found.guarded(_scan_contents, members[name])
     if "tools" in members:
         found.guarded(_scan_tools, members["tools"])
-    text_bytes = sum([_size(members[name]) for name in _RENDERED if name in members])
+    text_bytes = sum([size_of(members[name]) for name in _RENDERED if name in members])
     hosted = found.hosted
     return Scan(
         text_bytes=text_bytes - found.media_bytes,
@@ -68,14 +69,14 @@ class _Found:
         """What cannot be read may be anything."""
         try:
             read(self, raw)
-        except (*fields.UNREADABLE, InvalidRequest):
+        except (*UNREADABLE, InvalidRequest):
             self.hidden = True
 
     def add_inline(self, raw: msgspec.Raw) -> None:
         """Inline media, or text in base64, which its own bytes are enough for."""
         blob = _members(raw)
         media_type = _decode_text(blob.get("mimeType", b'""')).lower()
-        size = _size(blob.get("data", b""))
+        size = size_of(blob.get("data", b""))
         if media_type.startswith("text/"):
             return
         self.media_bytes += size
@@ -133,7 +134,3 @@ def _members(raw: msgspec.Raw) -> Fields:
 
 def _begins(raw: msgspec.Raw, opening: bytes) -> bool:
     return bytes(memoryview(raw)[:1]) == opening
-
-
-def _size(raw: msgspec.Raw | bytes) -> int:
-    return len(memoryview(raw))

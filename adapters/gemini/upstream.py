@@ -17,6 +17,7 @@ from adapters.gemini.passing import passing_call
 from adapters.gemini.reader import GeminiReader
 from adapters.losses import Losses
 from adapters.passing import PassingCall
+from adapters.raw import UNREADABLE
 
 _VERSION = "v1beta"
 _COLLECTIONS = ("models/", "tunedModels/")
@@ -89,5 +90,5 @@ def _count_call(target: Target, request: Body | dict[str, msgspec.Raw]) -> Count
 def _counted(body: bytes) -> int | None:
     try:
         return _decode_count(body).total_tokens
-    except fields.UNREADABLE:
+    except UNREADABLE:
         return None

@@ -40,12 +40,12 @@ from adapters.gemini.framing import framing
 from adapters.gemini.refusal import GeminiRefusals
 from adapters.gemini.signature import Sealed, encoded
 from adapters.gemini.wire import FINISH_REASONS, usage_metadata
+from adapters.raw import UNREADABLE
 
 Part = dict[str, object]
 
 _encode = msgspec.json.encode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _REFUSALS = GeminiRefusals()
 _CALLS = ("call", "free_call")
 # Older SDKs take these for the end of a line.
@@ -255,7 +255,7 @@ def _arguments(text: str) -> object:
     try:
         _decode_object(raw or b"{}")
         return msgspec.Raw(msgspec.json.format(raw or b"{}", indent=-1))
-    except _UNREADABLE:
+    except UNREADABLE:
         return {"_raw": text}
 
 

@@ -17,6 +17,7 @@ from adapters.codec import Scan
 from adapters.media import audio_tokens, document_tokens, image_tokens
 from adapters.openai import responses_scan
 from adapters.openai.body import Fields
+from adapters.raw import UNREADABLE, begins, count_items, size_of
 
 _TEXT_TYPES = frozenset(
     {"text", "refusal", "input_text", "output_text", "tool_use", "thinking", "redacted_thinking"}
@@ -81,7 +82,6 @@ _decode_file = msgspec.json.Decoder(_File).decode
 _decode_tools = msgspec.json.Decoder(list[_Tool]).decode
 _decode_cache_mark = msgspec.json.Decoder(_CacheMark).decode
 _decode_text = msgspec.json.Decoder(str).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def scanned(fields: Fields) -> Scanned:
@@ -90,8 +90,8 @@ def scanned(fields: Fields) -> Scanned:
         return Scanned(responses_scan.scanned(fields, None), foreign=True)
     found = _Found()
     _scan_messages(found, fields["messages"])
-    tools = _scan_tools(found, fields.get("tools")) + _count_items(fields.get("functions"))
-    text_bytes = sum([_size(fields.get(name, _ABSENT)) for name in _RENDERED])
+    tools = _scan_tools(found, fields.get("tools")) + count_items(fields.get("functions"))
+    text_bytes = sum([size_of(fields.get(name, _ABSENT)) for name in _RENDERED])
     scan = Scan(
         text_bytes=text_bytes - found.media_bytes,
         media_bytes=found.media_bytes,
@@ -100,7 +100,7 @@ def scanned(fields: Fields) -> Scanned:
         hidden=found.hidden or _brings_more(fields),
         tools=tools,
         passes=1 + _HOSTED_PASSES * found.hosted,
-        predicted_tokens=_size(fields.get("prediction", _ABSENT)),
+        predicted_tokens=size_of(fields.get("prediction", _ABSENT)),
         long_cache=found.long_cache or _keeps_long(fields),
     )
     return Scanned(scan, found.foreign)
@@ -139,9 +139,9 @@ def _scan_messages(found: _Found, messages: msgspec.Raw) -> None:
             if _is_given(message.audio):  # an earlier answer, by its id
                 found.audio = found.hidden = True
             _note_cache_mark(found, message.cache_control)
-            if _begins(message.content, b"["):
+            if begins(message.content, b"["):
                 _scan_parts(found, message.content)
-    except _UNREADABLE:
+    except UNREADABLE:
         found.hidden = True
 
 
@@ -156,7 +156,7 @@ def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = Fals
                 found.foreign = True
         elif part.type == "tool_result" and not inside_result:
             found.foreign = True
-            if _begins(part.content, b"["):
+            if begins(part.content, b"["):
                 _scan_parts(found, part.content, inside_result=True)
         else:
             _add_media(found, part)
@@ -164,18 +164,18 @@ def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = Fals
 
 def _add_media(found: _Found, part: _Part) -> None:
     if part.type in ("image_url", "input_image"):
-        found.add_media(_size(part.image_url), image_tokens())
+        found.add_media(size_of(part.image_url), image_tokens())
     elif part.type == "image":
-        found.add_media(_size(part.source), image_tokens())
+        found.add_media(size_of(part.source), image_tokens())
         found.foreign = True
     elif part.type == "input_audio":
-        size = _size(part.input_audio)
+        size = size_of(part.input_audio)
         found.add_media(size, audio_tokens(size))
         found.audio = True
     elif part.type == "file" and _is_inline(part.file):
-        found.add_media(_size(part.file), document_tokens(_size(part.file)))
+        found.add_media(size_of(part.file), document_tokens(size_of(part.file)))
     else:
-        found.add_media(_size(part.file) + _size(part.source), 0)
+        found.add_media(size_of(part.file) + size_of(part.source), 0)
         found.hidden = True
         found.foreign = found.foreign or part.type == "document"
 
@@ -184,7 +184,7 @@ def _is_inline(file: msgspec.Raw) -> bool:
     """Whether all of a file is here; an id of one may stand beside that, and win."""
     try:
         given = _decode_file(file)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return isinstance(given.file_data, str) and given.file_id is None
 
@@ -195,8 +195,8 @@ def _scan_tools(found: _Found, tools: msgspec.Raw | None) -> int:
         return 0
     try:
         declared = _decode_tools(tools)
-    except _UNREADABLE:
-        return _count_items(tools)
+    except UNREADABLE:
+        return count_items(tools)
     for tool in declared:
         _note_cache_mark(found, tool.cache_control)
         # Ours are wrapped in their type; a name of its own is how the others begin.
@@ -223,7 +223,7 @@ def _note_cache_mark(found: _Found, mark: msgspec.Raw) -> None:
 def _is_long(mark: msgspec.Raw) -> bool:
     try:
         return _decode_cache_mark(mark).ttl in _LONG_TTLS
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
 
 
@@ -234,24 +234,9 @@ def _keeps_long(fields: Fields) -> bool:
         return True
     try:
         return retention is not None and _decode_text(retention) in _LONG_TTLS
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
-
-
-def _size(raw: msgspec.Raw) -> int:
-    return len(memoryview(raw))
-
-
-def _begins(raw: msgspec.Raw, opening: bytes) -> bool:
-    return bytes(memoryview(raw)[:1]) == opening
 
 
 def _is_given(raw: msgspec.Raw) -> bool:
     return bytes(memoryview(raw)[:5]) != b"null"
-
-
-def _count_items(raw: msgspec.Raw | None) -> int:
-    try:
-        return 0 if raw is None else len(_decode_parts(raw))
-    except _UNREADABLE:
-        return 0

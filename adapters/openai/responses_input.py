@@ -30,6 +30,7 @@ from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.openai.responses_parts import read_parts
 from adapters.openai.responses_tools import SEARCH_NAME, Declared, read_tools
+from adapters.raw import UNREADABLE
 
 Role = Literal["system", "user", "assistant"]
 
@@ -65,7 +66,6 @@ class _Item(msgspec.Struct, gc=False):
 _decode_items = msgspec.json.Decoder(str | list[msgspec.Raw] | None).decode
 _decode_item = msgspec.json.Decoder(_Item).decode
 _decode_text = msgspec.json.Decoder(str).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NEAR = 64  # parts before a text's signature among which the text is looked for
 
 
@@ -134,7 +134,7 @@ class Conversation:
             return
         try:
             items = _decode_items(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             raise InvalidRequest(
                 f"{param} must be a string, or a list of items.", param=param
             ) from None
@@ -147,7 +147,7 @@ class Conversation:
     def _read_item(self, raw: msgspec.Raw, where: str) -> None:
         try:
             item = _decode_item(raw)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise InvalidRequest(f"{where} is no proper item: {error}.", param=where) from None
         kind = item.type or ("message" if item.role is not None else "item_reference")
         read = _READERS.get(kind)
@@ -330,7 +330,7 @@ def _text_or_json(raw: msgspec.Raw) -> str:
         return ""
     try:
         return _decode_text(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return "" if bytes(raw) == b"null" else bytes(raw).decode(errors="replace")
 
 

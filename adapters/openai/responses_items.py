@@ -14,13 +14,13 @@ import msgspec
 
 from adapters.canonical import BlockKind, Citation, Logprob, Open
 from adapters.openai.responses_wire import event
+from adapters.raw import UNREADABLE
 
 Status = Literal["completed", "incomplete"]
 Place = dict[str, object]  # where in the answer an event belongs
 
 _encode = msgspec.json.encode
 _decode_value = msgspec.json.Decoder().decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Lines:
@@ -408,7 +408,7 @@ def _object_of(text: str) -> object:
     """Arguments that go out as JSON rather than as text of it."""
     try:
         return _decode_value(text.encode(errors="replace")) if text else {}
-    except _UNREADABLE:
+    except UNREADABLE:
         return text
 
 

@@ -10,6 +10,7 @@ import msgspec
 from adapters.canonical import Audio, Cache, Document, Image, Part, Refusal, Text
 from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.media import parse_data_url, sniffed
+from adapters.raw import UNREADABLE
 
 _TTLS: Mapping[object, Cache] = {"12h": "12h", "30m": "30m"}
 _AUDIO = {"wav": "audio/wav", "mp3": "audio/mp3"}
@@ -44,7 +45,6 @@ class _Part(msgspec.Struct, gc=False):
 
 _decode_parts = msgspec.json.Decoder(str | list[_Part] | None).decode
 _decode_part = msgspec.json.Decoder(_Part).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_parts(raw: msgspec.Raw, where: str) -> tuple[Part, ...]:
@@ -53,7 +53,7 @@ def read_parts(raw: msgspec.Raw, where: str) -> tuple[Part, ...]:
         return ()
     try:
         parts = _decode_parts(raw)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         parts = _one_object(raw, where, error)
     if isinstance(parts, str):
         return (Text(text=parts),)
@@ -64,7 +64,7 @@ def _one_object(raw: msgspec.Raw, where: str, error: Exception) -> Sequence[_Par
     """A part that stands alone; anything else is no content."""
     try:
         return [_decode_part(raw)]
-    except _UNREADABLE:
+    except UNREADABLE:
         raise InvalidRequest(
             f"{where} must be a string, or a list of parts: {error}.", param=where
         ) from None

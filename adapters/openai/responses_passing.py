@@ -15,6 +15,7 @@ from adapters import sse
 from adapters.codec import Request
 from adapters.errors import APIError
 from adapters.openai.responses_failed import failed_at_once, failure_events
+from adapters.raw import UNREADABLE
 
 _RESPONSE = b'"response"'  # never inside a string, where its quotes would be escaped
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
@@ -24,7 +25,6 @@ Members = dict[str, msgspec.Raw]
 
 _decode_members = msgspec.json.Decoder(Members).decode
 _encode = msgspec.json.encode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class ResponsesManner:
@@ -45,7 +45,7 @@ class ResponsesManner:
         try:
             members = _decode_members(payload)
             response = _decode_members(members.get("response", _ABSENT))
-        except _UNREADABLE:
+        except UNREADABLE:
             return raw
         _overwrite(response, self._ours)
         self._response = response
@@ -67,7 +67,7 @@ def shown_response(body: bytes, request: Request) -> bytes:
     """A whole response as the client of `request` sees it; every other byte of a value stays."""
     try:
         response = _decode_members(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         return body
     _overwrite(response, _ours(request))
     return _encode(response)

@@ -15,6 +15,7 @@ import msgspec
 from adapters.codec import Scan
 from adapters.media import audio_tokens, document_tokens, image_tokens
 from adapters.openai.body import Fields
+from adapters.raw import UNREADABLE, begins, size_of
 
 TOOL_CALLS_DEFAULT = 10
 
@@ -85,7 +86,6 @@ _decode_part = msgspec.json.Decoder(_Part).decode
 _decode_tools = msgspec.json.Decoder(list[_Tool] | None).decode
 _decode_cache_mark = msgspec.json.Decoder(_CacheMark | None).decode
 _decode_value = msgspec.json.Decoder().decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def scanned(fields: Fields, tool_calls: int | None) -> Scan:
@@ -96,8 +96,9 @@ def scanned(fields: Fields, tool_calls: int | None) -> Scan:
     found.scan_input(fields.get("instructions", _ABSENT))
     more = sum(is_given(fields, name) for name in _MORE_PASSES)
     calls = tool_calls or TOOL_CALLS_DEFAULT
+    rendered = sum(size_of(fields.get(name, _ABSENT)) for name in _RENDERED)
     return Scan(
-        text_bytes=sum(_size(fields.get(name, _ABSENT)) for name in _RENDERED) - found.media_bytes,
+        text_bytes=rendered - found.media_bytes,
         media_bytes=found.media_bytes,
         media_tokens=found.media_tokens,
         audio=found.audio,
@@ -139,12 +140,12 @@ class _Found:
         self.tools = 0
 
     def scan_input(self, items: msgspec.Raw) -> None:
-        if not _begins(items, b"["):
+        if not begins(items, b"["):
             return  # absent, or one text
         try:
             for item in _decode_items(items):
                 self._scan_item(item)
-        except _UNREADABLE:
+        except UNREADABLE:
             self.hidden = True
 
     def scan_tools(self, raw: msgspec.Raw) -> None:
@@ -152,7 +153,7 @@ class _Found:
             return
         try:
             tools = _decode_tools(raw) or []
-        except _UNREADABLE:
+        except UNREADABLE:
             self.hidden = self.hosted = True
             return
         for tool in tools:
@@ -173,13 +174,13 @@ class _Found:
         if isinstance(item.type, str):
             self.hidden = self.hidden or item.type in _REFERENCE_ITEMS
             if item.type == "image_generation_call":
-                self._add_media(_size(item.result), image_tokens())
+                self._add_media(size_of(item.result), image_tokens())
         self.scan_tools(item.tools)
         for parts in (item.content, item.output):
-            if _begins(parts, b"["):
+            if begins(parts, b"["):
                 for part in _decode_parts(parts):
                     self._scan_part(part)
-            elif _begins(parts, b"{"):  # a screenshot
+            elif begins(parts, b"{"):  # a screenshot
                 self._scan_part(_decode_part(parts))
 
     def _scan_part(self, part: _Part) -> None:
@@ -188,14 +189,14 @@ class _Found:
         if not isinstance(part.type, str):
             self.hidden = True
         elif part.type in _IMAGE_PARTS:
-            self._add_media(_size(part.image_url), image_tokens())
+            self._add_media(size_of(part.image_url), image_tokens())
             self.hidden = self.hidden or not part.image_url
         elif part.type == "input_audio":
-            size = _size(part.input_audio) + _size(part.data)
+            size = size_of(part.input_audio) + size_of(part.data)
             self._add_media(size, audio_tokens(size))
             self.audio = True
         elif part.type == "input_file":
-            size = _size(part.file_data)
+            size = size_of(part.file_data)
             self._add_media(size, document_tokens(size))
             self.hidden = self.hidden or part.file_id is not None or part.file_url is not None
         elif part.type not in _TEXT_PARTS:
@@ -213,21 +214,13 @@ def _keeps_long(fields: Fields) -> bool:
         return True
     try:
         return _decode_value(fields.get("prompt_cache_retention", b"null")) in _LONG_TTLS
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
 
 
 def _is_long(mark: msgspec.Raw) -> bool:
     try:
         found = _decode_cache_mark(mark)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return found is not None and found.ttl in _LONG_TTLS
-
-
-def _size(raw: msgspec.Raw) -> int:
-    return len(memoryview(raw))
-
-
-def _begins(raw: msgspec.Raw, opening: bytes) -> bool:
-    return bytes(memoryview(raw)[:1]) == opening

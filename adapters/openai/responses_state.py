@@ -19,6 +19,7 @@ from adapters.codec import Request
 from adapters.errors import InvalidRequest, NotFound
 from adapters.openai.body import Fields, count_of, flag_of, text_of
 from adapters.openai.responses_scan import scanned
+from adapters.raw import UNREADABLE
 
 ITEMS_DEFAULT, ITEMS_MAX = 20, 100
 _DIGITS = 10  # no limit has as many
@@ -58,7 +59,6 @@ _decode_members = msgspec.json.Decoder(Members).decode
 _decode_response = msgspec.json.Decoder(_Response).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 _encode = msgspec.json.encode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 # -- what a request says --------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def final_response(body: bytes) -> bytes | None:
     for event in reversed([*splitter.feed(body), splitter.close()]):
         try:
             found = _decode_event(sse.data_of(event)).response
-        except _UNREADABLE:
+        except UNREADABLE:
             continue
         if found:
             return bytes(found)
@@ -147,7 +147,7 @@ def output_items(body: bytes) -> list[msgspec.Raw]:
     try:
         items = _decode_response(body).output or []
         return [_identified(raw, _decode_item(raw)) for raw in items]
-    except _UNREADABLE:
+    except UNREADABLE:
         return []
 
 
@@ -155,7 +155,7 @@ def response_id(body: bytes) -> str:
     """The id of a whole response; empty where it has none."""
     try:
         return _decode_item(body).id or ""
-    except _UNREADABLE:
+    except UNREADABLE:
         return ""
 
 
@@ -229,7 +229,7 @@ def _items_of(fields: Fields) -> list[tuple[msgspec.Raw, _Item]]:
         if isinstance(given, str):
             given = [_user_message(given)]
         return [(raw, _decode_item(raw)) for raw in given or ()]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidRequest(
             f"input must be a string, or a list of items: {error}.", param="input"
         ) from None

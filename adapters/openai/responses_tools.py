@@ -9,6 +9,7 @@ import msgspec
 
 from adapters.canonical import Grammar, HostedTool, Tool, ToolChoice
 from adapters.errors import InvalidRequest
+from adapters.raw import UNREADABLE
 
 SEARCH_NAME = "tool_search"
 
@@ -57,14 +58,13 @@ class _Named(msgspec.Struct, gc=False):
 
 _decode_tools = msgspec.json.Decoder(list[_Tool] | None).decode
 _decode_choice = msgspec.json.Decoder(str | _Named | None).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_tools(raw: msgspec.Raw, param: str = "tools") -> Declared:
     """The tools of a list. Raises InvalidRequest naming `param`."""
     try:
         declared = _decode_tools(raw) or []
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"{param} must be {_NO_TOOLS}: {error}.", param=param) from None
     tools: list[Tool] = []
     hosted: list[HostedTool] = []
@@ -87,7 +87,7 @@ def read_choice(raw: msgspec.Raw) -> ToolChoice | None:
     """The choice; None where it was left out. Raises InvalidRequest."""
     try:
         choice = _decode_choice(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise InvalidRequest(
             "tool_choice must be none, auto, required, or an object with a type.",
             param="tool_choice",

@@ -21,6 +21,7 @@ from adapters.openai.responses_reader import ResponsesReader
 from adapters.openai.responses_scan import TOOL_CALLS_DEFAULT
 from adapters.openai.responses_state import final_response
 from adapters.passing import PassingCall
+from adapters.raw import UNREADABLE
 
 _PATH = "/responses"
 _COUNT_PATH = "/responses/input_tokens"
@@ -60,7 +61,6 @@ _decode_item = msgspec.json.Decoder(_Item).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
 _encode = msgspec.json.encode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class ResponsesUpstream:
@@ -130,7 +130,7 @@ def _readable(items: msgspec.Raw, target: Target, envelopes: Envelopes) -> msgsp
             for item in _decode_items(items)
             if (shown := _shown(item, target, envelopes)) is not None
         ]
-    except _UNREADABLE:
+    except UNREADABLE:
         return items
     return msgspec.Raw(_encode(kept))
 
@@ -139,7 +139,7 @@ def _shown(raw: msgspec.Raw, target: Target, envelopes: Envelopes) -> msgspec.Ra
     """An item as the provider gets it; None where it is left out."""
     try:
         item = _decode_item(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return raw
     value = item.encrypted_content
     if item.type != "reasoning":
@@ -163,6 +163,6 @@ def _is_set(fields: dict[str, msgspec.Raw], name: str) -> bool:
 def _count(body: bytes) -> int | None:
     try:
         count = _decode_count(body).input_tokens
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return count if count >= 0 else None

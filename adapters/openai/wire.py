@@ -14,6 +14,7 @@ import msgspec
 
 from adapters.canonical import Usage
 from adapters.errors import UpstreamProtocolViolation
+from adapters.raw import UNREADABLE
 
 _TOKENS_MAX = 2**40  # more than any window; beyond it a figure is an error, not a count
 
@@ -98,7 +99,6 @@ _decode_embeddings = msgspec.json.Decoder(Embeddings).decode
 # Not strict: some servers write counts as 12.0.
 _decode_usage = msgspec.json.Decoder(_Usage, strict=False).decode
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_answer(data: bytes) -> Answer:
@@ -109,11 +109,11 @@ def read_answer(data: bytes) -> Answer:
     """
     try:
         return _decode_answer(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         pass
     try:
         return _decode_answer(_SURROGATE.sub(b"?", data))
-    except _UNREADABLE:
+    except UNREADABLE:
         raise UpstreamProtocolViolation("The answer is not a chat completion.") from None
 
 
@@ -121,7 +121,7 @@ def read_embeddings(data: bytes) -> Embeddings:
     """An answer to an embeddings request. Raises UpstreamProtocolViolation."""
     try:
         return _decode_embeddings(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise UpstreamProtocolViolation("The answer is not a list of embeddings.") from None
 
 
