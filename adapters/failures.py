@@ -73,6 +73,11 @@ def kind_of(status: int, message: str) -> FailureKind:
     return kind
 
 
+def status_in(code: object) -> int:
+    """The HTTP status that an error inside an answer names; 500 where it names none."""
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500
+
+
 def retry_after(headers: Mapping[bytes, bytes]) -> float | None:
     """Seconds from `retry-after-ms` or `retry-after`; a date is no hint, clocks differ."""
     for name, per_second in ((b"retry-after-ms", 1000), (b"retry-after", 1)):

@@ -26,6 +26,7 @@ from adapters.openai.body import (
     Fields,
     count_of,
     flag_of,
+    model_of,
     read_fields,
     refuse_other_models,
     refuse_other_spellings,
@@ -105,9 +106,7 @@ class MessagesCount(MessagesDownstream):
 
 def _request(fields: Fields, body_bytes: int, ask: Ask, output_cap: int | None) -> Request:
     refuse_other_spellings(fields, _PRICED)
-    model = text_of(fields, "model")
-    if not model:
-        raise InvalidRequest("model is required.", param="model")
+    model = model_of(fields)
     require_items(fields, "messages", b"{", "a list of message objects")
     refuse_other_models(fields, "fallbacks")
     user_id, session_id = _who(fields)

@@ -13,6 +13,7 @@ import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
 from adapters.failures import kind_of, retry_after, scrub
+from adapters.raw import UNREADABLE
 
 # Not `invalid_request_error`: its wording tells more.
 _KIND_BY_TYPE: Mapping[str, FailureKind] = {
@@ -64,14 +65,13 @@ class _Envelope(msgspec.Struct):
 _decode_envelope = msgspec.json.Decoder(_Envelope | None).decode
 _decode_details = msgspec.json.Decoder(_Details | None).decode
 _decode_error = msgspec.json.Decoder(_Error | str | None).decode
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> UpstreamFailure:
     """An HTTP answer other than 200, as facts. The body may be anything."""
     try:
         envelope = _decode_envelope(body) or _Envelope()
-    except _UNREADABLE:
+    except UNREADABLE:
         envelope = _Envelope()
     found = envelope.error if envelope.error is not None else _Error(message=envelope.message)
     return _facts(found, status, retry_after(headers))
@@ -81,7 +81,7 @@ def read_error_object(raw: msgspec.Raw) -> UpstreamFailure:
     """The `error` member of an event, or of an answer that began well."""
     try:
         found = _decode_error(raw) if raw else None
-    except _UNREADABLE:
+    except UNREADABLE:
         found = None
     error = _Error() if found is None else found
     word = error.type if isinstance(error, _Error) else None
@@ -105,7 +105,7 @@ def _facts(error: _Error | str, status: int, retry_seconds: float | None) -> Ups
 def _details(raw: msgspec.Raw) -> dict[str, object]:
     try:
         code = (_decode_details(raw) or _Details()).error_code if raw else None
-    except _UNREADABLE:
+    except UNREADABLE:
         return {}
     return {"error_code": code} if isinstance(code, str) and code in _TOLD_CODES else {}
 

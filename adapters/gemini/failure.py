@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
-from adapters.failures import kind_of, retry_after, scrub
+from adapters.failures import kind_of, retry_after, scrub, status_in
 
 _KIND_BY_STATUS: Mapping[str, FailureKind] = {
     "UNAUTHENTICATED": "auth",
@@ -78,8 +78,7 @@ def read_error_object(raw: bytes) -> UpstreamFailure | None:
         return None
     if isinstance(error, str):
         error = _Error(message=error)
-    status = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else 500
-    return _facts(error, status, None)
+    return _facts(error, status_in(error.code), None)
 
 
 def find_failure(body: bytes) -> UpstreamFailure | None:
@@ -87,8 +86,7 @@ def find_failure(body: bytes) -> UpstreamFailure | None:
     error = _find(body)
     if error is None:
         return None
-    status = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else 500
-    return _facts(error, status, None)
+    return _facts(error, status_in(error.code), None)
 
 
 def _find(body: bytes) -> _Error | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,6 +19,14 @@ T = TypeVar("T")
 Fields = dict[str, msgspec.Raw]
 
 _ABSENT = msgspec.Raw()
+
+
+class _Metadata(msgspec.Struct):
+    conversation_id: object = None
+    user_id: object = None
+
+
+_decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_key = msgspec.json.Decoder(str).decode
 _decode_str = msgspec.json.Decoder(str).decode
@@ -116,6 +124,36 @@ def text_of(fields: Fields, name: str) -> str | None:
     if raw is None:
         return None
     return _read(name, raw, _decode_str, "a string")
+
+
+def model_of(fields: Fields) -> str:
+    """The model that is asked; a request without one is refused."""
+    model = text_of(fields, "model")
+    if not model:
+        raise InvalidRequest("model is required.", param="model")
+    return model
+
+
+class Metadata(NamedTuple):
+    """What Farebox reads of `metadata`; values of other types are not for us."""
+
+    conversation_id: str = ""
+    user_id: str = ""
+
+
+def metadata_of(fields: Fields) -> Metadata:
+    """`metadata`, where it is an object or absent."""
+    if "metadata" not in fields:
+        return Metadata()
+    try:
+        given = _decode_metadata(fields["metadata"]) or _Metadata()
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise InvalidRequest("metadata must be an object.", param="metadata") from None
+    return Metadata(_text(given.conversation_id), _text(given.user_id))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def flag_of(fields: Fields, name: str) -> bool:

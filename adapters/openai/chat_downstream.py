@@ -22,6 +22,8 @@ from adapters.openai.body import (
     Fields,
     count_of,
     flag_of,
+    metadata_of,
+    model_of,
     read_fields,
     refuse_other_models,
     refuse_other_spellings,
@@ -61,15 +63,7 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class _Metadata(msgspec.Struct):
-    """What Farebox reads of `metadata`; leaves of other types are not for us."""
-
-    conversation_id: object = None
-    user_id: object = None
-
-
 _decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
-_decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
 
 
 class ChatDownstream(OpenAIRefusals):
@@ -81,15 +75,13 @@ class ChatDownstream(OpenAIRefusals):
     def decode(self, body: bytes, ask: Ask) -> Request:
         fields = read_fields(body)
         refuse_other_spellings(fields, _PRICED)
-        model = text_of(fields, "model")
-        if not model:
-            raise InvalidRequest("model is required.", param="model")
+        model = model_of(fields)
         has_input = "messages" not in fields and "input" in fields
         if not has_input:
             require_items(fields, "messages", b"{", "a list of message objects")
         refuse_other_models(fields, "models")
         stream = flag_of(fields, "stream")
-        metadata = _metadata(fields)
+        metadata = metadata_of(fields)
         scan, foreign = scanned(fields)
         return Request(
             fields=fields,
@@ -103,8 +95,8 @@ class ChatDownstream(OpenAIRefusals):
             service_tier=text_of(fields, "service_tier") or "",
             pieces=_WEB_SEARCH if "web_search_options" in fields else {},
             scan=scan,
-            user_id=_text(metadata.user_id) or text_of(fields, "user") or "",
-            conversation_id=_text(metadata.conversation_id),
+            user_id=metadata.user_id or text_of(fields, "user") or "",
+            conversation_id=metadata.conversation_id,
             foreign=foreign,
         )
 
@@ -145,19 +137,3 @@ def _include_usage(fields: Fields, stream: bool) -> bool:
             "stream_options is only allowed where stream is true.", param="stream_options"
         )
     return options.include_usage or False
-
-
-def _metadata(fields: Fields) -> _Metadata:
-    if "metadata" not in fields:
-        return _NO_METADATA
-    try:
-        return _decode_metadata(fields["metadata"]) or _NO_METADATA
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise InvalidRequest("metadata must be an object.", param="metadata") from None
-
-
-_NO_METADATA = _Metadata()
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""

@@ -33,7 +33,7 @@ from adapters.errors import InvalidRequest, RequestNotExpressible, UpstreamProto
 from adapters.estimate import counted_tokens
 from adapters.losses import Losses
 from adapters.openai import wire
-from adapters.openai.body import count_of, read_fields, refuse_other_spellings, text_of
+from adapters.openai.body import count_of, model_of, read_fields, refuse_other_spellings, text_of
 from adapters.openai.chat_relay import with_model
 from adapters.openai.failure import read_error_object, read_failure
 from adapters.openai.refusal import OpenAIRefusals
@@ -66,9 +66,7 @@ class EmbeddingsDownstream(OpenAIRefusals):
     def decode(self, body: bytes, ask: Ask) -> Request:
         fields = read_fields(body)
         refuse_other_spellings(fields, _PRICED)
-        model = text_of(fields, "model")
-        if not model:
-            raise InvalidRequest("model is required.", param="model")
+        model = model_of(fields)
         if "input" not in fields:
             raise InvalidRequest("input is required.", param="input")
         _check_input(fields["input"])

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
-from adapters.failures import kind_of, retry_after, scrub
+from adapters.failures import kind_of, retry_after, scrub, status_in
 
 # Not `server_error`: OpenAI says it of every 5xx, where the status knows better.
 _KIND_BY_CODE: Mapping[str, FailureKind] = {
@@ -61,8 +61,7 @@ def read_error_object(raw: msgspec.Raw) -> UpstreamFailure | None:
     error = _find(bytes(raw))
     if error is None:
         return None
-    status = error.code if isinstance(error.code, int) and 400 <= error.code <= 599 else 500
-    return _facts(error, status, None)
+    return _facts(error, status_in(error.code), None)
 
 
 def _find(body: bytes) -> _Error | None:

@@ -18,6 +18,8 @@ from adapters.openai.body import (
     Fields,
     count_of,
     flag_of,
+    metadata_of,
+    model_of,
     read_fields,
     refuse_other_spellings,
     text_of,
@@ -59,17 +61,6 @@ _KEEP_ALIVE_EVENT = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'
 _NO_INPUT = "input is required: a string, or a list of items."
 
 
-class _Metadata(msgspec.Struct):
-    """What Farebox reads of `metadata`; leaves of other types are not for us."""
-
-    conversation_id: object = None
-    user_id: object = None
-
-
-_decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
-_NO_METADATA = _Metadata()
-
-
 class ResponsesDownstream(OpenAIRefusals):
     """The client's side of `POST /v1/responses`."""
 
@@ -79,9 +70,7 @@ class ResponsesDownstream(OpenAIRefusals):
     def decode(self, body: bytes, ask: Ask) -> Request:
         fields = read_fields(body)
         refuse_other_spellings(fields, _PRICED)
-        model = text_of(fields, "model")
-        if not model:
-            raise InvalidRequest("model is required.", param="model")
+        model = model_of(fields)
         _check_input(fields)
         if flag_of(fields, "background"):
             # An answer that goes on without its reader could not be charged.
@@ -91,7 +80,7 @@ class ResponsesDownstream(OpenAIRefusals):
                 param="background",
             )
         tool_calls = count_of(fields, "max_tool_calls", TOKENS_MAX)
-        metadata = _metadata(fields)
+        metadata = metadata_of(fields)
         return Request(
             fields=fields,
             body_bytes=len(body),
@@ -103,11 +92,11 @@ class ResponsesDownstream(OpenAIRefusals):
             output_cap=count_of(fields, "max_output_tokens", TOKENS_MAX),
             service_tier=text_of(fields, "service_tier") or "",
             scan=scanned(fields, tool_calls),
-            user_id=_text(metadata.user_id)
+            user_id=metadata.user_id
             or text_of(fields, "safety_identifier")
             or text_of(fields, "user")
             or "",
-            conversation_id=_text(metadata.conversation_id)
+            conversation_id=metadata.conversation_id
             or ask.headers.get(b"session-id", b"").decode("latin-1")
             or text_of(fields, "prompt_cache_key")
             or "",
@@ -147,16 +136,3 @@ def _check_input(fields: Fields) -> None:
         return
     if bytes(memoryview(fields["input"])[:1]) not in (b'"', b"["):
         raise InvalidRequest(_NO_INPUT, param="input")
-
-
-def _metadata(fields: Fields) -> _Metadata:
-    if "metadata" not in fields:
-        return _NO_METADATA
-    try:
-        return _decode_metadata(fields["metadata"]) or _NO_METADATA
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise InvalidRequest("metadata must be an object.", param="metadata") from None
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
