@@ -25,23 +25,19 @@ _LARGE_BYTES = 1024 * 1024  # of media, which is only looked at: about 40 ms
 
 
 class Calls:
-    """The calls of one request. `created` is now, in seconds since the epoch."""
+    """The calls of one request; `codec` is the client's side. `created` is now, in seconds since
+    the epoch."""
 
-    __slots__ = ("_codec", "_created", "_envelopes", "_prompt", "request")
+    __slots__ = ("_created", "_envelopes", "_prompt", "codec", "request")
 
     def __init__(
         self, codec: DownstreamCodec, request: Request, envelopes: Envelopes, created: int
     ) -> None:
         self.request = request
-        self._codec = codec
+        self.codec = codec
         self._envelopes = envelopes
         self._created = created
         self._prompt: Prompt | None = None
-
-    @property
-    def codec(self) -> DownstreamCodec:
-        """The client's side."""
-        return self._codec
 
     def at(self, candidate: Candidate, output_cap: int | None) -> Call:
         """The call of one candidate.
@@ -73,7 +69,7 @@ class Calls:
         """The canonical request."""
         if self._prompt is None:
             with _depth_is_bounded():
-                self._prompt = self._codec.prompt(self.request, self._envelopes)
+                self._prompt = self.codec.prompt(self.request, self._envelopes)
         return self._prompt
 
     def in_order(self, route: Route) -> tuple[Candidate, ...]:
@@ -100,13 +96,13 @@ class Calls:
 
     def _at(self, candidate: Candidate, output_cap: int | None) -> Call:
         if self.request.kind == "embedding":
-            codec = cast("EmbeddingDownstream", self._codec)
+            codec = cast("EmbeddingDownstream", self.codec)
             return embedding_call(codec, self.request, self._target(candidate, None))
         upstream, target = self._upstream(candidate), self._target(candidate, output_cap)
         if self._passes(candidate):
             return upstream.passing(self.request, target, self._envelopes)
         return Translation(
-            self._codec,
+            self.codec,
             upstream,
             self.request,
             self.prompt(),

@@ -101,8 +101,11 @@ async def serve_exchange(
     gateway: Gateway, connection: Connection, head: Head, record: Record
 ) -> None:
     """Steps 2 to 10. Raises APIError and ClientGone, and leaves nothing held."""
-    record.refusals = registry.refusals(head.path, head.query, head.headers)
-    operation, name = registry.find(head.method, head.path, head.query, head.headers)
+    try:
+        operation, name = registry.find(head.method, head.path, head.query, head.headers)
+    except APIError:  # what is no operation has no words of its own
+        record.refusals = registry.refusals(head.path, head.query, head.headers)
+        raise
     record.enter(operation)
     principal = authenticate.principal(gateway.keyring, head, gateway.wall())
     record.principal = principal

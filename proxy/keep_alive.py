@@ -11,16 +11,16 @@ sent before, and needs no more. So no beat can overlap a send of the exchange, o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import trio
 
+from proxy.deadlines import NEVER
+
 SECONDS = 15.0  # of silence before each beat; the shortest idle limit of a client known is 60
 _LOOK_SECONDS = 1.0
-_NEVER = math.inf
 
 
 class Pulse:
@@ -38,7 +38,7 @@ class Pulse:
 
     def stop(self) -> None:
         """The exchange has something of its own to send."""
-        self.since = _NEVER
+        self.since = NEVER
 
     def __enter__(self) -> Self:
         self._all.add(self)
