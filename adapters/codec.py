@@ -103,6 +103,9 @@ class UpstreamFailure:
         return refusal(self.message, param=self.param, details=self.details)
 
 
+EMPTY_ANSWER = UpstreamFailure("empty", "The answer is empty.")
+
+
 class Scan(msgspec.Struct, frozen=True, kw_only=True):
     """What a request's body holds, as far as its price depends on it.
 

@@ -12,16 +12,20 @@ from typing import Protocol
 
 import msgspec
 
-from adapters.canonical import Usage
+from adapters.canonical import Prompt, Usage
 from adapters.codec import (
     Call,
     Counted,
     DownstreamCodec,
+    Made,
+    PlainRelay,
     Request,
     StreamRelay,
     Target,
     UpstreamFailure,
+    Writer,
 )
+from adapters.envelope import Envelopes
 from adapters.estimate import counted_tokens
 
 
@@ -85,6 +89,52 @@ class EmbeddingUpstream(Protocol):
     ) -> UpstreamFailure:
         """As of an UpstreamCodec."""
         ...
+
+
+class NoPrompt:
+    """What a downstream codec has for answers that are written, and embeddings are not."""
+
+    def stream_type(self, request: Request) -> str:
+        raise AssertionError("embeddings are never streamed")
+
+    def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
+        raise AssertionError("embeddings are no prompt")
+
+    def writer(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> Writer:
+        raise AssertionError("embeddings are no prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class PassingEmbedding:
+    """A request as it came, at a provider of its own protocol. Implements `codec.Call`.
+
+    `relay` reads an answer, `failure` what is none.
+    """
+
+    path: str
+    body: bytes
+    relay: Callable[[bytes], PlainRelay]
+    failure: Callable[[int, Mapping[bytes, bytes], bytes], UpstreamFailure]
+    headers: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def read_error(
+        self, status: int, headers: Mapping[bytes, bytes], body: bytes
+    ) -> UpstreamFailure:
+        return self.failure(status, headers, body)
+
+    def stream(self) -> StreamRelay:
+        raise AssertionError("embeddings are never streamed")
+
+    def plain(self, body: bytes) -> PlainRelay:
+        return self.relay(body)
+
+
+def counted(usage: Usage | None, input_text_bytes: int) -> Counted:
+    """What to settle with: the provider's usage, else our own count of the text."""
+    if usage is not None:
+        return Counted(usage, estimated=False)
+    return Counted(Usage(input_tokens=counted_tokens(input_text_bytes)), estimated=True)
 
 
 class EmbeddingTranslation:

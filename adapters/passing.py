@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adapters import sse
-from adapters.codec import Counted, Reader, UpstreamFailure
+from adapters.codec import EMPTY_ANSWER, Counted, Reader, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
 from adapters.stream import Meter
-
-_EMPTY = UpstreamFailure("empty", "The answer is empty.")
 
 
 class Manner(Protocol):
@@ -156,7 +154,7 @@ class PassingStream:
         elif composer.ended:
             self.ended = True
             if self._meter.empty:
-                self._fail(_EMPTY)
+                self._fail(EMPTY_ANSWER)
 
     def _fail(self, failure: UpstreamFailure) -> None:
         self.failure, self.ended = failure, True
@@ -176,7 +174,7 @@ class PassingPlain:
             meter.read(event)
         self.failure = reader.composer.failure
         if self.failure is None and meter.empty:
-            self.failure = _EMPTY
+            self.failure = EMPTY_ANSWER
         if self.failure is None:
             self.body = shown
 

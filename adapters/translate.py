@@ -12,6 +12,7 @@ from dataclasses import replace
 from adapters import sse
 from adapters.canonical import Event, Finish, Prompt, Used
 from adapters.codec import (
+    EMPTY_ANSWER,
     Counted,
     DownstreamCodec,
     Encoded,
@@ -31,7 +32,6 @@ from adapters.restore import Restorer
 from adapters.stop import STOP_CHARACTERS_MAX, STOPS_MAX, StopScanner, can_be_scanned
 from adapters.stream import Meter
 
-_EMPTY = UpstreamFailure("empty", "The answer is empty.")
 # A request in another protocol is longer by its words for the same things, and never by far.
 _GROWTH_MAX = 4
 _GROWTH_FREE_BYTES = 16_384
@@ -260,7 +260,7 @@ class TranslatedStream:
     def _finish(self, event: Finish) -> None:
         self.ended = True
         if self._answer.meter.empty:
-            self.failure = _EMPTY
+            self.failure = EMPTY_ANSWER
         else:
             self.terminal = self._writer.write(event)
 
@@ -280,7 +280,7 @@ class TranslatedPlain:
         finished = bool(events) and type(events[-1]) is Finish
         self.failure = None if finished else answer.failure
         if self.failure is None and answer.meter.empty:
-            self.failure = _EMPTY
+            self.failure = EMPTY_ANSWER
         if self.failure is None:
             self.body = writer.whole()
 

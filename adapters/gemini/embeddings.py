@@ -7,31 +7,33 @@ what the client asked where it is a Gemini client, and always a batch where it i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from urllib.parse import quote
 
 import msgspec
 
-from adapters.canonical import Prompt, Usage
+from adapters.canonical import Usage
 from adapters.codec import (
+    EMPTY_ANSWER,
     Ask,
     Counted,
-    Made,
     Request,
     Scan,
-    StreamRelay,
     Target,
     UpstreamFailure,
-    Writer,
 )
-from adapters.embedding import Embedding, EncodedEmbedding, Vectors
-from adapters.envelope import Envelopes
+from adapters.embedding import (
+    Embedding,
+    EncodedEmbedding,
+    NoPrompt,
+    PassingEmbedding,
+    Vectors,
+    counted,
+)
 from adapters.errors import InvalidRequest, RequestNotExpressible
-from adapters.estimate import counted_tokens
 from adapters.gemini import fields
 from adapters.gemini.downstream import model_in
 from adapters.gemini.failure import find_failure, read_failure
 from adapters.gemini.refusal import GeminiRefusals
+from adapters.gemini.upstream import path_of, resource_of
 from adapters.gemini.wire import UsageMetadata, usage_of
 from adapters.losses import Losses
 from adapters.openai.body import Fields, read_fields, require_items
@@ -41,7 +43,6 @@ BATCH_MAX = 100
 
 _REQUESTS = "requests"
 _READ = frozenset({"model", "content", "taskType", "title", "outputDimensionality"})
-_EMPTY = UpstreamFailure("empty", "The answer is empty.")
 _encode = msgspec.json.encode
 
 
@@ -63,11 +64,8 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 # -- as a server ----------------------------------------------------------------------------------
 
 
-class GeminiEmbed(GeminiRefusals):
+class GeminiEmbed(NoPrompt, GeminiRefusals):
     """The client's side of `POST …/models/{model}:embedContent`."""
-
-    def stream_type(self, request: Request) -> str:
-        raise AssertionError("embeddings are never streamed")
 
     def decode(self, body: bytes, ask: Ask) -> Request:
         raw = read_fields(body)
@@ -80,12 +78,6 @@ class GeminiEmbed(GeminiRefusals):
             kind="embedding",
             scan=Scan(text_bytes=len(body)),
         )
-
-    def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
-        raise AssertionError("embeddings are no prompt")
-
-    def writer(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> Writer:
-        raise AssertionError("embeddings are no prompt")
 
     def embedding(self, request: Request) -> Embedding:
         return _embedding([fields.named(request.fields)], [""])
@@ -169,15 +161,15 @@ def _written(usage: Usage) -> dict[str, int]:
 class GeminiEmbeddings:
     """The provider's side. Implements `embedding.EmbeddingUpstream`."""
 
-    def passing_embedding(self, request: Request, target: Target) -> GeminiEmbedCall:
-        resource = msgspec.Raw(_encode(_resource(target)))
+    def passing_embedding(self, request: Request, target: Target) -> PassingEmbedding:
+        resource = msgspec.Raw(_encode(resource_of(target)))
         members = dict(request.fields)
         key = fields.spelled(members, _REQUESTS)
         if key not in members:
-            verb = "embedContent"
+            verb = ":embedContent"
             members["model"] = resource
         else:
-            verb = "batchEmbedContents"
+            verb = ":batchEmbedContents"
             members[key] = msgspec.Raw(
                 _encode(
                     [
@@ -186,13 +178,15 @@ class GeminiEmbeddings:
                     ]
                 )
             )
-        return GeminiEmbedCall(_encode(members), _path(target, verb))
+        return PassingEmbedding(
+            path_of(target, verb), _encode(members), relay=GeminiEmbedRelay, failure=read_failure
+        )
 
     def encode_embedding(self, embedding: Embedding, target: Target) -> EncodedEmbedding:
         losses = Losses(target.provider.name)
         if len(embedding.texts) > BATCH_MAX:
             losses.refuse("input", f"embeds at most {BATCH_MAX} texts at once")
-        common: dict[str, object] = {"model": _resource(target)}
+        common: dict[str, object] = {"model": resource_of(target)}
         if embedding.dimensions is not None:
             common["outputDimensionality"] = embedding.dimensions
         if embedding.task:
@@ -201,7 +195,7 @@ class GeminiEmbeddings:
             common["title"] = embedding.title
         requests = [{**common, "content": {"parts": [{"text": text}]}} for text in embedding.texts]
         return EncodedEmbedding(
-            path=_path(target, "batchEmbedContents"),
+            path=path_of(target, ":batchEmbedContents"),
             body=_encode({_REQUESTS: requests}),
             read=_read_vectors,
             dropped=losses.names,
@@ -211,27 +205,6 @@ class GeminiEmbeddings:
         self, status: int, headers: Mapping[bytes, bytes], body: bytes
     ) -> UpstreamFailure:
         return read_failure(status, headers, body)
-
-
-@dataclass(frozen=True, slots=True)
-class GeminiEmbedCall:
-    """A request as it came. Implements `codec.Call`."""
-
-    body: bytes
-    path: str
-    headers: tuple[tuple[str, str], ...] = ()
-    dropped: tuple[str, ...] = ()
-
-    def read_error(
-        self, status: int, headers: Mapping[bytes, bytes], body: bytes
-    ) -> UpstreamFailure:
-        return read_failure(status, headers, body)
-
-    def stream(self) -> StreamRelay:
-        raise AssertionError("embeddings are never streamed")
-
-    def plain(self, body: bytes) -> GeminiEmbedRelay:
-        return GeminiEmbedRelay(body)
 
 
 class GeminiEmbedRelay:
@@ -246,9 +219,7 @@ class GeminiEmbedRelay:
         self._usage = read.usage if isinstance(read, Vectors) else None
 
     def counted(self, input_text_bytes: int) -> Counted:
-        if self._usage is not None:
-            return Counted(self._usage, estimated=False)
-        return Counted(Usage(input_tokens=counted_tokens(input_text_bytes)), estimated=True)
+        return counted(self._usage, input_text_bytes)
 
 
 def _read_vectors(body: bytes) -> Vectors | UpstreamFailure:
@@ -260,19 +231,10 @@ def _read_vectors(body: bytes) -> Vectors | UpstreamFailure:
         return UpstreamFailure("protocol", "The answer is not a list of embeddings.")
     vectors = answer.embeddings or ([answer.embedding] if answer.embedding is not None else [])
     if not vectors:
-        return _EMPTY
+        return EMPTY_ANSWER
     return Vectors(tuple(each.values for each in vectors), _usage(answer.usage_metadata))
 
 
 def _usage(given: UsageMetadata | None) -> Usage | None:
     usage = usage_of(given) if given is not None else Usage()
     return Usage(input_tokens=usage.input_tokens) if usage.input_tokens else None
-
-
-def _resource(target: Target) -> str:
-    model = target.model
-    return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
-
-
-def _path(target: Target, verb: str) -> str:
-    return f"/v1beta/{quote(_resource(target), safe='/')}:{verb}"

@@ -69,22 +69,24 @@ class GeminiUpstream:
 
 def _generate_path(target: Target) -> str:
     verb = ":streamGenerateContent?alt=sse" if target.stream else ":generateContent"
-    return _path(target, verb)
+    return path_of(target, verb)
 
 
-def _path(target: Target, verb: str) -> str:
-    return f"/{_VERSION}/{quote(_resource(target), safe='/')}{verb}"
+def path_of(target: Target, verb: str) -> str:
+    """Where something is done to the model; `verb` begins with a colon."""
+    return f"/{_VERSION}/{quote(resource_of(target), safe='/')}{verb}"
 
 
-def _resource(target: Target) -> str:
+def resource_of(target: Target) -> str:
+    """The model as Google names it, with its collection."""
     return target.model if target.model.startswith(_COLLECTIONS) else f"models/{target.model}"
 
 
 def _count_call(target: Target, request: Body | dict[str, msgspec.Raw]) -> CountCall:
     """Google counts a bare conversation or a whole request; only the latter with its tools."""
     request.pop("model", None)
-    body = {_WRAPPED: {"model": _resource(target), **request}}
-    return CountCall(_path(target, ":countTokens"), _encode(body), _counted)
+    body = {_WRAPPED: {"model": resource_of(target), **request}}
+    return CountCall(path_of(target, ":countTokens"), _encode(body), _counted)
 
 
 def _counted(body: bytes) -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters import sse
-from adapters.codec import Counted, FailureKind, UpstreamFailure
+from adapters.codec import EMPTY_ANSWER, Counted, FailureKind, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
 from adapters.openai import wire
 from adapters.openai.chat_meter import ChatMeter
@@ -130,7 +130,7 @@ class ChatStreamRelay:
         self.ended = True
         self._meter.close()
         if self._meter.empty:
-            self._fail("empty", "The answer is empty.")
+            self.failure = EMPTY_ANSWER
 
     def _fail(self, kind: FailureKind, message: str) -> None:
         self.failure, self.ended = UpstreamFailure(kind, message), True
@@ -167,7 +167,7 @@ class ChatPlainRelay:
         self._meter.read(answer)
         self._meter.close()
         if self._meter.empty:
-            self.failure = UpstreamFailure("empty", "The answer is empty.")
+            self.failure = EMPTY_ANSWER
             return
         self.body = with_model(body, shown_model)
 

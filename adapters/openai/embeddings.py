@@ -9,28 +9,29 @@ from __future__ import annotations
 import struct
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
-from adapters.canonical import Prompt, Usage
+from adapters.canonical import Usage
 from adapters.codec import (
+    EMPTY_ANSWER,
     Ask,
-    CountCall,
     Counted,
-    Encoded,
-    Made,
     Request,
     Scan,
-    StreamRelay,
     Target,
     UpstreamFailure,
-    Writer,
 )
-from adapters.embedding import Embedding, EncodedEmbedding, Vectors
-from adapters.envelope import Envelopes
+from adapters.embedding import (
+    Embedding,
+    EncodedEmbedding,
+    NoPrompt,
+    PassingEmbedding,
+    Vectors,
+    counted,
+)
 from adapters.errors import InvalidRequest, RequestNotExpressible, UpstreamProtocolViolation
-from adapters.estimate import counted_tokens
 from adapters.losses import Losses
 from adapters.openai import wire
 from adapters.openai.body import count_of, model_of, read_fields, refuse_other_spellings, text_of
@@ -57,11 +58,8 @@ class _Entry(msgspec.Struct, gc=False):
 _decode_entry = msgspec.json.Decoder(_Entry).decode
 
 
-class EmbeddingsDownstream(OpenAIRefusals):
+class EmbeddingsDownstream(NoPrompt, OpenAIRefusals):
     """The client's side of `POST /v1/embeddings`."""
-
-    def stream_type(self, request: Request) -> str:
-        raise AssertionError("embeddings are never streamed")
 
     def decode(self, body: bytes, ask: Ask) -> Request:
         fields = read_fields(body)
@@ -78,12 +76,6 @@ class EmbeddingsDownstream(OpenAIRefusals):
             scan=Scan(text_bytes=len(memoryview(fields["input"]))),
             user_id=text_of(fields, "user") or "",
         )
-
-    def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
-        raise AssertionError("embeddings are no prompt")
-
-    def writer(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> Writer:
-        raise AssertionError("embeddings are no prompt")
 
     def embedding(self, request: Request) -> Embedding:
         if text_of(request.fields, "encoding_format") not in (None, "float", "base64"):
@@ -149,17 +141,16 @@ def _check_input(raw: msgspec.Raw) -> None:
 
 
 class EmbeddingsUpstream:
-    """The provider's side of `POST …/embeddings`."""
+    """The provider's side of `POST …/embeddings`. Implements `embedding.EmbeddingUpstream`."""
 
-    def encode(self, prompt: Prompt, target: Target) -> Encoded:
-        raise AssertionError("embeddings are no prompt")
-
-    def passing(self, request: Request, target: Target, envelopes: Envelopes) -> EmbeddingsCall:
-        return self.passing_embedding(request, target)
-
-    def passing_embedding(self, request: Request, target: Target) -> EmbeddingsCall:
+    def passing_embedding(self, request: Request, target: Target) -> PassingEmbedding:
         model = msgspec.Raw(_encode(target.model))
-        return EmbeddingsCall(_encode({**request.fields, "model": model}), request.model)
+        return PassingEmbedding(
+            PATH,
+            _encode({**request.fields, "model": model}),
+            relay=partial(EmbeddingsRelay, request.model),
+            failure=read_failure,
+        )
 
     def encode_embedding(self, embedding: Embedding, target: Target) -> EncodedEmbedding:
         losses = Losses(target.provider.name)
@@ -177,38 +168,10 @@ class EmbeddingsUpstream:
             path=PATH, body=_encode(body), read=_read_vectors, dropped=losses.names
         )
 
-    def counting(self, prompt: Prompt, target: Target) -> CountCall | None:
-        return None
-
-    def counting_passing(self, request: Request, target: Target) -> CountCall | None:
-        return None
-
     def read_error(
         self, status: int, headers: Mapping[bytes, bytes], body: bytes
     ) -> UpstreamFailure:
         return read_failure(status, headers, body)
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingsCall:
-    """A request as it came. Implements `codec.Call`; `shown_model` is what the client asked for."""
-
-    body: bytes
-    shown_model: str
-    path: str = PATH
-    headers: tuple[tuple[str, str], ...] = ()
-    dropped: tuple[str, ...] = ()
-
-    def read_error(
-        self, status: int, headers: Mapping[bytes, bytes], body: bytes
-    ) -> UpstreamFailure:
-        return read_failure(status, headers, body)
-
-    def stream(self) -> StreamRelay:
-        raise AssertionError("embeddings are never streamed")
-
-    def plain(self, body: bytes) -> EmbeddingsRelay:
-        return EmbeddingsRelay(self.shown_model, body)
 
 
 class EmbeddingsRelay:
@@ -229,15 +192,13 @@ class EmbeddingsRelay:
             self.failure = failure
             return
         if not answer.data:
-            self.failure = UpstreamFailure("empty", "The answer is empty.")
+            self.failure = EMPTY_ANSWER
             return
         self._usage = wire.read_usage(answer.usage)
         self.body = with_model(body, shown_model)
 
     def counted(self, input_text_bytes: int) -> Counted:
-        if self._usage is not None:
-            return Counted(self._usage, estimated=False)
-        return Counted(Usage(input_tokens=counted_tokens(input_text_bytes)), estimated=True)
+        return counted(self._usage, input_text_bytes)
 
 
 def _read_vectors(body: bytes) -> Vectors | UpstreamFailure:
@@ -256,5 +217,5 @@ def _read_vectors(body: bytes) -> Vectors | UpstreamFailure:
     except (UpstreamProtocolViolation, msgspec.MsgspecError, ValueError, struct.error):
         return UpstreamFailure("protocol", "The answer is not a list of embeddings.")
     if not vectors:
-        return UpstreamFailure("empty", "The answer is empty.")
+        return EMPTY_ANSWER
     return Vectors(vectors, wire.read_usage(answer.usage))
