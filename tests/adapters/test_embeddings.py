@@ -8,10 +8,10 @@ import pytest
 
 from adapters.canonical import Usage
 from adapters.catalogue import Provider
-from adapters.codec import Ask, FailureKind, Request, Target
+from adapters.codec import Ask, FailureKind, PlainRelay, Request, Target
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
-from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsRelay, EmbeddingsUpstream
+from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsUpstream
 
 PROVIDER = Provider("p", "openai", "http://127.0.0.1")
 ENVELOPES = Envelopes(b"s" * 32, "account")
@@ -21,9 +21,9 @@ def decode(**fields: object) -> Request:
     return EmbeddingsDownstream().decode(json.dumps({"model": "m", **fields}).encode(), Ask())
 
 
-def plain(body: bytes) -> EmbeddingsRelay:
+def plain(body: bytes) -> PlainRelay:
     target = Target(PROVIDER, "theirs", None, stream=False)
-    return EmbeddingsUpstream().passing(decode(input="x"), target, ENVELOPES).plain(body)
+    return EmbeddingsUpstream().passing_embedding(decode(input="x"), target).plain(body)
 
 
 @pytest.mark.parametrize("given", ["x", ["x", ""], [1, 2], [[1], [2, 3]]])
@@ -31,7 +31,7 @@ def test_inputs_of_each_kind(given: object) -> None:
     request = decode(input=given, user="u", dimensions=8)
     assert (request.kind, request.stream, request.user_id) == ("embedding", False, "u")
     target = Target(PROVIDER, "theirs", None, stream=False)
-    sent = EmbeddingsUpstream().passing(request, target, ENVELOPES).body
+    sent = EmbeddingsUpstream().passing_embedding(request, target).body
     assert json.loads(sent) == {"model": "theirs", "input": given, "user": "u", "dimensions": 8}
 
 

@@ -20,70 +20,14 @@ from adapters.gemini.downstream import CountDownstream, GenerateDownstream
 from adapters.gemini.reader import GeminiReader
 from adapters.gemini.upstream import GeminiUpstream
 from adapters.gemini.writer import GeminiWriter
+from tests.fakes.answers_rich import GENERATED
+from tests.fakes.askers_rich import GENERATE
 
 ENVELOPES = Envelopes(b"s" * 32, "acme")
 TARGET = Target(Provider("google", "gemini", "https://g"), "gemini-3.5-flash", 10, False)
 ODD: st.SearchStrategy[object] = st.sampled_from(
     [None, True, 0, -1, 1.5, 10**30, "", "x", "\ud83d", "fb1.", "ZmIxLg==", [], [[]], {}, {"a": {}}]
 )
-
-REQUEST: dict[str, object] = {
-    "contents": [
-        {
-            "role": "user",
-            "parts": [{"text": "hi"}, {"inlineData": {"mimeType": "a/b", "data": "AA"}}],
-        },
-        {
-            "role": "model",
-            "parts": [
-                {"text": "t", "thought": True, "thoughtSignature": "ZmIxLg=="},
-                {"functionCall": {"id": "a", "name": "f", "args": {"x": 1}}},
-                {"executableCode": {"language": "PYTHON", "code": "1"}},
-            ],
-        },
-        {
-            "role": "user",
-            "parts": [
-                {"functionResponse": {"id": "a", "name": "f", "response": {"output": "x"}}},
-                {"fileData": {"mimeType": "image/png", "fileUri": "gs://x"}},
-            ],
-        },
-    ],
-    "systemInstruction": {"parts": [{"text": "s"}]},
-    "tools": [{"functionDeclarations": [{"name": "f", "parameters": {"type": "OBJECT"}}]}],
-    "toolConfig": {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["f"]}},
-    "generationConfig": {
-        "temperature": 1,
-        "topK": 2,
-        "stopSequences": ["a"],
-        "responseFormat": [{"text": {"mimeType": "x", "schema": {}}}],
-        "responseSchema": {"type": "STRING"},
-        "responseModalities": ["TEXT"],
-        "thinkingConfig": {"thinkingLevel": "LOW", "thinkingBudget": 1},
-    },
-}
-ANSWER: dict[str, object] = {
-    "candidates": [
-        {
-            "index": 0,
-            "content": {
-                "parts": [
-                    {"text": "x", "thought": True, "thoughtSignature": "c2ln"},
-                    {"functionCall": {"id": "a", "name": "f", "args": {"x": 1}}},
-                    {"inlineData": {"data": "AA"}},
-                ]
-            },
-            "finishReason": "STOP",
-            "finishMessage": "m",
-            "groundingMetadata": {"groundingChunks": [{"web": {"uri": "u"}}]},
-            "citationMetadata": {"citations": [{"uri": "u"}]},
-            "logprobsResult": {"chosenCandidates": [{"token": "x", "logProbability": -1}]},
-        }
-    ],
-    "promptFeedback": {"blockReason": "SAFETY"},
-    "usageMetadata": {"promptTokenCount": 1, "promptTokensDetails": [{"modality": "AUDIO"}]},
-    "error": None,
-}
 
 
 def places(value: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
@@ -103,9 +47,9 @@ def changed(document: object, path: tuple[object, ...], odd: object) -> bytes:
     return json.dumps(copied[0]).encode()
 
 
-@given(path=st.sampled_from(list(places(REQUEST))), odd=ODD)
+@given(path=st.sampled_from(list(places(GENERATE))), odd=ODD)
 def test_a_request_is_encoded_or_refused(path: tuple[object, ...], odd: object) -> None:
-    body = changed(REQUEST, path, odd)
+    body = changed(GENERATE, path, odd)
     for codec in (GenerateDownstream(), CountDownstream()):
         with suppress(RequestError):
             request = codec.decode(body, Ask(id="m"))
@@ -115,16 +59,16 @@ def test_a_request_is_encoded_or_refused(path: tuple[object, ...], odd: object) 
             msgspec.json.decode(GeminiUpstream().encode(prompt, TARGET).body)
 
 
-@given(path=st.sampled_from(list(places(ANSWER))), odd=ODD, passing=st.booleans())
+@given(path=st.sampled_from(list(places(GENERATED))), odd=ODD, passing=st.booleans())
 def test_an_answer_is_read_or_a_failure(
     path: tuple[object, ...], odd: object, passing: bool
 ) -> None:
     for whole in (False, True):
         reader = GeminiReader(passing=passing)
         if whole:
-            reader.plain(changed(ANSWER, path, odd))
+            reader.plain(changed(GENERATED, path, odd))
         else:
-            reader.read(changed(ANSWER, path, odd))
+            reader.read(changed(GENERATED, path, odd))
             reader.close()
         events = reader.composer.take()
         writer = GeminiWriter(

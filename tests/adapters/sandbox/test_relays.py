@@ -180,7 +180,7 @@ def test_embeddings_go_through_the_gateway() -> None:
     body = b'{"model":"mine","input":["one","two"]}'
     request = EmbeddingsDownstream().decode(body, Ask())
     target = Target(PROVIDER, "sandbox-embedding", None, stream=False)
-    call = EmbeddingsUpstream().passing(request, target, ENVELOPES)
+    call = EmbeddingsUpstream().passing_embedding(request, target)
     relay = call.plain(post("/v1/embeddings", call.body).body)
     assert relay.failure is None
     assert relay.counted(0).usage == Usage(input_tokens=2)
