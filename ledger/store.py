@@ -12,7 +12,7 @@ Every call ends as "did not happen" (`StoreRefused`), "happened" (it returned) o
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -107,14 +107,61 @@ def emptied(event: UsageEvent) -> UsageEvent:
     )
 
 
+class HolderState(enum.IntEnum):
+    """The life of a holder. A reclaimed one may still post what its journal has (late)."""
+
+    ACTIVE = 1
+    FENCED = 2
+    RECLAIMED = 3
+    CLOSED = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A holder's right to talk to the store, valid until its epoch is superseded."""
+    """A holder's right to talk to the store, valid until its epoch is superseded.
+
+    In state RECLAIMED the leases are gone: whatever is posted has to be charged from what is
+    available, and nothing is granted.
+    """
 
     holder_id: HolderId
     epoch: int
     applied_seq: int
     leases: Mapping[PoolId, int]
+    state: HolderState = HolderState.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class HolderRow:
+    """What the reaper sees of a holder. `heartbeat` changes with everything that arrives from it.
+
+    Times are seconds, as the holder itself stated them when it opened its session.
+    """
+
+    holder_id: HolderId
+    node: str
+    state: HolderState
+    epoch: int
+    heartbeat: int
+    validity_seconds: int
+    max_request_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecallHint:
+    """Another holder needs credit of this pool: give back what is free. May be lost or repeated."""
+
+    pool_id: PoolId
+
+
+@dataclass(frozen=True, slots=True)
+class CreditHint:
+    """This account was credited or changed: ask again. May be lost or repeated."""
+
+    account_id: int
+
+
+Hint = RecallHint | CreditHint
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +237,13 @@ class StoreUncertain(StoreError):
 
 
 class LedgerStore(Protocol):
-    """The operations of a lease holder. All are safe to abandon: the outcome is then unknown."""
+    """The operations of a lease holder. All are safe to abandon: the outcome is then unknown.
+
+    `reattest` says what a holder really holds, where a failover has lost grants: the difference is
+    taken out of the pools, and returned in sum. `close_holder` ends a reclaimed holder that has
+    posted everything. `hints` yields until its connection breaks (StoreUncertain). The last four
+    are the reaper's.
+    """
 
     async def register_holder(self, journal_id: bytes, node: str) -> HolderId: ...
 
@@ -203,6 +256,20 @@ class LedgerStore(Protocol):
     async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]: ...
 
     async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None: ...
+
+    async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int: ...
+
+    async def close_holder(self, session: Session) -> None: ...
+
+    def hints(self) -> AsyncIterator[Hint]: ...
+
+    async def holders(self) -> list[HolderRow]: ...
+
+    async def fence_holder(self, holder: HolderId, heartbeat_seen: int) -> bool: ...
+
+    async def reclaim_holder(self, holder: HolderId, epoch_seen: int) -> int | None: ...
+
+    async def end_learning(self) -> bool: ...
 
     async def credit_pool(
         self, pool: PoolId, amount: int, code: int, contra: int, ref: str
