@@ -14,7 +14,6 @@ clients later hear that they are unknown. Reading without a database is a 503.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +25,11 @@ import trio
 from psycopg.rows import TupleRow
 
 from adapters.errors import Overloaded, RequestTooLarge
+from proxy.database import Connections, Work, brief, is_away
 from proxy.sealing import ProjectKey, Unreadable, Wrapping
 
 T = TypeVar("T")
 Items = tuple[msgspec.Raw, ...]
-Work = Callable[[psycopg.Connection], T]
 
 LINKS_MAX = 2000
 HISTORY_BYTES_MAX = 64 * 1024 * 1024
@@ -44,14 +43,6 @@ _PURGE_ROWS = 500
 _RETRY_SECONDS = 1.0
 _LAST_SECONDS = 10.0
 _READERS_MAX = 4
-_CONNECT_SECONDS = 5
-_LIMITS = (
-    "SELECT set_config('lock_timeout', '2s', false), set_config('statement_timeout', '10s', false)"
-)
-
-# SQLSTATEs, by their beginning, of a database that is at fault, not what it was asked: connection,
-# read-only, rolled back, out of resources, locked, shut down.
-_AWAY_CODES = ("08", "25", "40", "53", "55P03", "57P")
 
 _KEY = "SELECT key_id, wrapped FROM stored.key_of(%s, %b, %b)"
 _PUT = """
@@ -198,7 +189,7 @@ class PostgresResponses:
         self._wrapping = Wrapping(secret)
         self._wall = wall
         self._log = log
-        self._connections = _Connections(conninfo)
+        self._connections = Connections(conninfo)
         self._readers = trio.CapacityLimiter(_READERS_MAX)
         self._pending: dict[tuple[int, str], Stored] = {}
         self._pending_bytes = 0
@@ -253,7 +244,7 @@ class PostgresResponses:
                 refused = await trio.to_thread.run_sync(self._store, batch)
             except psycopg.Error as error:
                 if not self._away:
-                    self._log(f"stored responses wait in memory: {_brief(error)}\n")
+                    self._log(f"stored responses wait in memory: {brief(error)}\n")
                 self._away = True
                 return False
             for (project_id, response_id), stored in batch:
@@ -293,10 +284,10 @@ class PostgresResponses:
         try:
             self._connections.run(partial(self._insert, batch))
         except (psycopg.Error, Unreadable) as error:
-            if _is_away(error):
+            if is_away(error):
                 raise
             if len(batch) == 1:
-                return [_brief(error)]
+                return [brief(error)]
             return [reason for entry in batch for reason in self._store([entry])]
         return []
 
@@ -457,60 +448,6 @@ class PostgresResponses:
             raise Overloaded("Stored responses cannot be read now.", retry_after=1) from error
 
 
-class _Connections:
-    """Connections that wait for the next call, shared by threads."""
-
-    def __init__(self, conninfo: str) -> None:
-        self._conninfo = conninfo
-        self._lock = threading.Lock()
-        self._idle: list[psycopg.Connection] = []
-        self._closed = False
-
-    def run(self, work: Work[T]) -> T:
-        """Do `work`, which may be done twice: a connection that waited may have died meanwhile."""
-        connection = self._take()
-        if connection is not None:
-            try:
-                return self._use(connection, work)
-            except (psycopg.OperationalError, psycopg.InterfaceError):
-                if not connection.closed or self._closed:
-                    raise
-        return self._use(self._connect(), work)
-
-    def close(self) -> None:
-        """Let all go; those in use go when they are given back."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
-
-    def _use(self, connection: psycopg.Connection, work: Work[T]) -> T:
-        try:
-            return work(connection)
-        finally:
-            with self._lock:
-                keep = not (connection.closed or self._closed)
-                if keep:
-                    self._idle.append(connection)
-            if not keep:
-                connection.close()
-
-    def _take(self) -> psycopg.Connection | None:
-        with self._lock:
-            return self._idle.pop() if self._idle else None
-
-    def _connect(self) -> psycopg.Connection:
-        connection = psycopg.connect(
-            self._conninfo,
-            autocommit=True,
-            connect_timeout=_CONNECT_SECONDS,
-            prepare_threshold=None,  # poolers that switch sessions lose prepared statements
-        )
-        connection.execute(_LIMITS)
-        return connection
-
-
 def is_id(text: str) -> bool:
     """Whether something can be kept under this id: nothing is, under any other."""
     return 0 < len(text) <= _ID_CHARACTERS_MAX and text.isascii() and text.isprintable()
@@ -570,18 +507,3 @@ def _row(project_id: int, stored: Stored, key_id: int, key: ProjectKey) -> dict[
 def _context(what: str, project_id: int, response_id: str) -> bytes:
     """What sealed bytes are bound to, so that none can be put in another's place."""
     return f"{what} {project_id} {response_id}".encode()
-
-
-# -- the database's words -------------------------------------------------------------------------
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether the same statement may succeed later."""
-    code = error.sqlstate if isinstance(error, psycopg.Error) else None
-    if code is None:
-        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return code.startswith(_AWAY_CODES)
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
