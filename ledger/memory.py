@@ -1,25 +1,36 @@
-"""The books in memory: what `migrations/0001_ledger.sql` does, in plain Python.
+"""The books in memory: what `migrations/` do for the ledger, in plain Python.
 
 For tests and simulations of everything above the store. Each operation is one transaction: it
 checks everything first and then changes, refuses with the same SQLSTATE as the database would,
-and the two must end in the same figures. Nothing here awaits, fails or delays; faults are put
-around it. Not modelled: fencing and reclaiming of dead holders, and failovers.
+and the two must end in the same figures. Nothing here fails or delays, and only `hints` awaits;
+faults are put around it. A failover is `fail_over`, to a standby that is a `copy` of earlier.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+
+import trio
 
 from ledger.pool import BUDGET_POOL_MIN
 from ledger.store import (
+    MAX_REQUEST_SECONDS,
+    VALIDITY_SECONDS,
     Ask,
+    CreditHint,
+    Hint,
     HolderId,
+    HolderRow,
+    HolderState,
     PoolGrant,
     PoolId,
     PoolReport,
     PoolStatus,
+    RecallHint,
     Session,
     StoreRefused,
     UsageEvent,
@@ -28,9 +39,10 @@ from ledger.store import (
 )
 
 CUSTOMER_CREDIT, PROVIDER_PAYABLE = 1, 2  # kinds that have an owner
-MARGIN_REVENUE, PROMOTIONS, UNBILLED_COST, OVERRUN_LOSS = 3, 8, 10, 11  # kind = id
-_FIRST_OWNED_ACCOUNT = 100
-_FORCED_CODES = frozenset({7, 12})  # debits that may take an account below its limit
+MARGIN_REVENUE, PROMOTIONS, UNBILLED_COST, OVERRUN_LOSS, FAILOVER_LOSS = 3, 8, 10, 11, 12
+_FIRST_OWNED_ACCOUNT = 100  # those above are ours, and have the id of their kind
+_FORCED_CODES = frozenset({7})  # debits that may take an account below its limit
+_HINTS_MAX = 1000  # not yet read by a subscriber; what does not fit is lost, as hints may be
 
 
 @dataclass(slots=True)
@@ -47,6 +59,12 @@ class Pool:
     credit_limit: int = 0
     status: int = PoolStatus.OPEN
     expired: bool = False
+    overgranted: int = 0
+
+    @property
+    def shortage(self) -> int:
+        """How far what is available is below the credit limit."""
+        return max(-(self.available + self.credit_limit), 0)
 
     @property
     def leasable(self) -> bool:
@@ -80,8 +98,14 @@ class Holder:
     """A row of `holder` with its progress."""
 
     journal_id: bytes
+    node: str = ""
     epoch: int = 0
+    state: HolderState = HolderState.ACTIVE
     applied_seq: int = 0
+    heartbeat: int = 0
+    validity_seconds: int = VALIDITY_SECONDS
+    max_request_seconds: int = MAX_REQUEST_SECONDS
+    timeline: int = 0  # of the database when the holder attested its leases
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +141,22 @@ class _Change:
     transfers: list[Transfer] = field(default_factory=list)
 
 
-class MemoryStore:
-    """LedgerStore without a database."""
+_TABLES = (
+    *("pools", "leases", "holder_rows", "transfers", "batches", "events", "quarantine_rows"),
+    *("timeline", "grants_enabled", "_gl", "_refs"),
+)
 
-    def __init__(self) -> None:
+
+class MemoryStore:
+    """LedgerStore without a database. `server_timeline` changes when a standby takes over."""
+
+    def __init__(self, *, synchronous_replication: bool = True) -> None:
+        self.synchronous_replication = synchronous_replication
+        self.server_timeline = 1
+        self.timeline = 0  # as the latest session saw it
         self.pools: dict[int, Pool] = {}
         self.leases: dict[tuple[int, int], Lease] = {}
-        self.holders: dict[int, Holder] = {}
+        self.holder_rows: dict[int, Holder] = {}
         self.transfers: list[Transfer] = []
         self.batches: list[Batch] = []
         self.events: list[tuple[int, UsageEvent]] = []  # with the holder
@@ -131,6 +164,24 @@ class MemoryStore:
         self.grants_enabled = True
         self._gl: dict[tuple[int, int], int] = {}
         self._refs: set[tuple[int, str]] = set()
+        self._subscribers: set[trio.MemorySendChannel[Hint]] = set()
+        self._has_reaper = False
+
+    def copy(self) -> MemoryStore:
+        """The same books, from here on apart: what a standby or a backup knows."""
+        standby = MemoryStore(synchronous_replication=self.synchronous_replication)
+        standby.server_timeline = self.server_timeline
+        standby._take_tables(self)
+        return standby
+
+    def fail_over(self, standby: MemoryStore) -> None:
+        """A standby takes over: what it has not heard of never happened."""
+        self._take_tables(standby)
+        self.server_timeline += 1
+
+    def _take_tables(self, other: MemoryStore) -> None:
+        for name in _TABLES:
+            setattr(self, name, copy.deepcopy(getattr(other, name)))
 
     # -- master data ------------------------------------------------------------------------
 
@@ -154,33 +205,159 @@ class MemoryStore:
 
     # -- holders ----------------------------------------------------------------------------
 
-    async def register_holder(self, journal_id: bytes, node: str) -> HolderId:
+    async def register_holder(
+        self,
+        journal_id: bytes,
+        node: str,
+        *,
+        validity_seconds: int = VALIDITY_SECONDS,
+        max_request_seconds: int = MAX_REQUEST_SECONDS,
+    ) -> HolderId:
         """The id of the journal's holder; the same one every time."""
-        for holder_id, holder in self.holders.items():
-            if holder.journal_id == journal_id:
-                return HolderId(holder_id)
-        holder_id = len(self.holders) + 1
-        self.holders[holder_id] = Holder(journal_id)
+        known = (key for key, row in self.holder_rows.items() if row.journal_id == journal_id)
+        holder_id = next(known, len(self.holder_rows) + 1)
+        holder = self.holder_rows.setdefault(holder_id, Holder(journal_id))
+        holder.node = node
+        holder.validity_seconds = validity_seconds
+        holder.max_request_seconds = max_request_seconds
         return HolderId(holder_id)
 
     async def open_session(self, holder: HolderId, journal_id: bytes) -> Session:
         """Supersede the holder's earlier sessions and say where it stands."""
-        row = self.holders.get(holder)
-        if row is None or row.journal_id != journal_id:
+        row = self.holder_rows.get(holder)
+        if row is None or row.journal_id != journal_id or row.state is HolderState.CLOSED:
             raise StoreRefused("LE006", "holder unknown or closed")
+        if self.timeline != self.server_timeline:
+            self.timeline = self.server_timeline
+            self.grants_enabled = self.synchronous_replication
         row.epoch += 1
+        row.heartbeat += 1
+        if row.state is HolderState.FENCED:
+            row.state = HolderState.ACTIVE
         leases = {
             PoolId(pool_id): lease.outstanding
             for (pool_id, owner), lease in self.leases.items()
             if owner == holder and lease.outstanding > 0
         }
-        return Session(holder, row.epoch, row.applied_seq, leases)
+        return Session(holder, row.epoch, row.applied_seq, leases, row.state)
+
+    async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
+        """Make each lease at least what the holder says it holds. Unknown pools are left out."""
+        holder = self._holder(session, HolderState.ACTIVE)
+        change = _Change()
+        total = 0
+        for pool_id in held.keys() & self.pools.keys():
+            lease = self._change_lease(change, pool_id, session.holder_id)
+            lost = max(held[pool_id] - lease.outstanding, 0)
+            pool = self._change_pool(change, pool_id)
+            shortage = pool.shortage
+            pool.available -= lost
+            pool.leased += lost
+            lease.outstanding += lost
+            if pool.gl_account_id is not None:
+                pool.overgranted += pool.shortage - shortage
+            total += lost
+        self._commit(change)
+        holder.timeline = self.timeline
+        return total
+
+    async def close_holder(self, session: Session) -> None:
+        """The end of a reclaimed holder; no session can be opened any more."""
+        self._holder(session, HolderState.RECLAIMED).state = HolderState.CLOSED
+
+    # -- what the reaper does -----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def reaper_lock(self) -> AsyncIterator[bool]:
+        """Whether nobody else has it."""
+        free, self._has_reaper = not self._has_reaper, True
+        try:
+            yield free
+        finally:
+            self._has_reaper = not free
+
+    async def holders(self) -> list[HolderRow]:
+        """Everyone who may still come and post."""
+        return [
+            HolderRow(
+                HolderId(holder_id),
+                holder.node,
+                holder.state,
+                holder.epoch,
+                holder.heartbeat,
+                holder.validity_seconds,
+                holder.max_request_seconds,
+            )
+            for holder_id, holder in self.holder_rows.items()
+            if holder.state is not HolderState.CLOSED
+        ]
+
+    async def fence_holder(self, holder: HolderId, heartbeat_seen: int) -> bool:
+        """End the holder's session, if nothing arrived from it since."""
+        row = self.holder_rows.get(holder)
+        if row is None or row.state is not HolderState.ACTIVE or row.heartbeat != heartbeat_seen:
+            return False
+        row.state = HolderState.FENCED
+        row.epoch += 1
+        return True
+
+    async def reclaim_holder(self, holder: HolderId, epoch_seen: int) -> int | None:
+        """Put a fenced holder's credit back into its pools; None where it came back meanwhile."""
+        row = self.holder_rows.get(holder)
+        if row is None or row.state is not HolderState.FENCED or row.epoch != epoch_seen:
+            return None
+        change = _Change()
+        total = 0
+        for pool_id, owner in self.leases:
+            if owner != holder:
+                continue
+            lease = self._change_lease(change, pool_id, holder)
+            if lease.outstanding:
+                pool = self._change_pool(change, pool_id)
+                pool.available += lease.outstanding
+                pool.leased -= lease.outstanding
+                total += lease.outstanding
+            lease.outstanding = lease.pending = 0
+            lease.recall = False
+        self._commit(change)
+        row.state = HolderState.RECLAIMED
+        return total
+
+    async def end_learning(self) -> bool:
+        """Grant again, if every active holder has attested its leases; False if nothing changed."""
+        unknown = any(
+            holder.state is HolderState.ACTIVE and holder.timeline != self.timeline
+            for holder in self.holder_rows.values()
+        )
+        if self.grants_enabled or unknown:
+            return False
+        self.grants_enabled = True
+        return True
+
+    # -- hints ----------------------------------------------------------------------------------
+
+    async def hints(self) -> AsyncIterator[Hint]:
+        """What happens from now on that others may want to know."""
+        sender, receiver = trio.open_memory_channel[Hint](_HINTS_MAX)
+        self._subscribers.add(sender)
+        try:
+            async for hint in receiver:
+                yield hint
+        finally:
+            self._subscribers.discard(sender)
+
+    def _notify(self, hint: Hint) -> None:
+        for subscriber in self._subscribers:
+            with suppress(trio.WouldBlock):
+                subscriber.send_nowait(hint)
+
+    # -- the two lanes --------------------------------------------------------------------------
 
     async def exchange(
         self, session: Session, events: Sequence[UsageEvent], pools: Sequence[PoolReport]
     ) -> list[PoolGrant]:
         """Post the next run of events, take back surplus, grant what the reports want."""
-        holder = self._holder(session)
+        holder = self._holder(session, HolderState.ACTIVE, HolderState.RECLAIMED)
         change = _Change()
         if events:
             self._expect_sequence(holder, events[0].seq)
@@ -201,11 +378,12 @@ class MemoryStore:
         self._commit(change)
         if events:
             self._post(session, events)
+        holder.heartbeat += 1
         return sorted(replies, key=lambda reply: reply.pool_id) + recalls
 
     async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
         """More credit for pools with waiting callers; recalls from others what is short."""
-        self._holder(session)
+        self._holder(session, HolderState.ACTIVE)
         self._expect_pools([ask.pool_id for ask in asks])
         change = _Change()
         replies = []
@@ -227,13 +405,18 @@ class MemoryStore:
             reply = self._reply(pool, lease, granted)
             replies.append(dataclasses.replace(reply, recalled=recalled))
         self._commit(change)
+        for reply in replies:
+            if reply.recalled:
+                self._notify(RecallHint(reply.pool_id))
         return replies
 
     async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None:
         """Put the event aside and an empty one in its place of the sequence."""
-        self._expect_sequence(self._holder(session), event.seq)
+        holder = self._holder(session, HolderState.ACTIVE, HolderState.RECLAIMED)
+        self._expect_sequence(holder, event.seq)
         self.quarantine_rows[session.holder_id, event.seq] = (event, error)
         self._post(session, [emptied(event)])
+        holder.heartbeat += 1
 
     # -- credit -----------------------------------------------------------------------------
 
@@ -247,6 +430,8 @@ class MemoryStore:
         row.funded += amount
         row.available += amount
         self._transfer(row, code, ref, contra, _ledger_account(row), amount)
+        self._book_failover_loss(row)
+        self._notify(CreditHint(row.account_id))
         return True
 
     async def debit_pool(
@@ -261,16 +446,18 @@ class MemoryStore:
         row.funded -= amount
         row.available -= amount
         self._transfer(row, code, ref, _ledger_account(row), contra, amount)
+        self._book_failover_loss(row)
         return True
 
     # -- verification -----------------------------------------------------------------------
 
     async def check(self) -> list[Violation]:
-        """The invariants C1 to C6 and C8 of the books (no holder can die here, hence no C7)."""
+        """The invariants C1 to C8 of the books."""
         return [
             *self._check_pools(),
             *self._check_sequences(),
             *self._check_batches(),
+            *self._check_dead(),
         ]
 
     def _check_pools(self) -> Iterator[Violation]:
@@ -286,7 +473,7 @@ class MemoryStore:
                 yield Violation("C1", subject, f"leased {pool.leased}, leases {leased}")
             if pool.gl_account_id is None:
                 continue
-            if pool.available < -pool.credit_limit and pool.account_id not in forced:
+            if pool.shortage > pool.overgranted and pool.account_id not in forced:
                 yield Violation("C2", subject, f"available {pool.available}")
             balance = sum(t.amount for t in self.transfers if t.credit == pool.gl_account_id)
             balance -= sum(t.amount for t in self.transfers if t.debit == pool.gl_account_id)
@@ -297,7 +484,7 @@ class MemoryStore:
                 yield Violation("C8", subject, f"spent {pool.spent}, events {charged}")
 
     def _check_sequences(self) -> Iterator[Violation]:
-        for holder_id, holder in self.holders.items():
+        for holder_id, holder in self.holder_rows.items():
             expected = 1
             for batch in self.batches:
                 if batch.holder_id != holder_id:
@@ -326,14 +513,21 @@ class MemoryStore:
             if (cost, charge) != (batch.cost, batch.charge):
                 yield Violation("C6", subject, f"postings {cost}, {charge}")
 
+    def _check_dead(self) -> Iterator[Violation]:
+        for (pool_id, holder_id), lease in self.leases.items():
+            dead = self.holder_rows[holder_id].state in (HolderState.RECLAIMED, HolderState.CLOSED)
+            if dead and lease.outstanding:
+                held = f"holder {holder_id} still holds {lease.outstanding}"
+                yield Violation("C7", f"pool {pool_id}", held)
+
     # -- inside -----------------------------------------------------------------------------
 
     def _owned(self, kind: int, owner: int) -> int:
         return self._gl.setdefault((kind, owner), _FIRST_OWNED_ACCOUNT + len(self._gl))
 
-    def _holder(self, session: Session) -> Holder:
-        holder = self.holders[session.holder_id]
-        if holder.epoch != session.epoch:
+    def _holder(self, session: Session, *states: HolderState) -> Holder:
+        holder = self.holder_rows.get(session.holder_id)
+        if holder is None or holder.epoch != session.epoch or holder.state not in states:
             raise StoreRefused("LE001", "stale epoch")
         return holder
 
@@ -469,11 +663,23 @@ class MemoryStore:
     def _commit(self, change: _Change) -> None:
         for pool in change.pools.values():
             pool.check()
+            self._book_failover_loss(pool)
         for lease in change.leases.values():
             lease.check()
         self.pools.update(change.pools)
         self.leases.update(change.leases)
         self.transfers += change.transfers
+
+    def _book_failover_loss(self, pool: Pool) -> None:
+        """Bear what was granted twice, as far as it is spent and the customer has no more."""
+        deficit = max(-(pool.funded - pool.spent + pool.credit_limit), 0)
+        loss = min(pool.overgranted, deficit)
+        pool.funded += loss
+        pool.available += loss
+        pool.overgranted = min(pool.overgranted - loss, pool.shortage)
+        if loss:
+            customer, account = _ledger_account(pool), pool.account_id
+            self.transfers.append(Transfer(12, FAILOVER_LOSS, customer, loss, account))
 
     def _post(self, session: Session, events: Sequence[UsageEvent]) -> None:
         cost = sum(event.cost for event in events)
@@ -481,7 +687,7 @@ class MemoryStore:
         first, last = events[0].seq, events[-1].seq
         self.events += [(session.holder_id, event) for event in events]
         self.batches.append(Batch(session.holder_id, first, last, cost, charge))
-        self.holders[session.holder_id].applied_seq = last
+        self.holder_rows[session.holder_id].applied_seq = last
 
     def _transfer(
         self, pool: Pool, code: int, ref: str, debit: int, credit: int, amount: int

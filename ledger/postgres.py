@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from operator import attrgetter
 from typing import LiteralString, TypeVar
 
@@ -26,11 +27,18 @@ from psycopg.types.json import Jsonb
 
 from ledger import verify
 from ledger.store import (
+    MAX_REQUEST_SECONDS,
+    VALIDITY_SECONDS,
     Ask,
+    CreditHint,
+    Hint,
     HolderId,
+    HolderRow,
+    HolderState,
     PoolGrant,
     PoolId,
     PoolReport,
+    RecallHint,
     Session,
     StoreError,
     StoreRefused,
@@ -46,7 +54,8 @@ _CONNECT_SECONDS = 5
 _UNACKNOWLEDGED_MS = 15_000  # after which the kernel gives a dead connection up
 _THREADS_MAX = 16  # threads of abandoned calls stay until their call ends
 _LIMITS = """
-SELECT set_config('lock_timeout', '2s', false), set_config('statement_timeout', '10s', false)
+SELECT set_config('lock_timeout', '2s', false), set_config('statement_timeout', '10s', false),
+       set_config('client_connection_check_interval', '1s', false)
 """
 
 # SQLSTATE classes that leave the outcome open: connection, rolled back (serialisation, deadlock),
@@ -95,6 +104,21 @@ SELECT pool_id, granted, outstanding, spent_total, available, balance, status, r
 """
 
 
+_HOLDERS = """
+SELECT h.holder_id, h.node_name, h.state, h.epoch, p.heartbeat, h.validity_s, h.max_request_s
+  FROM ledger.holder h JOIN ledger.holder_progress p USING (holder_id)
+ WHERE h.state <> 4 ORDER BY h.holder_id
+"""
+
+NOTIFY_ACCOUNT = "SELECT pg_notify('ledger_account', %s)"
+_LISTEN = "LISTEN ledger_recall; LISTEN ledger_account"
+_HINTS: Mapping[bytes, Callable[[int], Hint]] = {
+    b"ledger_recall": lambda pool: RecallHint(PoolId(pool)),
+    b"ledger_account": CreditHint,
+}
+_REAPER_LOCK = 0x7265_6170_6572  # "reaper"; migrations have another
+
+
 class PostgresStore:
     """`LedgerStore` on a migrated database. `aclose` lets the connections go."""
 
@@ -119,21 +143,43 @@ class PostgresStore:
 
     # -- sessions -------------------------------------------------------------------------------
 
-    async def register_holder(self, journal_id: bytes, node: str) -> HolderId:
+    async def register_holder(
+        self,
+        journal_id: bytes,
+        node: str,
+        *,
+        validity_seconds: int = VALIDITY_SECONDS,
+        max_request_seconds: int = MAX_REQUEST_SECONDS,
+    ) -> HolderId:
         """The holder that owns the journal, new or known."""
-        statement = "SELECT ledger.register_holder(%s, %s)"
-        row = await self._row("control", statement, [uuid.UUID(bytes=journal_id), node])
+        statement = "SELECT ledger.register_holder(%s, %s, %s, %s)"
+        journal = uuid.UUID(bytes=journal_id)
+        parameters = [journal, node, validity_seconds, max_request_seconds]
+        row = await self._row("control", statement, parameters)
         return HolderId(row[0])
 
     async def open_session(self, holder: HolderId, journal_id: bytes) -> Session:
         """End whatever session the holder had and begin another, at what was really applied."""
         statement = """
-            SELECT epoch, applied_seq, lease_pool, lease_outstanding
+            SELECT epoch, applied_seq, lease_pool, lease_outstanding, state
               FROM ledger.open_session(%s, %s)
         """
         row = await self._row("control", statement, [holder, uuid.UUID(bytes=journal_id)])
-        epoch, applied_seq, pools, outstanding = row
-        return Session(holder, epoch, applied_seq, dict(zip(pools, outstanding, strict=True)))
+        epoch, applied_seq, pools, outstanding, state = row
+        leases = dict(zip(pools, outstanding, strict=True))
+        return Session(holder, epoch, applied_seq, leases, HolderState(state))
+
+    async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
+        """Make each lease at least what is held; see `ledger.reattest`."""
+        statement = "SELECT ledger.reattest(%s, %s, %s::bigint[], %s::bigint[])"
+        parameters = [session.holder_id, session.epoch, list(held), list(held.values())]
+        row = await self._row("control", statement, parameters)
+        return int(row[0])
+
+    async def close_holder(self, session: Session) -> None:
+        """The end of a reclaimed holder that has posted everything."""
+        statement = "SELECT ledger.close_holder(%s, %s)"
+        await self._row("control", statement, [session.holder_id, session.epoch])
 
     # -- the two lanes --------------------------------------------------------------------------
 
@@ -192,6 +238,9 @@ class PostgresStore:
         """Credit an account from the gl_account `contra`; False where (code, ref) is known."""
         statement = "SELECT ledger.credit_pool(%s, %s, %s::smallint, %s, %s)"
         row = await self._row("control", statement, [pool, amount, code, contra, ref])
+        if row[0]:
+            with suppress(StoreError):  # it is credited, whoever hears of it
+                await self._row("control", NOTIFY_ACCOUNT, [str(pool)])
         return bool(row[0])
 
     async def debit_pool(
@@ -200,6 +249,55 @@ class PostgresStore:
         """The reverse of `credit_pool`; unless `forced`, only what is available (LE007)."""
         statement = "SELECT ledger.debit_pool(%s, %s, %s::smallint, %s, %s, %s)"
         row = await self._row("control", statement, [pool, amount, code, contra, ref, forced])
+        return bool(row[0])
+
+    # -- hints ----------------------------------------------------------------------------------
+
+    async def hints(self) -> AsyncIterator[Hint]:
+        """What other sessions notify of, on a connection of its own that does nothing else."""
+        lane = _Lane(self._conninfo)
+        try:
+            connection = await self._in_thread(lane, _listen)
+            while True:
+                await trio.lowlevel.wait_readable(connection.fileno())
+                for channel, payload in _notifications(connection):
+                    yield _HINTS[channel](payload)
+        finally:
+            lane.discard()
+
+    # -- what the reaper does -------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def reaper_lock(self) -> AsyncIterator[bool]:
+        """Whether no other session has it. It belongs to the connection of the operations below,
+        so whoever loses the one hears of it from the next of the others (StoreUncertain)."""
+        statement = "SELECT pg_try_advisory_lock(%s)"
+        try:
+            row = await self._row("reaper", statement, [_REAPER_LOCK])
+            yield bool(row[0])
+        finally:
+            self._discard("reaper")
+
+    async def holders(self) -> list[HolderRow]:
+        """Everyone who may still come and post."""
+        rows = await self._rows("reaper", _HOLDERS, [])
+        return [HolderRow(row[0], row[1], HolderState(row[2]), *row[3:]) for row in rows]
+
+    async def fence_holder(self, holder: HolderId, heartbeat_seen: int) -> bool:
+        """End the holder's session, if nothing arrived from it since."""
+        statement = "SELECT ledger.fence_holder(%s, %s)"
+        row = await self._row("reaper", statement, [holder, heartbeat_seen])
+        return bool(row[0])
+
+    async def reclaim_holder(self, holder: HolderId, epoch_seen: int) -> int | None:
+        """Put a fenced holder's credit back into its pools; None where it came back meanwhile."""
+        statement = "SELECT ledger.reclaim_holder(%s, %s)"
+        row = await self._row("reaper", statement, [holder, epoch_seen])
+        return None if row[0] is None else int(row[0])
+
+    async def end_learning(self) -> bool:
+        """Grant again, if every active holder has attested its leases; False if nothing changed."""
+        row = await self._row("reaper", "SELECT ledger.end_learning()", [])
         return bool(row[0])
 
     # -- invariants -----------------------------------------------------------------------------
@@ -231,14 +329,25 @@ class PostgresStore:
     async def _call(self, name: str, work: Work[T]) -> T:
         lane = self._lanes.setdefault(name, _Lane(self._conninfo))
         try:
+            return await self._in_thread(lane, work)
+        except trio.Cancelled:
+            if self._lanes.get(name) is lane:
+                self._discard(name)
+            raise
+
+    async def _in_thread(self, lane: _Lane, work: Work[T]) -> T:
+        try:
             return await trio.to_thread.run_sync(
                 lane.run, work, abandon_on_cancel=True, limiter=self._limiter
             )
         except trio.Cancelled:
-            if self._lanes.get(name) is lane:
-                del self._lanes[name]
             lane.discard()
             raise
+
+    def _discard(self, name: str) -> None:
+        lane = self._lanes.pop(name, None)
+        if lane is not None:
+            lane.discard()
 
 
 class _Lane:
@@ -294,10 +403,34 @@ class _Lane:
             connection.close()
 
 
+def _listen(connection: psycopg.Connection) -> psycopg.Connection:
+    connection.execute(_LISTEN)
+    return connection
+
+
+def _notifications(connection: psycopg.Connection) -> Iterator[tuple[bytes, int]]:
+    """What has arrived on a connection that listens. Raises StoreUncertain when it broke."""
+    try:
+        connection.pgconn.consume_input()
+        while (notification := connection.pgconn.notifies()) is not None:
+            yield notification.relname, int(notification.extra)
+    except psycopg.Error as error:
+        raise _sort(error) from error
+
+
 def _socket_defaults(conninfo: str) -> dict[str, int]:
-    """Time limits for a server that has gone silent, where the operator set none."""
+    """Time limits for a server that has gone silent, where the operator set none.
+
+    The first two are for who waits for an answer, the others for who only listens.
+    """
     given = conninfo_to_dict(conninfo)
-    wanted = {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": _UNACKNOWLEDGED_MS}
+    wanted = {
+        "connect_timeout": _CONNECT_SECONDS,
+        "tcp_user_timeout": _UNACKNOWLEDGED_MS,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
     return {key: value for key, value in wanted.items() if key not in given}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -20,6 +21,9 @@ import msgspec
 
 PoolId = NewType("PoolId", int)
 HolderId = NewType("HolderId", int)
+
+VALIDITY_SECONDS = 300
+MAX_REQUEST_SECONDS = 900
 
 
 class EventStatus(enum.IntEnum):
@@ -133,9 +137,9 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class HolderRow:
-    """What the reaper sees of a holder. `heartbeat` changes with everything that arrives from it.
+    """What the reaper sees of a holder. `heartbeat` changes with each exchange and session of it.
 
-    Times are seconds, as the holder itself stated them when it opened its session.
+    Times are seconds, as the holder itself stated them when it registered.
     """
 
     holder_id: HolderId
@@ -239,13 +243,27 @@ class StoreUncertain(StoreError):
 class LedgerStore(Protocol):
     """The operations of a lease holder. All are safe to abandon: the outcome is then unknown.
 
-    `reattest` says what a holder really holds, where a failover has lost grants: the difference is
-    taken out of the pools, and returned in sum. `close_holder` ends a reclaimed holder that has
-    posted everything. `hints` yields until its connection breaks (StoreUncertain). The last four
-    are the reaper's.
+    A holder registers with its own times: how long it admits requests without an answer of the
+    store, and how long one of them may last. `reattest` says what a holder really holds, where a
+    failover has lost grants: the difference is taken out of the pools, and returned in sum; grants
+    begin again when every active holder has said so, if only that it holds nothing more.
+    `close_holder` ends a reclaimed holder that has posted everything. `hints` yields until its
+    connection breaks (StoreUncertain).
+
+    The reaper's operations follow. Of all stores on the same books one at a time has the
+    `reaper_lock`, which says whether it was free; an error of any operation inside means that it
+    may be lost. `holders` leaves closed ones out; `fence_holder` does nothing if the heartbeat was
+    not the latest, `reclaim_holder` (None) if the holder is not fenced in this epoch.
     """
 
-    async def register_holder(self, journal_id: bytes, node: str) -> HolderId: ...
+    async def register_holder(
+        self,
+        journal_id: bytes,
+        node: str,
+        *,
+        validity_seconds: int = VALIDITY_SECONDS,
+        max_request_seconds: int = MAX_REQUEST_SECONDS,
+    ) -> HolderId: ...
 
     async def open_session(self, holder: HolderId, journal_id: bytes) -> Session: ...
 
@@ -262,6 +280,8 @@ class LedgerStore(Protocol):
     async def close_holder(self, session: Session) -> None: ...
 
     def hints(self) -> AsyncIterator[Hint]: ...
+
+    def reaper_lock(self) -> AbstractAsyncContextManager[bool]: ...
 
     async def holders(self) -> list[HolderRow]: ...
 

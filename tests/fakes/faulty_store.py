@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, TypeVar
 
 import trio
 
 from ledger.store import (
+    MAX_REQUEST_SECONDS,
+    VALIDITY_SECONDS,
     Ask,
+    Hint,
     HolderId,
+    HolderRow,
     LedgerStore,
     PoolGrant,
     PoolId,
@@ -41,9 +46,22 @@ class FaultyStore:
         self.poison: set[int] = set()
         self.calls: list[str] = []
 
-    async def register_holder(self, journal_id: bytes, node: str) -> HolderId:
+    async def register_holder(
+        self,
+        journal_id: bytes,
+        node: str,
+        *,
+        validity_seconds: int = VALIDITY_SECONDS,
+        max_request_seconds: int = MAX_REQUEST_SECONDS,
+    ) -> HolderId:
         return await self._call(
-            "register_holder", lambda: self.store.register_holder(journal_id, node)
+            "register_holder",
+            lambda: self.store.register_holder(
+                journal_id,
+                node,
+                validity_seconds=validity_seconds,
+                max_request_seconds=max_request_seconds,
+            ),
         )
 
     async def open_session(self, holder: HolderId, journal_id: bytes) -> Session:
@@ -61,6 +79,37 @@ class FaultyStore:
 
     async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None:
         await self._call("quarantine", lambda: self.store.quarantine(session, event, error))
+
+    async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
+        return await self._call("reattest", lambda: self.store.reattest(session, held))
+
+    async def close_holder(self, session: Session) -> None:
+        await self._call("close_holder", lambda: self.store.close_holder(session))
+
+    async def hints(self) -> AsyncIterator[Hint]:
+        async for hint in self.store.hints():
+            if self.away:
+                raise StoreUncertain("the connection broke")
+            yield hint
+
+    def reaper_lock(self) -> AbstractAsyncContextManager[bool]:
+        return self.store.reaper_lock()
+
+    async def holders(self) -> list[HolderRow]:
+        return await self._call("holders", self.store.holders)
+
+    async def fence_holder(self, holder: HolderId, heartbeat_seen: int) -> bool:
+        return await self._call(
+            "fence_holder", lambda: self.store.fence_holder(holder, heartbeat_seen)
+        )
+
+    async def reclaim_holder(self, holder: HolderId, epoch_seen: int) -> int | None:
+        return await self._call(
+            "reclaim_holder", lambda: self.store.reclaim_holder(holder, epoch_seen)
+        )
+
+    async def end_learning(self) -> bool:
+        return await self._call("end_learning", self.store.end_learning)
 
     async def credit_pool(
         self, pool: PoolId, amount: int, code: int, contra: int, ref: str

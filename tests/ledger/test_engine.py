@@ -548,7 +548,7 @@ def test_a_store_that_forgot_acknowledged_events_ends_admission(
 ) -> None:
     holder.settle(holder.hold(request(100)), 60)
     holder.exchange()
-    store.holders[holder.holder_id].applied_seq = 0
+    store.holder_rows[holder.holder_id].applied_seq = 0
     with pytest.raises(LedgerDivergence):
         holder.reopen()
     with pytest.raises(LedgerUnavailable, match="the books disagree"):

@@ -245,7 +245,7 @@ def test_a_change_by_hand_is_noticed(store: MemoryStore, check: str) -> None:
         case "C3":
             pool.funded += 1
         case "C4":
-            store.holders[holder.holder_id].applied_seq += 1
+            store.holder_rows[holder.holder_id].applied_seq += 1
         case "C5":
             store.events.clear()
         case "C6":
@@ -256,6 +256,6 @@ def test_a_change_by_hand_is_noticed(store: MemoryStore, check: str) -> None:
 
 
 def test_a_gap_between_batches_is_noticed(store: MemoryStore) -> None:
-    store.holders[1] = HolderRow(JOURNAL_ID, applied_seq=2)
+    store.holder_rows[1] = HolderRow(JOURNAL_ID, applied_seq=2)
     store.batches.append(Batch(1, 2, 2, 0, 0))
     assert "C4" in {violation.check for violation in finish(store.check())}

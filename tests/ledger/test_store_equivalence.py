@@ -7,7 +7,8 @@ tests worthless. Each seed is one history with lawful and unlawful calls.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -19,8 +20,12 @@ from ledger.directory import Directory
 from ledger.memory import MemoryStore
 from ledger.postgres import PostgresStore
 from ledger.store import (
+    MAX_REQUEST_SECONDS,
+    VALIDITY_SECONDS,
     Ask,
+    Hint,
     HolderId,
+    HolderRow,
     LedgerStore,
     PoolGrant,
     PoolId,
@@ -63,8 +68,22 @@ class TwinStore:
         assert in_postgres == in_memory
         return in_memory
 
-    async def register_holder(self, journal_id: bytes, node: str) -> HolderId:
-        return await self._both(lambda store: store.register_holder(journal_id, node))
+    async def register_holder(
+        self,
+        journal_id: bytes,
+        node: str,
+        *,
+        validity_seconds: int = VALIDITY_SECONDS,
+        max_request_seconds: int = MAX_REQUEST_SECONDS,
+    ) -> HolderId:
+        return await self._both(
+            lambda store: store.register_holder(
+                journal_id,
+                node,
+                validity_seconds=validity_seconds,
+                max_request_seconds=max_request_seconds,
+            )
+        )
 
     async def open_session(self, holder: HolderId, journal_id: bytes) -> Session:
         return await self._both(lambda store: store.open_session(holder, journal_id))
@@ -79,6 +98,30 @@ class TwinStore:
 
     async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None:
         await self._both(lambda store: store.quarantine(session, event, error))
+
+    async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
+        return await self._both(lambda store: store.reattest(session, held))
+
+    async def close_holder(self, session: Session) -> None:
+        await self._both(lambda store: store.close_holder(session))
+
+    def hints(self) -> AsyncIterator[Hint]:
+        return self.postgres.hints()
+
+    def reaper_lock(self) -> AbstractAsyncContextManager[bool]:
+        return self.postgres.reaper_lock()
+
+    async def holders(self) -> list[HolderRow]:
+        return await self._both(lambda store: store.holders())
+
+    async def fence_holder(self, holder: HolderId, heartbeat_seen: int) -> bool:
+        return await self._both(lambda store: store.fence_holder(holder, heartbeat_seen))
+
+    async def reclaim_holder(self, holder: HolderId, epoch_seen: int) -> int | None:
+        return await self._both(lambda store: store.reclaim_holder(holder, epoch_seen))
+
+    async def end_learning(self) -> bool:
+        return await self._both(lambda store: store.end_learning())
 
     async def credit_pool(
         self, pool: PoolId, amount: int, code: int, contra: int, ref: str
