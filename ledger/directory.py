@@ -26,6 +26,7 @@ from psycopg.types.json import Jsonb
 
 from ledger import keys
 from ledger.accounts import Account, AccountStatus, Budget, Credential, Key, Project, Statement
+from ledger.connection import connect
 from ledger.money import AMOUNT_MAX, format_usd
 
 GOODWILL = 7  # gl_account: the other side of manual adjustments
@@ -409,12 +410,7 @@ class Directory:
 
     def _connect(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(
-                self._conninfo,
-                autocommit=True,
-                connect_timeout=_CONNECT_SECONDS,
-                prepare_threshold=None,  # poolers that switch sessions lose prepared statements
-            )
+            self._connection = connect(self._conninfo, connect_seconds=_CONNECT_SECONDS)
         return self._connection
 
     def _disconnect(self) -> None:

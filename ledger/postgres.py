@@ -21,11 +21,11 @@ from typing import LiteralString, TypeVar
 import msgspec
 import psycopg
 import trio
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from ledger import verify
+from ledger.connection import connect
 from ledger.store import (
     MAX_REQUEST_SECONDS,
     VALIDITY_SECONDS,
@@ -50,13 +50,7 @@ from ledger.store import (
 T = TypeVar("T")
 Work = Callable[[psycopg.Connection], T]
 
-_CONNECT_SECONDS = 5
-_UNACKNOWLEDGED_MS = 15_000  # after which the kernel gives a dead connection up
 _THREADS_MAX = 16  # threads of abandoned calls stay until their call ends
-_LIMITS = """
-SELECT set_config('lock_timeout', '2s', false), set_config('statement_timeout', '10s', false),
-       set_config('client_connection_check_interval', '1s', false)
-"""
 
 # SQLSTATE classes that leave the outcome open: connection, rolled back (serialisation, deadlock),
 # out of resources, cancelled or shut down (57014 is the statement time-out), system, internal.
@@ -389,12 +383,7 @@ class _Lane:
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None:
-            self._connection = psycopg.connect(
-                make_conninfo(self._conninfo, **_socket_defaults(self._conninfo)),
-                autocommit=True,
-                prepare_threshold=None,  # poolers that switch sessions lose prepared statements
-            )
-            self._connection.execute(_LIMITS)
+            self._connection = connect(self._conninfo, limited=True)
         return self._connection
 
     def _close(self) -> None:
@@ -416,22 +405,6 @@ def _notifications(connection: psycopg.Connection) -> Iterator[tuple[bytes, int]
             yield notification.relname, int(notification.extra)
     except psycopg.Error as error:
         raise _sort(error) from error
-
-
-def _socket_defaults(conninfo: str) -> dict[str, int]:
-    """Time limits for a server that has gone silent, where the operator set none.
-
-    The first two are for who waits for an answer, the others for who only listens.
-    """
-    given = conninfo_to_dict(conninfo)
-    wanted = {
-        "connect_timeout": _CONNECT_SECONDS,
-        "tcp_user_timeout": _UNACKNOWLEDGED_MS,
-        "keepalives_idle": 15,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-    }
-    return {key: value for key, value in wanted.items() if key not in given}
 
 
 def _sort(error: psycopg.Error) -> StoreError:

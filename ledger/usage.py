@@ -32,6 +32,7 @@ import msgspec
 import psycopg
 from psycopg.sql import SQL
 
+from ledger.connection import connect
 from ledger.money import format_usd
 from ledger.store import EventStatus
 
@@ -273,7 +274,8 @@ def export(
     where the last one was made misses nothing that was posted late. All pages are of one moment.
     """
     after: Position | None = None
-    with psycopg.connect(conninfo) as connection:
+    with connect(conninfo) as connection:
+        connection.autocommit = False
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         while True:

@@ -13,6 +13,7 @@ from datetime import datetime
 
 import psycopg
 
+from ledger.connection import connect
 from ledger.store import Violation
 
 VIOLATIONS_MAX = 1000  # of one check: a person reads them
@@ -57,16 +58,16 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         "C2",
-        "no account is below its credit limit, unless a forced debit put it there",
+        "no account is below its credit limit, unless a forced debit or a failover put it there",
         "accounts",
         "SELECT count(*) FROM ledger.pool WHERE kind = 1",
         """
         SELECT format('account %s', p.account_id),
                format('available %s, credit limit %s', p.available, p.credit_limit)
           FROM ledger.pool p
-         WHERE p.kind = 1 AND p.available < -p.credit_limit
+         WHERE p.kind = 1 AND p.available < -p.credit_limit - p.overgranted
            AND NOT EXISTS (SELECT FROM ledger.transfer t
-                            WHERE t.account_id = p.account_id AND t.code IN (7, 12))
+                            WHERE t.account_id = p.account_id AND t.code = 7)
         """,
     ),
     Check(
@@ -205,7 +206,7 @@ SELECT h.holder_id, h.node_name,
 
 def run(conninfo: str) -> list[CheckResult]:
     """All checks, in order, on one consistent snapshot."""
-    with psycopg.connect(conninfo, autocommit=True) as connection:
+    with connect(conninfo) as connection:
         return run_on(connection)
 
 
@@ -220,7 +221,7 @@ def run_on(connection: psycopg.Connection) -> list[CheckResult]:
 
 def holders(conninfo: str) -> list[Holder]:
     """Everyone who ever held leased credit, and what they hold now."""
-    with psycopg.connect(conninfo) as connection:
+    with connect(conninfo) as connection:
         return [Holder(*row) for row in connection.execute(_HOLDERS)]
 
 

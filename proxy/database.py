@@ -13,13 +13,10 @@ from typing import TypeVar
 
 import psycopg
 
+from ledger.connection import connect
+
 T = TypeVar("T")
 Work = Callable[[psycopg.Connection], T]
-
-_CONNECT_SECONDS = 5
-_LIMITS = (
-    "SELECT set_config('lock_timeout', '2s', false), set_config('statement_timeout', '10s', false)"
-)
 
 # SQLSTATEs, by their beginning, of a database that is at fault, not what it was asked: connection,
 # read-only, rolled back, out of resources, locked, shut down.
@@ -70,14 +67,7 @@ class Connections:
             return self._idle.pop() if self._idle else None
 
     def _connect(self) -> psycopg.Connection:
-        connection = psycopg.connect(
-            self._conninfo,
-            autocommit=True,
-            connect_timeout=_CONNECT_SECONDS,
-            prepare_threshold=None,  # poolers that switch sessions lose prepared statements
-        )
-        connection.execute(_LIMITS)
-        return connection
+        return connect(self._conninfo, limited=True)
 
 
 def is_away(error: Exception) -> bool:

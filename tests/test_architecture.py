@@ -38,6 +38,7 @@ ONLY_IN = {
     "h11": ("proxy/",),
     "httpcore2": ("console/",),
     "psycopg": (
+        "ledger/connection.py",
         "ledger/postgres.py",
         "ledger/directory.py",
         "ledger/migrate.py",

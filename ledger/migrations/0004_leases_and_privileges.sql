@@ -1,4 +1,5 @@
--- Leases of holders that fell silent, came back late, or met a failover: what 0001 left open.
+-- Leases of holders that fell silent, came back late, or met a failover: what 0001 left open; and a
+-- role that can do no more than the gateway must.
 
 
 -- 1. Holders ----------------------------------------------------------------------------------------
@@ -133,3 +134,80 @@ BEGIN
    WHERE h.holder_id = p_holder;
   RETURN v_total;
 END $$;
+
+
+-- 3. Least privilege ------------------------------------------------------------------------------------
+
+-- The gateway works as farebox_app: it reads the tables and calls the functions, which do with their
+-- owner's rights the little that may be done to the books. Nobody writes the ledger's tables directly.
+-- Roles belong to the whole server, whose other databases may make this one at the same moment. Where
+-- we may not make it, the user we were given does the work, as `farebox check` says.
+DO $$
+BEGIN
+  CREATE ROLE farebox_app NOLOGIN;
+EXCEPTION
+  WHEN duplicate_object OR unique_violation THEN NULL;
+  WHEN insufficient_privilege THEN RAISE NOTICE 'no role farebox_app: %', SQLERRM;
+END $$;
+
+-- Whoever migrates is the user the gateway connects as; superusers are members of every role.
+DO $$
+BEGIN
+  IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+     AND EXISTS (SELECT FROM pg_roles WHERE rolname = 'farebox_app') THEN
+    EXECUTE format('GRANT farebox_app TO %I', current_user);
+  END IF;
+EXCEPTION
+  WHEN unique_violation THEN NULL;
+  WHEN insufficient_privilege THEN RAISE NOTICE 'no member of farebox_app: %', SQLERRM;
+END $$;
+
+-- Grants to the role, if there is one, what is said here: also for the migrations to come.
+CREATE FUNCTION farebox.allow(p_privileges text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'farebox_app') THEN
+    EXECUTE format('GRANT %s TO farebox_app', p_privileges);
+  END IF;
+END $$;
+
+-- The same for the tables that later migrations make in this schema.
+CREATE FUNCTION farebox.allow_on_new_tables(p_schema name, p_privileges text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'farebox_app') THEN
+    EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT %s ON TABLES TO farebox_app',
+                   p_schema, p_privileges);
+  END IF;
+END $$;
+
+-- To be called at the end of a migration that makes functions: those that read or write tables do so
+-- as their owner, with a search path that nobody can put anything into, and only for the role.
+CREATE FUNCTION farebox.secure_functions() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE r record;
+BEGIN
+  FOR r IN
+    SELECT p.oid::regprocedure AS signature
+      FROM pg_proc p
+     WHERE p.pronamespace IN ('ledger'::regnamespace, 'directory'::regnamespace, 'stored'::regnamespace)
+       AND p.provolatile = 'v' AND NOT p.prosecdef
+  LOOP
+    EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER SET search_path = pg_catalog, pg_temp', r.signature);
+  END LOOP;
+  REVOKE ALL ON ALL FUNCTIONS IN SCHEMA farebox, ledger, directory, stored FROM PUBLIC;
+  PERFORM farebox.allow('EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger, directory, stored');
+END $$;
+
+REVOKE ALL ON SCHEMA farebox, ledger, directory, stored FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA farebox, ledger, directory, stored FROM PUBLIC;
+SELECT farebox.secure_functions();
+SELECT farebox.allow(privileges) FROM unnest(ARRAY[
+  'USAGE ON SCHEMA ledger, directory, stored',
+  'SELECT ON ALL TABLES IN SCHEMA ledger, directory, stored',
+  'INSERT, UPDATE ON directory.account, directory.project, directory.api_key',
+  'INSERT ON directory.model, directory.provider, directory.price',
+  'INSERT, UPDATE, DELETE ON stored.response',
+  'INSERT ON stored.item'
+]) AS privileges;
+SELECT farebox.allow_on_new_tables('ledger', 'SELECT'),
+       farebox.allow_on_new_tables('directory', 'SELECT, INSERT, UPDATE'),
+       farebox.allow_on_new_tables('stored', 'SELECT, INSERT, UPDATE, DELETE');

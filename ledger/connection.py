@@ -1,0 +1,78 @@
+"""How the gateway connects to its database: as the role with the least privilege, and not for ever.
+
+After connecting it becomes `farebox_app`, which may read, and call the functions that keep the
+books, but write none of their tables (migration 0004). Where the database has no such role, or the
+user of the connection is no member of it, that user does the work itself; `restricted` tells.
+"""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+ROLE = "farebox_app"
+
+_CONNECT_SECONDS = 5
+_UNACKNOWLEDGED_MS = 15_000  # after which the kernel gives a dead connection up
+
+# Only where this database has granted the role anything: other databases of the server may have
+# made it. Membership without the right to become the role exists since PostgreSQL 16.
+_BECOME = """
+SELECT set_config('role', r.rolname, false)
+  FROM pg_catalog.pg_roles r
+  JOIN pg_catalog.pg_namespace n ON n.nspname = 'ledger'
+ WHERE r.rolname = 'farebox_app'
+   AND has_schema_privilege(r.oid, n.oid, 'USAGE')
+   AND pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::integer < 160000
+                               THEN 'MEMBER' ELSE 'SET' END)
+"""
+_LIMITS = """
+SELECT set_config('lock_timeout', '2s', false),
+       set_config('statement_timeout', '10s', false),
+       set_config('client_connection_check_interval', '1s', false)
+"""
+
+
+def connect(
+    conninfo: str, *, limited: bool = False, connect_seconds: int = _CONNECT_SECONDS
+) -> psycopg.Connection:
+    """A connection that commits each statement. `limited` is for statements that must be short:
+    they give up after 10 seconds, or after 2 without a lock.
+
+    Raises psycopg.Error.
+    """
+    connection = psycopg.connect(
+        make_conninfo(conninfo, **_socket_defaults(conninfo, connect_seconds)),
+        autocommit=True,
+        prepare_threshold=None,  # poolers that switch sessions lose prepared statements
+    )
+    try:
+        connection.execute(_BECOME)
+        if limited:
+            connection.execute(_LIMITS)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def restricted(connection: psycopg.Connection) -> bool:
+    """Whether the connection has the role with the least privilege."""
+    row = connection.execute("SELECT current_user").fetchone()
+    return row == (ROLE,)
+
+
+def _socket_defaults(conninfo: str, connect_seconds: int) -> dict[str, int]:
+    """Time limits for a server that has gone silent, where the operator set none.
+
+    The first two are for who waits for an answer, the others for who only listens.
+    """
+    given = conninfo_to_dict(conninfo)
+    wanted = {
+        "connect_timeout": connect_seconds,
+        "tcp_user_timeout": _UNACKNOWLEDGED_MS,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
+    return {key: value for key, value in wanted.items() if key not in given}
