@@ -202,7 +202,25 @@ class StreamRelay(Relay, Protocol):
     Feed it until `ended`, or `close` it at the end of the body. What `feed` returns may go out at
     once. Where `failure` is then None, the answer is complete: settle, and only then send
     `terminal`, so that a completely received answer is always charged.
+
+    A limited one (see `Call.stream`) may be given a `limit` while it runs. It is then `cut` before
+    the first event that would bring its output above that, and ends as an answer does that has
+    reached its output cap. An event that ends the answer is never cut.
     """
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much was fed and is not read yet: the event that is not complete."""
+        ...
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer was ended at its limit."""
+        ...
+
+    def limit(self, output_tokens: int, input_text_bytes: int) -> None:
+        """Count no more than `output_tokens` from here on; `input_text_bytes` as for `counted`."""
+        ...
 
     @property
     def has_content(self) -> bool:
@@ -271,8 +289,8 @@ class Call(Protocol):
         """Why the upstream answered with something else than 200."""
         ...
 
-    def stream(self) -> StreamRelay:
-        """A relay for the streamed answer."""
+    def stream(self, *, limited: bool = False) -> StreamRelay:
+        """A relay for the streamed answer. `limited`: it may be given a limit while it runs."""
         ...
 
     def plain(self, body: bytes) -> PlainRelay:
@@ -386,7 +404,7 @@ class Listed(NamedTuple):
     model: Model
 
 
-Action = Literal["generate", "embed", "count", "models", "stored"]
+Action = Literal["generate", "embed", "count", "models", "stored", "usage"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class PassingEmbedding:
     ) -> UpstreamFailure:
         return self.failure(status, headers, body)
 
-    def stream(self) -> StreamRelay:
+    def stream(self, *, limited: bool = False) -> StreamRelay:
         raise AssertionError("embeddings are never streamed")
 
     def plain(self, body: bytes) -> PlainRelay:
@@ -176,7 +176,7 @@ class EmbeddingTranslation:
     ) -> UpstreamFailure:
         return self._upstream.read_error(status, headers, body)
 
-    def stream(self) -> StreamRelay:
+    def stream(self, *, limited: bool = False) -> StreamRelay:
         raise AssertionError("embeddings are never streamed")
 
     def plain(self, body: bytes) -> EmbeddingRelay:

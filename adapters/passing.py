@@ -3,6 +3,9 @@
 A reader turns every event into canonical ones for what they cost and whether they end or break the
 answer; the client gets the event itself, under its own name of the model. From the reason to stop
 on, events are held back until the money is settled.
+
+A stream that is cut at a limit ends in events of ours: what they need to know of those that have
+passed is remembered on the way, and only where a limit may come.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adapters import sse
+from adapters.canonical import Usage
 from adapters.codec import EMPTY_ANSWER, Counted, Reader, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
 from adapters.stream import Meter
@@ -26,6 +30,14 @@ class Manner(Protocol):
 
     def end(self) -> bytes:
         """What follows the upstream's last event; nothing in most protocols."""
+        ...
+
+    def remember(self, payload: bytes) -> None:
+        """An event has passed, in a stream that may be cut."""
+        ...
+
+    def cut(self, usage: Usage) -> bytes:
+        """The last events of a stream that stops here, at its output limit; `end` follows."""
         ...
 
     def error_event(self, error: APIError, request_id: str) -> bytes: ...
@@ -55,8 +67,8 @@ class PassingCall:
     ) -> UpstreamFailure:
         return self.failure(status, headers, body)
 
-    def stream(self) -> PassingStream:
-        return PassingStream(self.reader(), self._meter(), self.manner())
+    def stream(self, *, limited: bool = False) -> PassingStream:
+        return PassingStream(self.reader(), self._meter(), self.manner(), limited=limited)
 
     def plain(self, body: bytes) -> PassingPlain:
         return PassingPlain(self.reader(), self._meter(), body, self.shown(body))
@@ -71,16 +83,23 @@ class PassingStream:
     __slots__ = (
         "_held",
         "_held_bytes",
+        "_input_text_bytes",
+        "_limit",
+        "_limited",
         "_manner",
         "_meter",
         "_reader",
         "_splitter",
+        "cut",
         "ended",
         "failure",
     )
 
-    def __init__(self, reader: Reader, meter: Meter, manner: Manner) -> None:
+    def __init__(
+        self, reader: Reader, meter: Meter, manner: Manner, *, limited: bool = False
+    ) -> None:
         self.ended = False
+        self.cut = False
         self.failure: UpstreamFailure | None = None
         self._reader = reader
         self._meter = meter
@@ -88,6 +107,17 @@ class PassingStream:
         self._splitter = sse.Splitter()
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._limited = limited
+        self._limit: int | None = None
+        self._input_text_bytes = 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._splitter.waiting_bytes
+
+    def limit(self, output_tokens: int, input_text_bytes: int) -> None:
+        assert self._limited, "the relay was made without"
+        self._limit, self._input_text_bytes = output_tokens, input_text_bytes
 
     @property
     def has_content(self) -> bool:
@@ -95,6 +125,8 @@ class PassingStream:
 
     @property
     def terminal(self) -> bytes:
+        if self.cut and not self._held:
+            self._held.append(self._manner.cut(self.counted(self._input_text_bytes).usage))
         return b"".join(self._held) + self._manner.end()
 
     def feed(self, data: bytes) -> bytes:
@@ -117,8 +149,15 @@ class PassingStream:
         return out
 
     def read_on(self, data: bytes) -> bool:
-        self.feed(data)
-        return self.ended
+        if not self.cut:
+            self.feed(data)
+            return self.ended
+        try:
+            for raw in self._splitter.feed(data):
+                self._read_on(raw)
+        except UpstreamProtocolViolation:
+            return True
+        return self._reader.composer.ended
 
     def counted(self, input_text_bytes: int) -> Counted:
         return self._meter.counted(input_text_bytes)
@@ -128,13 +167,17 @@ class PassingStream:
 
     def _pass(self, raw: bytes) -> bytes:
         if self.ended:
+            if self.cut:
+                self._read_on(raw)
             return b""
         payload = sse.data_of(raw)
         if payload:
             self._reader.read(payload)
             self._look()
-            if self.failure is not None:
+            if self.failure is not None or self.cut:
                 return b""
+            if self._limited:
+                self._manner.remember(payload)
         shown = self._manner.shown(raw, payload)
         if not self._reader.composer.has_reason:
             return shown
@@ -147,7 +190,13 @@ class PassingStream:
     def _look(self) -> None:
         """Count what the reader saw, and whether it was the end."""
         composer = self._reader.composer
-        for event in composer.take():
+        events = composer.take()
+        if self._limit is not None and not composer.has_reason:
+            self.cut = self.ended = not self._meter.has_room(events, self._limit)
+            if self.cut:
+                self._meter.read_on(events)
+                return
+        for event in events:
             self._meter.read(event)
         if composer.failure is not None:
             self._fail(composer.failure)
@@ -155,6 +204,12 @@ class PassingStream:
             self.ended = True
             if self._meter.empty:
                 self._fail(EMPTY_ANSWER)
+
+    def _read_on(self, raw: bytes) -> None:
+        """An event behind the cut."""
+        if payload := sse.data_of(raw):
+            self._reader.read(payload)
+            self._meter.read_on(self._reader.composer.take())
 
     def _fail(self, failure: UpstreamFailure) -> None:
         self.failure, self.ended = failure, True

@@ -41,6 +41,11 @@ class Splitter:
         self._only_lf = True  # no CR so far: boundaries can be found without a pattern
         self._event_bytes_max = event_bytes_max
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much of an event that is not complete has arrived."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The raw events that `data` completes.
 

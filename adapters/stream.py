@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from secrets import token_hex
 from types import MappingProxyType
 
@@ -423,7 +423,8 @@ class Meter:
 
     Our own count, for answers without the provider's: a token for every four bytes of text, and at
     least one for every delta. Text is content, refusal, reasoning, and names and arguments of
-    calls, as UTF-8. `silent`: the request wanted no output at all.
+    calls, as UTF-8. `silent`: the request wanted no output at all. `open_index` is that of the open
+    block, -1 where none is.
     """
 
     __slots__ = (
@@ -435,6 +436,7 @@ class Meter:
         "_text_bytes",
         "_usage",
         "_withheld",
+        "open_index",
     )
 
     def __init__(self, pieces: Mapping[str, int], *, silent: bool = False) -> None:
@@ -446,6 +448,7 @@ class Meter:
         self._usage: Usage | None = None
         self._done = False
         self._withheld = False
+        self.open_index = -1
 
     @property
     def has_content(self) -> bool:
@@ -467,14 +470,37 @@ class Meter:
         elif kind is Used:
             self._usage = event.usage  # type: ignore[union-attr] # it is a Used
         elif isinstance(event, Open):
+            self.open_index = event.index
             if event.name:
                 self._opened += 1
                 self._text_bytes += _utf8_bytes(event.name)
+        elif isinstance(event, Close):
+            self.open_index = -1
         elif isinstance(event, Start):
             self._usage = event.usage or self._usage
         elif isinstance(event, Finish):
             self._done = True
             self._withheld = event.reason in ("content_filter", "refusal")
+
+    def has_room(self, events: Iterable[Event], output_tokens: int) -> bool:
+        """Whether `events` would keep the output at `output_tokens` or less.
+
+        What says nothing has room at any time, so that figures alone never cut an answer.
+        """
+        said = [event for event in events if isinstance(event, Delta | Open)]
+        if not said:
+            return True
+        texts = [event.text if isinstance(event, Delta) else event.name for event in said]
+        deltas = self._deltas + sum(isinstance(event, Delta) for event in said)
+        told = 0 if self._usage is None else self._usage.output_tokens
+        counted = counted_tokens(self._text_bytes + sum(map(_utf8_bytes, texts)))
+        return max(told, deltas, counted) <= output_tokens
+
+    def read_on(self, events: Iterable[Event]) -> None:
+        """Events that no client gets, of which nothing but the figures count."""
+        for event in events:
+            if isinstance(event, Used | Finish):
+                self.read(event)
 
     def counted(self, input_text_bytes: int) -> Counted:
         """What to settle with.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from adapters import sse
-from adapters.canonical import Event, Finish, Prompt, Used
+from adapters.canonical import Close, Event, Finish, Prompt, Used
 from adapters.codec import (
     EMPTY_ANSWER,
     Counted,
@@ -101,7 +101,7 @@ class Translation:
         failure = self._upstream.read_error(status, headers, body)
         return replace(failure, param=None)  # it names a field that the client does not know
 
-    def stream(self) -> TranslatedStream:
+    def stream(self, *, limited: bool = False) -> TranslatedStream:
         return TranslatedStream(self._answer(), self._writer())
 
     def plain(self, body: bytes) -> TranslatedPlain:
@@ -123,9 +123,17 @@ class Translation:
 
 class _Answer:
     """What a reader makes of an upstream's bytes: counted, calls under the client's names, and
-    cut at stop sequences that the provider does not know."""
+    cut at stop sequences that the provider does not know, and at a limit (`cut`)."""
 
-    __slots__ = ("_input_text_bytes", "_reader", "_restorer", "_scanner", "meter")
+    __slots__ = (
+        "_input_text_bytes",
+        "_reader",
+        "_restorer",
+        "_scanner",
+        "cut",
+        "limit",
+        "meter",
+    )
 
     def __init__(
         self,
@@ -140,6 +148,8 @@ class _Answer:
         self._scanner = scanner
         self._input_text_bytes = input_text_bytes
         self.meter = meter
+        self.limit: int | None = None
+        self.cut = False
 
     def read(self, data: bytes) -> list[Event]:
         self._reader.read(data)
@@ -156,12 +166,17 @@ class _Answer:
         return self._taken()
 
     def read_on(self, data: bytes) -> None:
-        """An event behind a stop sequence, of which nothing but the usage counts."""
+        """An event behind a cut, of which nothing but the usage counts."""
         if data:
             self._reader.read(data)
-            for event in self._reader.composer.take():
-                if isinstance(event, Used | Finish):
-                    self.meter.read(event)
+            self.meter.read_on(self._reader.composer.take())
+
+    def ending(self) -> list[Event]:
+        """What makes a whole answer of one that was cut at its limit."""
+        index = self.meter.open_index
+        ends: list[Event] = [] if index < 0 else [Close(index)]
+        usage = self.meter.counted(self._input_text_bytes).usage
+        return self._passed_on([*ends, Used(usage), Finish("length")])
 
     @property
     def failure(self) -> UpstreamFailure | None:
@@ -174,13 +189,28 @@ class _Answer:
 
     def _taken(self) -> list[Event]:
         events = self._reader.composer.take()
+        if self.limit is not None and not self._reader.composer.has_reason:
+            return self._passed_on(self._within(events, self.limit))
         for event in events:
             self.meter.read(event)
+        return self._passed_on(events)
+
+    def _within(self, events: list[Event], limit: int) -> list[Event]:
+        """Count the first of `events`, as many as the limit has room for."""
+        for at, event in enumerate(events):
+            if not self.meter.has_room((event,), limit):
+                self.cut = True
+                self.meter.read_on(events[at:])
+                return events[:at]
+            self.meter.read(event)
+        return events
+
+    def _passed_on(self, events: list[Event]) -> list[Event]:
         if self._restorer is not None:
             events = self._restorer.pass_on(events)
-        return events if self._scanner is None else self._cut(self._scanner, events)
+        return events if self._scanner is None else self._stopped(self._scanner, events)
 
-    def _cut(self, scanner: StopScanner, events: list[Event]) -> list[Event]:
+    def _stopped(self, scanner: StopScanner, events: list[Event]) -> list[Event]:
         """The events up to a stop sequence. The upstream's usage comes behind what is cut off, or
         never: the client gets it as far as it is known, or was counted."""
         events = scanner.pass_on(events)
@@ -192,15 +222,32 @@ class _Answer:
 class TranslatedStream:
     """A stream of one protocol that leaves as another. Implements `codec.StreamRelay`."""
 
-    __slots__ = ("_answer", "_splitter", "_writer", "ended", "failure", "terminal")
+    __slots__ = ("_answer", "_splitter", "_terminal", "_writer", "ended", "failure")
 
     def __init__(self, answer: _Answer, writer: Writer) -> None:
         self.ended = False
         self.failure: UpstreamFailure | None = None
-        self.terminal = b""
+        self._terminal = b""
         self._answer = answer
         self._writer = writer
         self._splitter = sse.Splitter()
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._splitter.waiting_bytes
+
+    @property
+    def cut(self) -> bool:
+        return self._answer.cut
+
+    def limit(self, output_tokens: int, input_text_bytes: int) -> None:
+        self._answer.limit = output_tokens
+
+    @property
+    def terminal(self) -> bytes:
+        if self.cut and not self._terminal:
+            self._terminal = b"".join(map(self._writer.write, self._answer.ending()))
+        return self._terminal
 
     @property
     def has_content(self) -> bool:
@@ -244,7 +291,11 @@ class TranslatedStream:
         return self._writer.error_event(error, request_id)
 
     def _read(self, payload: bytes) -> bytes:
-        return b"" if self.ended else self._write(self._answer.read(payload))
+        if not self.ended:
+            return self._write(self._answer.read(payload))
+        if not self._answer.complete:
+            self._answer.read_on(payload)
+        return b""
 
     def _write(self, events: list[Event]) -> bytes:
         out: list[bytes] = []
@@ -255,6 +306,8 @@ class TranslatedStream:
             out.append(self._writer.write(event))
         if self._answer.failure is not None:
             self.failure, self.ended = self._answer.failure, True
+        elif self.cut:
+            self.ended = True
         return b"".join(out)
 
     def _finish(self, event: Finish) -> None:
@@ -262,7 +315,7 @@ class TranslatedStream:
         if self._answer.meter.empty:
             self.failure = EMPTY_ANSWER
         else:
-            self.terminal = self._writer.write(event)
+            self._terminal = self._writer.write(event)
 
 
 class TranslatedPlain:

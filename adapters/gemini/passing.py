@@ -12,6 +12,7 @@ from functools import partial
 
 import msgspec
 
+from adapters.canonical import Usage
 from adapters.codec import Request, Target
 from adapters.envelope import MARKS, Envelopes
 from adapters.errors import APIError, InvalidRequest
@@ -22,6 +23,7 @@ from adapters.gemini.reader import GeminiReader
 from adapters.gemini.refusal import GeminiRefusals
 from adapters.gemini.signature import SKIP_VALIDATION, sealed_in
 from adapters.gemini.traits import traits_of
+from adapters.gemini.wire import usage_metadata
 from adapters.openai.body import Fields
 from adapters.passing import PassingCall
 from adapters.raw import UNREADABLE
@@ -36,6 +38,8 @@ _CALL = b'"functionCall"'
 _VERSION = re.compile(rb'"modelVersion"[ \t\r\n]*:[ \t\r\n]*"((?:[^"\\]|\\.)*)"')
 _DONE = b"[DONE]"
 _SIGNATURE = "thoughtSignature"
+# What a chunk says of the answer as a whole, and the one that ends it has to say again.
+_NAMES = ("modelVersion", "responseId", "createTime")
 
 
 def passing_call(request: Request, target: Target, envelopes: Envelopes, path: str) -> PassingCall:
@@ -54,12 +58,13 @@ def passing_call(request: Request, target: Target, envelopes: Envelopes, path: s
 class GeminiManner:
     """One stream's chunks on their way through. Implements `passing.Manner`."""
 
-    __slots__ = ("_framing", "_member", "_model", "_shown_member")
+    __slots__ = ("_framing", "_last", "_member", "_model", "_shown_member")
 
     def __init__(self, model: str, frames: Framing) -> None:
         self._model = _encode(model)
         self._member = self._shown_member = b""  # as the last chunk had it, and as it is shown
         self._framing = frames
+        self._last = b"{}"  # chunk that passed, of a stream that may be cut
 
     def shown(self, raw: bytes, payload: bytes) -> bytes:
         if not payload or payload.startswith(_DONE):
@@ -79,6 +84,24 @@ class GeminiManner:
 
     def end(self) -> bytes:
         return self._framing.end()
+
+    def remember(self, payload: bytes) -> None:
+        if not payload.startswith(_DONE):
+            self._last = payload
+
+    def cut(self, usage: Usage) -> bytes:
+        try:
+            last = _decode_members(renamed(self._last, self._model))
+        except UNREADABLE:
+            last = {}
+        content = {"parts": [{"text": ""}], "role": "model"}
+        chunk: dict[str, object] = {
+            "candidates": [{"content": content, "finishReason": "MAX_TOKENS", "index": 0}],
+            "usageMetadata": usage_metadata(usage),
+            "modelVersion": msgspec.Raw(self._model),
+            **{name: last[name] for name in _NAMES if name in last},
+        }
+        return self._framing.item(_encode(chunk))
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._framing.item(_REFUSALS.error_body(error, request_id)) + self._framing.end()

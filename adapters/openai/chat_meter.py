@@ -79,6 +79,34 @@ class ChatMeter:
         if answer.usage:
             self._read_usage(answer.usage)
 
+    @property
+    def open_choices(self) -> tuple[int, ...]:
+        """Those that have begun and not finished."""
+        return tuple(sorted(self._open))
+
+    def has_room(self, answer: wire.Answer, output_tokens: int) -> bool:
+        """Whether a chunk would keep the output at `output_tokens` or less.
+
+        What says nothing, or says why it ends, has room at any time.
+        """
+        deltas, text_bytes = self.deltas, self._text_bytes
+        for choice in answer.choices or ():
+            if choice.finish_reason is not None:
+                return True
+            if choice.delta is not None and (produced := _produced_bytes(choice.delta)):
+                deltas += 1
+                text_bytes += produced
+        if deltas == self.deltas:
+            return True
+        told = 0 if self._usage is None else self._usage.output_tokens
+        return max(told, deltas, counted_tokens(text_bytes)) <= output_tokens
+
+    def read_on(self, answer: wire.Answer) -> None:
+        """A chunk that no client gets, of which nothing but the figures count."""
+        for choice in answer.choices or ():
+            choice.delta = choice.message = None
+        self.read(answer)
+
     def close(self) -> None:
         """The answer is complete: whatever usage came is all of it."""
         self._closed = True

@@ -3,16 +3,19 @@
 Every event of a stream is read for what it costs and whether it ends or breaks the answer; its
 bytes go on as they came, apart from three things the client must not notice: the upstream's name
 of the model, usage that only we asked for, and the end of the stream, which waits until the money
-is settled.
+is settled. A stream that is cut at a limit ends in chunks of ours, made after the last that passed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from secrets import token_hex
 
 import msgspec
 
 from adapters import sse
+from adapters.canonical import Usage
 from adapters.codec import EMPTY_ANSWER, Counted, FailureKind, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
 from adapters.openai import wire
@@ -23,6 +26,7 @@ from adapters.openai.refusal import OpenAIRefusals
 _DONE = b"[DONE]"
 _USAGE = b'"usage"'
 _NULL_USAGE = b',"usage":null'
+_NOT_OF_AN_END = ("choices", "usage", "obfuscation")
 _MODEL_SPELLINGS = (b'"model":', b'"model": ')
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -34,10 +38,16 @@ class ChatStreamRelay:
     """One streamed chat completion, passing from an upstream to a client.
 
     `shown_model` is the id that the client asked for; usage passes where `show_usage`; `pieces`
-    are billed whatever the answer.
+    are billed whatever the answer. `limited`: it may be given a limit while it runs.
     """
 
     __slots__ = (
+        "_complete",
+        "_ending",
+        "_input_text_bytes",
+        "_last",
+        "_limit",
+        "_limited",
         "_meter",
         "_model_member",
         "_show_usage",
@@ -45,14 +55,21 @@ class ChatStreamRelay:
         "_shown_model",
         "_splitter",
         "_upstream_model",
+        "cut",
         "ended",
         "failure",
     )
 
-    terminal = sse.event(_DONE)
-
-    def __init__(self, shown_model: str, show_usage: bool, pieces: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        shown_model: str,
+        show_usage: bool,
+        pieces: Mapping[str, int],
+        *,
+        limited: bool = False,
+    ) -> None:
         self.ended = False
+        self.cut = False
         self.failure: UpstreamFailure | None = None
         self._splitter = sse.Splitter()
         self._meter = ChatMeter(pieces)
@@ -61,6 +78,26 @@ class ChatStreamRelay:
         self._shown_member = b'"model":' + _encode(shown_model)
         self._upstream_model = ""  # learnt from the events, with its spelling in them
         self._model_member = b""
+        self._limited = limited
+        self._limit: int | None = None
+        self._input_text_bytes = 0
+        self._last = b""  # chunk that passed, of a stream that may be cut
+        self._ending = b""  # of one that was
+        self._complete = False  # the upstream has said its last word, whoever heard it
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._splitter.waiting_bytes
+
+    def limit(self, output_tokens: int, input_text_bytes: int) -> None:
+        assert self._limited, "the relay was made without"
+        self._limit, self._input_text_bytes = output_tokens, input_text_bytes
+
+    @property
+    def terminal(self) -> bytes:
+        if self.cut and not self._ending:
+            self._ending = self._cut_off(self.counted(self._input_text_bytes).usage)
+        return self._ending + sse.event(_DONE)
 
     @property
     def has_content(self) -> bool:
@@ -89,8 +126,15 @@ class ChatStreamRelay:
         return out
 
     def read_on(self, data: bytes) -> bool:
-        self.feed(data)
-        return self.ended
+        if not self.cut:
+            self.feed(data)
+            return self.ended
+        try:
+            for event in self._splitter.feed(data):
+                self._read_on(event)
+        except UpstreamProtocolViolation:
+            return True
+        return self._complete
 
     def counted(self, input_text_bytes: int) -> Counted:
         return self._meter.counted(input_text_bytes)
@@ -101,6 +145,8 @@ class ChatStreamRelay:
     def _pass(self, event: bytes) -> bytes:
         """Read one event; return what the client sees of it."""
         if self.ended:
+            if self.cut:
+                self._read_on(event)
             return b""
         data = sse.data_of(event)
         if not data:
@@ -116,6 +162,12 @@ class ChatStreamRelay:
         if chunk.error and (failure := read_error_object(chunk.error)) is not None:
             self.failure, self.ended = failure, True
             return b""
+        if self._limit is not None and not self._meter.has_room(chunk, self._limit):
+            self.cut = self.ended = True
+            self._meter.read_on(chunk)
+            return b""
+        if self._limited:
+            self._last = data
         self._meter.read(chunk)
         if chunk.usage and not self._show_usage:
             if not chunk.choices and bytes(chunk.usage) != b"null":
@@ -131,6 +183,32 @@ class ChatStreamRelay:
         self._meter.close()
         if self._meter.empty:
             self.failure = EMPTY_ANSWER
+
+    def _read_on(self, event: bytes) -> None:
+        """An event behind the cut, whatever it is worth."""
+        data = sse.data_of(event)
+        if data.startswith(_DONE):
+            self._complete = True
+            self._meter.close()
+        elif data:
+            with suppress(UpstreamProtocolViolation):
+                self._meter.read_on(wire.read_answer(data))
+
+    def _cut_off(self, usage: Usage) -> bytes:
+        """The chunks that end every choice at its cap, in the words of the last that passed."""
+        members = (_members(self._last) if self._last else None) or _first_words()
+        members["model"] = msgspec.Raw(_encode(self._shown_model))
+        for name in _NOT_OF_AN_END:
+            members.pop(name, None)
+        chunks = []
+        for index in self._meter.open_choices or (0,):
+            choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
+            chunks.append(sse.event(_encode({**members, "choices": [choice]})))
+        if self._show_usage:
+            chunks.append(
+                sse.event(_encode({**members, "choices": [], "usage": wire.written_usage(usage)}))
+            )
+        return b"".join(chunks)
 
     def _fail(self, kind: FailureKind, message: str) -> None:
         self.failure, self.ended = UpstreamFailure(kind, message), True
@@ -194,6 +272,16 @@ def _members(data: bytes) -> dict[str, msgspec.Raw] | None:
         return _decode_members(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _first_words() -> dict[str, msgspec.Raw]:
+    """The members of a chunk where none has passed."""
+    members: dict[str, object] = {
+        "id": f"chatcmpl-{token_hex(12)}",
+        "object": "chat.completion.chunk",
+        "created": 0,
+    }
+    return {name: msgspec.Raw(_encode(value)) for name, value in members.items()}
 
 
 def _spelling(event: bytes, model: bytes) -> bytes:

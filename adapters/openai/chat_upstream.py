@@ -68,9 +68,11 @@ class ChatCall:
     ) -> UpstreamFailure:
         return read_failure(status, headers, body)
 
-    def stream(self) -> ChatStreamRelay:
+    def stream(self, *, limited: bool = False) -> ChatStreamRelay:
         request = self.request
-        return ChatStreamRelay(request.model, request.include_usage, request.pieces)
+        return ChatStreamRelay(
+            request.model, request.include_usage, request.pieces, limited=limited
+        )
 
     def plain(self, body: bytes) -> ChatPlainRelay:
         return ChatPlainRelay(self.request.model, body, self.request.pieces)

@@ -38,6 +38,7 @@ from adapters.codec import Made, Request
 from adapters.envelope import Envelopes
 from adapters.errors import APIError
 from adapters.estimate import counted_tokens
+from adapters.openai import wire
 from adapters.openai.chat_whole import Json, WholeMessage
 from adapters.openai.refusal import OpenAIRefusals
 
@@ -354,21 +355,7 @@ class ChatWriter:
             input_tokens=self._made.input_tokens,
             output_tokens=counted_tokens(sum(self._lengths.values())),
         )
-        written = usage.cache_write_tokens + usage.cache_write_1h_tokens
-        return {
-            "prompt_tokens": usage.input_tokens,
-            "completion_tokens": usage.output_tokens,
-            "total_tokens": usage.input_tokens + usage.output_tokens,
-            "prompt_tokens_details": {
-                "cached_tokens": usage.cached_input_tokens,
-                "cache_write_tokens": written,
-                "audio_tokens": usage.audio_input_tokens,
-            },
-            "completion_tokens_details": {
-                "reasoning_tokens": usage.reasoning_tokens,
-                "audio_tokens": usage.audio_output_tokens,
-            },
-        }
+        return wire.written_usage(usage)
 
 
 def _extra(sealed: str) -> Json:

@@ -2,7 +2,7 @@
 
 Only events that carry the response itself name the model; their bytes are edited, all others pass
 as they came. The response and the last event are remembered, so that an error of ours goes on where
-the stream was.
+the stream was. For an end of ours more has to be known: see `responses_cut`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import re
 import msgspec
 
 from adapters import sse
+from adapters.canonical import Usage
 from adapters.codec import Request
 from adapters.errors import APIError
+from adapters.openai.responses_cut import Gathered
 from adapters.openai.responses_failed import failed_at_once, failure_events
 from adapters.raw import UNREADABLE
 
@@ -30,12 +32,13 @@ _encode = msgspec.json.encode
 class ResponsesManner:
     """What one stream's client sees. Implements `passing.Manner`."""
 
-    __slots__ = ("_last", "_ours", "_response")
+    __slots__ = ("_gathered", "_last", "_ours", "_response")
 
     def __init__(self, request: Request) -> None:
         self._ours = _ours(request)
         self._response: Members = {}
         self._last = b""
+        self._gathered = Gathered()
 
     def shown(self, raw: bytes, payload: bytes) -> bytes:
         if payload:
@@ -55,12 +58,21 @@ class ResponsesManner:
     def end(self) -> bytes:
         return b""
 
+    def remember(self, payload: bytes) -> None:
+        self._gathered.read(payload)
+
+    def cut(self, usage: Usage) -> bytes:
+        return self._gathered.end(self._next_number(), self._response, usage)
+
     def error_event(self, error: APIError, request_id: str) -> bytes:
         if not self._response:
             return failed_at_once(error, request_id)
+        return failure_events(error, request_id, self._next_number(), self._response)
+
+    def _next_number(self) -> int:
+        """Of the event behind the last that passed."""
         number = _NUMBER.search(self._last)
-        sequence = int(number[1]) + 1 if number is not None else 0
-        return failure_events(error, request_id, sequence, self._response)
+        return int(number[1]) + 1 if number is not None else 0
 
 
 def shown_response(body: bytes, request: Request) -> bytes:

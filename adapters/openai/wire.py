@@ -163,3 +163,22 @@ def read_usage(raw: msgspec.Raw) -> Usage | None:
         reasoning_tokens=counts[5],
         audio_output_tokens=counts[6],
     )
+
+
+def written_usage(usage: Usage) -> dict[str, object]:
+    """The usage object as clients read it."""
+    written = usage.cache_write_tokens + usage.cache_write_1h_tokens
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_input_tokens,
+            "cache_write_tokens": written,
+            "audio_tokens": usage.audio_input_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": usage.audio_output_tokens,
+        },
+    }

@@ -20,6 +20,12 @@ class FakeManner:
     def end(self) -> bytes:
         return b"bye"
 
+    def remember(self, payload: bytes) -> None:
+        """Nothing is needed."""
+
+    def cut(self, usage: Usage) -> bytes:
+        return b"cut at %d " % usage.output_tokens
+
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return f"{error} {request_id}".encode()
 

@@ -1,0 +1,131 @@
+"""Streams that are cut at a limit: every surface at every provider protocol ends in its grammar.
+
+The provider is the sandbox, the client a strict reader. Wherever the limit falls, the client must
+understand a whole answer that reached its cap: a prefix of the full one, with the figures that are
+charged; and what is counted never exceeds the limit.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from adapters import sse
+from adapters.catalogue import Protocol
+from adapters.codec import StreamRelay
+from adapters.envelope import Envelopes
+from tests.adapters.test_matrix import FINISHES, PAIRS, Exchange, answered
+from tests.fakes import askers
+from tests.fakes.askers import Ask
+from tests.fakes.readers import STREAMS, Meaning
+
+TOOLS = {"get_weather": askers.WEATHER, "get_time": askers.CLOCK}
+ASKS = {
+    "text": Ask("sandbox-long"),
+    "reasoning": Ask("sandbox-reasoning", thinking=True, cap=4000),
+    "tools": Ask("sandbox-parallel-tools", tools=TOOLS),
+    "short": Ask("sandbox"),
+}
+ENVELOPES = Envelopes(b"m" * 32, "7")
+TEXT_BYTES = 40
+
+
+def events_of(found: Exchange) -> list[bytes]:
+    """The provider's raw events."""
+    return sse.Splitter().feed(found.played.body)
+
+
+def limited(found: Exchange, limit: int, *, size: int = 1) -> tuple[Meaning, StreamRelay, bytes]:
+    """What the client understands where `limit` tokens are allowed; `size` events come at once."""
+    relay = found.call.stream(limited=True)
+    relay.limit(limit, TEXT_BYTES)
+    events = events_of(found)
+    out = b"".join(
+        [
+            relay.feed(b"".join(events[at : at + size]))
+            for at in range(0, len(events), size)
+            if not relay.ended
+        ]
+    )
+    if not relay.ended:
+        out += relay.close()
+    assert relay.failure is None
+    whole = out + relay.terminal
+    assert whole == out + relay.terminal, "asked twice, it is the same"
+    return STREAMS[found.surface](whole), relay, whole
+
+
+@pytest.mark.parametrize("name", ASKS)
+@pytest.mark.parametrize(("surface", "protocol"), PAIRS)
+def test_a_cut_stream_is_a_whole_answer_that_reached_its_cap(
+    surface: Protocol, protocol: Protocol, name: str
+) -> None:
+    found = answered(surface, protocol, ASKS[name].streamed())
+    full, uncut, _ = limited(found, 10**6)
+    assert not uncut.cut
+    output = uncut.counted(TEXT_BYTES).usage.output_tokens
+    cuts = 0
+    for limit in sorted({1, 3, 7, output // 2, output - 1}):
+        meaning, relay, _ = limited(found, limit)
+        if not relay.cut:  # all that was left ended the answer, or was no text
+            continue
+        cuts += 1
+        counted = relay.counted(TEXT_BYTES)
+        assert meaning.finish == FINISHES["length"][surface]
+        assert full.text.startswith(meaning.text)
+        assert full.thinking.startswith(meaning.thinking)
+        assert len(meaning.calls) <= len(full.calls)
+        assert meaning.model == full.model
+        assert meaning.usage is not None
+        assert meaning.usage[2] == counted.usage.output_tokens
+        assert counted.usage.input_tokens > 0
+        # Some tell figures before the end, which no cut can take back.
+        assert counted.usage.output_tokens <= limit or protocol in ("anthropic", "gemini")
+    assert cuts
+
+
+@pytest.mark.parametrize(("surface", "protocol"), PAIRS)
+def test_the_providers_figures_count_if_they_come_behind_the_cut(
+    surface: Protocol, protocol: Protocol
+) -> None:
+    found = answered(surface, protocol, ASKS["text"].streamed())
+    full, uncut, _ = limited(found, 10**6)
+    for size in (1, 10**6):  # the rest comes later, or in the same piece
+        meaning, relay, _ = limited(found, 5, size=size)
+        assert relay.cut
+        if size == 1:
+            relay = found.call.stream(limited=True)
+            relay.limit(5, TEXT_BYTES)
+            out, known = b"", False
+            for event in events_of(found):
+                if relay.ended:
+                    known = relay.read_on(event)
+                else:
+                    out += relay.feed(event)
+            assert known or protocol == "gemini"  # which only the end of its body ends
+            meaning = STREAMS[surface](out + relay.terminal)
+        assert relay.counted(TEXT_BYTES).usage == uncut.counted(TEXT_BYTES).usage
+        assert meaning.usage == full.usage
+        assert meaning.finish == FINISHES["length"][surface]
+
+
+@pytest.mark.parametrize(("surface", "protocol"), PAIRS)
+def test_an_answer_that_ends_is_not_cut_by_its_figures(
+    surface: Protocol, protocol: Protocol
+) -> None:
+    """Our count may be lower than the provider's: only more text is too much."""
+    found = answered(surface, protocol, ASKS["short"].streamed())
+    relay, counted = found.call.stream(), 0
+    for event in events_of(found):
+        relay.feed(event)
+        if not relay.ended:
+            counted = max(counted, relay.counted(TEXT_BYTES).usage.output_tokens)
+    meaning, again, _ = limited(found, counted)
+    assert not again.cut
+    assert meaning.finish == FINISHES["end"][surface]
+
+
+def test_a_stream_that_was_not_limited_remembers_nothing() -> None:
+    found = answered("openai", "openai", ASKS["short"].streamed())
+    relay = found.call.stream()
+    with pytest.raises(AssertionError, match="without"):
+        relay.limit(5, 0)
