@@ -141,6 +141,24 @@ class ModelNotAvailable(RequestError):
     status, code = 404, "model_not_available"
 
 
+class IdempotencyKeyInUse(RequestError):
+    """The same request is still running; its answer can be had later."""
+
+    status, code = 409, "idempotency_key_in_use"
+
+
+class IdempotentAnswerLost(RequestError):
+    """The same request was answered and charged before, but the answer is not here."""
+
+    status, code = 409, "idempotent_answer_lost"
+
+
+class IdempotencyKeyReused(RequestError):
+    """Another request came with the same key."""
+
+    status, code = 422, "idempotency_key_reused"
+
+
 class RateLimited(RequestError):
     status, code = 429, "rate_limit_exceeded"
 

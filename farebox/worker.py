@@ -32,9 +32,11 @@ from ledger.postgres import PostgresStore
 from ledger.server import LedgerServer
 from ledger.store import StoreError
 from proxy.admit import Load
+from proxy.answers import PostgresAnswers
 from proxy.authenticate import Keyring, Principal
 from proxy.exchange import serve_connection
 from proxy.gateway import Gateway, wall_seconds
+from proxy.idempotency import Answers
 from proxy.listener import Listener
 from proxy.metrics import Metrics
 from proxy.record import Log
@@ -125,6 +127,7 @@ class Worker:
         gateway: Gateway,
         listener: Listener,
         responses: PostgresResponses,
+        answers: PostgresAnswers,
     ) -> None:
         self.stopped = trio.Event()
         self._config = config
@@ -134,6 +137,7 @@ class Worker:
         self._gateway = gateway
         self._listener = listener
         self._responses = responses
+        self._answers = answers
         self._version = 0
         self._draining = trio.Event()
         self._connections = trio.CancelScope()
@@ -165,6 +169,7 @@ class Worker:
         metrics.watch_ledger(ledger.statistics)
         ledger.on_flush(lambda seconds, _events: metrics.flush.observe(seconds))
         stored = PostgresResponses(conninfo, secret, wall_seconds)
+        answers = PostgresAnswers(conninfo, secret)
         gateway = Gateway(
             settings=config.server,
             snapshot=known,
@@ -177,13 +182,14 @@ class Worker:
             load=Load(exchanges_max=config.server.max_connections),
             secret=secret,
             responses=Responses(stored, config.routing.retention_days * _DAY_SECONDS, wall_seconds),
+            answers=Answers(answers, wall_seconds),
         )
         listener = Listener(
             listening,
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
         )
-        return cls(config, directory, store, server, gateway, listener, stored)
+        return cls(config, directory, store, server, gateway, listener, stored, answers)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -232,6 +238,7 @@ class Worker:
             gateway.upstreams.close()
             services.cancel_scope.cancel()
         await self._responses.aclose()
+        await self._answers.aclose()
         self.stopped.set()
 
     def drain(self) -> None:
@@ -274,6 +281,7 @@ class Worker:
         while True:
             with contextlib.suppress(APIError):  # there is a next time
                 await self._responses.purge(wall_seconds())
+                await self._answers.purge(wall_seconds())
             await trio.sleep(_MAINTENANCE_SECONDS)
             with contextlib.suppress(StoreError):  # a week's worth is there already
                 await self._store.maintain()

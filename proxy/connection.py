@@ -96,7 +96,9 @@ class Head:
 class Connection:
     """One client connection. `reusable` says whether another request may follow.
 
-    `body_bytes` is the declared length of the request's body, None where it is chunked.
+    `body_bytes` is the declared length of the request's body, None where it is chunked. While
+    `outlives_client` is set, a client that has left is no error: nothing is sent any more, and
+    `client_gone` says so.
     """
 
     def __init__(self, transport: Transport, settings: ServerSettings, deadline: Deadline) -> None:
@@ -106,6 +108,8 @@ class Connection:
         self.stage = Stage.WAITING
         self.reusable = True
         self.response_started = False
+        self.outlives_client = False
+        self.client_gone = False
         self._h11 = h11.Connection(h11.SERVER)
         self._leftover = b""
         self._owed = b""  # of a frame that was sent in part
@@ -317,7 +321,9 @@ class Connection:
             await self.transport.send(self._owed + data if self._owed else data)
         except OSError as error:
             self.reusable = False
-            raise ClientGone from error
+            self.client_gone = True
+            if not self.outlives_client:
+                raise ClientGone from error
         self._owed = b""
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:

@@ -6,7 +6,8 @@ The steps, in order, and what may be relied on after each:
  2  operation         adapters.registry
  3  principal         authenticate
  4  permit            admit           ADMITTED    holds a permit
- 5  body              connection
+ 5  body              connection                  with an Idempotency-Key: `idempotency` claims it
+                                                  here, and may have the answer already
  6  candidates        route
  7  reservation       reserve         RESERVED    holds permit and reservation; *nothing was sent
                                                   upstream before this*
@@ -30,7 +31,7 @@ import traceback
 import trio
 
 from adapters import registry
-from adapters.codec import Ask, Operation
+from adapters.codec import Ask, Operation, Request
 from adapters.envelope import Envelopes
 from adapters.errors import (
     APIError,
@@ -41,11 +42,22 @@ from adapters.errors import (
     RequestTimeout,
     UpstreamTimeout,
 )
-from proxy import authenticate, count, fallback, models, relay, reserve, route, stored
+from proxy import (
+    authenticate,
+    count,
+    fallback,
+    idempotency,
+    models,
+    relay,
+    reserve,
+    route,
+    stored,
+)
 from proxy.authenticate import Principal
 from proxy.calls import Calls
 from proxy.connection import ClientGone, Connection, Head, Stage
 from proxy.gateway import Gateway
+from proxy.idempotency import Claim
 from proxy.record import CLIENT_CLOSED, Record
 from proxy.transport import Transport
 
@@ -114,32 +126,63 @@ async def serve_exchange(
         await _look_up(gateway, connection, operation, ask, principal, record)
         return
     with gateway.load.admit():
-        request = operation.codec.decode(await _read_body(connection, record), ask)
-        keeper: stored.Keeper | None = None
-        if request.protocol == "openai-responses":
-            resolved = await stored.resolve(gateway.responses, principal, request)
-            request = resolved.request
-            keeper = stored.Keeper(gateway.responses, principal, resolved)
-        found = route.find(gateway.snapshot, principal, request.model, request.kind)
-        record.ask(found.model.id, stream=request.stream)
-        envelopes = Envelopes(gateway.secret, str(principal.account_id))
-        calls = Calls(operation.codec, request, envelopes, int(gateway.wall()))
-        if operation.action == "count":
-            await count.serve(gateway, connection, operation, found, calls, record)
+        body = await _read_body(connection, record)
+        request = operation.codec.decode(body, ask)
+        if (key := idempotency.key_of(head, operation)) is None:
+            await _serve(gateway, connection, head, operation, request, record, None)
             return
-        need = reserve.Need.of(request, found)
-        async with reserve.Hold(
-            gateway.ledger, principal, found, need, record, operation.number, gateway.wall()
-        ) as hold:
-            conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
-            candidates = calls.in_order(found)
-            told = hold.headers(conversation)
-            opening = relay.Opening(connection, record, calls, told, keeper)
-            with gateway.keep_alives.pulse(opening.beat) as pulse:
-                hold.answer = await fallback.first_event(
-                    gateway, calls, candidates, need.output_cap, hold.reservation, record
-                )
-                await relay.deliver(gateway, opening, hold, pulse)
+        printed = await idempotency.fingerprint(gateway.secret, operation, ask, body)
+        seconds_max = gateway.settings.max_request_seconds
+        asked = idempotency.asked(key, principal, record, printed, gateway.wall(), seconds_max)
+        async with Claim(gateway.answers, gateway.watch, connection, asked) as claim:
+            if claim.replay is not None:
+                record.ask(request.model, stream=request.stream)
+                await idempotency.replay(connection, record, claim.replay)
+            else:
+                await _serve(gateway, connection, head, operation, request, record, claim)
+        if connection.client_gone:
+            record.status = CLIENT_CLOSED
+
+
+async def _serve(
+    gateway: Gateway,
+    connection: Connection,
+    head: Head,
+    operation: Operation,
+    request: Request,
+    record: Record,
+    claim: Claim | None,
+) -> None:
+    """Steps 6 to 10, for a request that is decoded; `claim` is of its idempotency key."""
+    principal = record.principal
+    assert principal is not None, "it was authenticated"
+    assert operation.codec is not None, "it was decoded"
+    keeper: stored.Keeper | None = None
+    if request.protocol == "openai-responses":
+        resolved = await stored.resolve(gateway.responses, principal, request)
+        request = resolved.request
+        keeper = stored.Keeper(gateway.responses, principal, resolved)
+    found = route.find(gateway.snapshot, principal, request.model, request.kind)
+    record.ask(found.model.id, stream=request.stream)
+    envelopes = Envelopes(gateway.secret, str(principal.account_id))
+    calls = Calls(operation.codec, request, envelopes, int(gateway.wall()))
+    if operation.action == "count":
+        await count.serve(gateway, connection, operation, found, calls, record)
+        return
+    need = reserve.Need.of(request, found)
+    now = gateway.wall()
+    async with reserve.Hold(
+        gateway.ledger, principal, found, need, record, operation.number, now, claim
+    ) as hold:
+        conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
+        candidates = calls.in_order(found)
+        told = hold.headers(conversation)
+        opening = relay.Opening(connection, record, calls, told, keeper, claim)
+        with gateway.keep_alives.pulse(opening.beat) as pulse:
+            hold.answer = await fallback.first_event(
+                gateway, calls, candidates, need.output_cap, hold.reservation, record
+            )
+            await relay.deliver(gateway, opening, hold, pulse)
 
 
 async def _look_up(

@@ -15,6 +15,7 @@ from ledger.client import Ledger
 from proxy.admit import Load
 from proxy.authenticate import Keyring
 from proxy.deadlines import Deadlines
+from proxy.idempotency import Answers
 from proxy.keep_alive import KeepAlives
 from proxy.metrics import Metrics
 from proxy.record import Log
@@ -48,6 +49,7 @@ class Gateway:
     load: Load
     secret: bytes
     responses: Responses
+    answers: Answers
     keep_alives: KeepAlives = field(default_factory=KeepAlives)
     deadlines: Deadlines = field(default_factory=Deadlines)
     wall: Callable[[], float] = wall_seconds

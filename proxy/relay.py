@@ -19,6 +19,7 @@ from proxy.connection import ClientGone, Connection
 from proxy.deadlines import NEVER, Deadline
 from proxy.fallback import PlainAnswer, StreamAnswer
 from proxy.gateway import Gateway
+from proxy.idempotency import Claim
 from proxy.keep_alive import Pulse
 from proxy.record import Record
 from proxy.reserve import Hold
@@ -33,10 +34,10 @@ class Opening:
     """The head of an answer, before it is known which upstream serves it.
 
     `headers` are what the reservation and the route have to say; `keeper` is for answers that can
-    be cancelled and may be kept.
+    be cancelled and may be kept, `claim` for those that a retry is to get again.
     """
 
-    __slots__ = ("_calls", "_headers", "connection", "keeper", "record")
+    __slots__ = ("_calls", "_headers", "claim", "connection", "keeper", "record")
 
     def __init__(
         self,
@@ -45,7 +46,9 @@ class Opening:
         calls: Calls,
         headers: Headers,
         keeper: Keeper | None,
+        claim: Claim | None = None,
     ) -> None:
+        self.claim = claim
         self.connection = connection
         self.record = record
         self.keeper = keeper
@@ -67,10 +70,31 @@ class Opening:
     async def stream(self, first: bytes) -> None:
         """Begin a streamed answer. Raises ClientGone."""
         self.record.status = 200
+        if self.claim is not None:
+            self.claim.begin(200, self._stream_head())
+            self.claim.add(first)
         if self.connection.response_started:
             await self.connection.send_chunk(first)
         else:
             await self.connection.start_stream(200, self._stream_head(), first)
+
+    async def send(self, data: bytes) -> None:
+        """Send the next bytes of a streamed answer. Raises ClientGone."""
+        if self.claim is not None:
+            self.claim.add(data)
+        await self.connection.send_chunk(data)
+
+    async def keep(self, final: bytes) -> None:
+        """A streamed answer ends with these bytes: where a retry may ask for it, keep it, before it
+        is charged. Raises Overloaded where it may not be."""
+        if self.claim is not None:
+            await self.claim.keep(final, self._kept_as(final))
+
+    async def keep_plain(self, headers: Headers, body: bytes) -> None:
+        """As `keep`, for a whole answer."""
+        if self.claim is not None:
+            self.claim.begin(200, self._plain_head(headers))
+            await self.claim.keep(body, self._kept_as(body))
 
     def running(self, first: bytes, cancel: Callable[[], None]) -> AbstractContextManager[None]:
         """For the time of the block, another request may `cancel` the answer if it is of a kind
@@ -80,12 +104,17 @@ class Opening:
     async def plain(self, headers: Headers, body: bytes) -> None:
         """Send a whole answer. Raises ClientGone."""
         self.record.status = 200
-        content_type = [("content-type", "application/json")]
-        await self.connection.respond(200, content_type + self._known() + headers, body)
+        await self.connection.respond(200, self._plain_head(headers), body)
 
     def _stream_head(self) -> Headers:
         content_type = self._calls.codec.stream_type(self._calls.request)
         return [("content-type", content_type), *_STREAM_HEADERS, *self._known()]
+
+    def _plain_head(self, headers: Headers) -> Headers:
+        return [("content-type", "application/json"), *self._known(), *headers]
+
+    def _kept_as(self, body: bytes) -> str:
+        return "" if self.keeper is None else self.keeper.name_of(body)
 
     def _known(self) -> Headers:
         return self.record.answer_headers() + self._headers
@@ -111,17 +140,24 @@ async def _plain(answer: PlainAnswer, opening: Opening, hold: Hold) -> None:
     """Settle, then send an answer that is complete already."""
     record = opening.record
     record.first_byte = trio.current_time()
+    if opening.claim is not None:
+        charge, estimated = hold.quote()
+        await opening.keep_plain(_price(charge, estimated=estimated), answer.relay.body)
     settled = hold.settle()
-    money = [("x-farebox-cost-usd", format_usd(settled.charge))]
+    money = _price(settled.charge, estimated=record.estimated)
     if settled.balance is not None:
         money.append(("x-farebox-balance-usd", format_usd(settled.balance)))
-    if record.estimated:
-        money.append(("x-farebox-estimated", "true"))
     if opening.keeper is not None:
         opening.keeper.keep(answer.relay.body)
     sending = trio.current_time()
     await opening.plain(money, answer.relay.body)
     record.client_seconds += trio.current_time() - sending
+
+
+def _price(charge: int, *, estimated: bool) -> Headers:
+    """What a whole answer says of its price."""
+    told = [("x-farebox-cost-usd", format_usd(charge))]
+    return [*told, ("x-farebox-estimated", "true")] if estimated else told
 
 
 async def _stream(
@@ -138,7 +174,7 @@ async def _stream(
     failure: UpstreamFailure | None = None  # stays so where the block is cancelled
     try:
         with gateway.deadlines.new() as idle, opening.running(answer.first, idle.scope.cancel):
-            failure = await _pass_on(answer, connection, record, idle, pulse) or relay.failure
+            failure = await _pass_on(answer, opening, record, idle, pulse) or relay.failure
     except (ClientGone, trio.Cancelled):
         if not connection.deadline.expired:
             await _last_figures(answer)
@@ -147,19 +183,22 @@ async def _stream(
     if failure is None and not idle.expired:
         await _last_figures(answer)
     if failure is None and not idle.scope.cancelled_caught:
+        await opening.keep(relay.terminal)
         hold.settle()
         if opening.keeper is not None:
             opening.keeper.keep(relay.terminal)
         await connection.end_stream(relay.terminal)
         await answer.response.finish()
         return
-    hold.settle(cut=True)
     if idle.scope.cancelled_caught and not idle.expired:
         error: APIError = Cancelled("The response was cancelled.")
     else:
         error = _broken(failure)
+    last = relay.error_event(error, record.id)
+    await opening.keep(last)
+    hold.settle(cut=True)
     record.code = error.code
-    await connection.end_stream(relay.error_event(error, record.id))
+    await connection.end_stream(last)
 
 
 async def _last_figures(answer: StreamAnswer) -> None:
@@ -178,7 +217,7 @@ async def _last_figures(answer: StreamAnswer) -> None:
 
 
 async def _pass_on(
-    answer: StreamAnswer, connection: Connection, record: Record, idle: Deadline, pulse: Pulse
+    answer: StreamAnswer, opening: Opening, record: Record, idle: Deadline, pulse: Pulse
 ) -> UpstreamFailure | None:
     """Relay until the upstream has ended; why it ended early, as far as its bytes do not tell."""
     relay, response = answer.relay, answer.response
@@ -196,7 +235,7 @@ async def _pass_on(
         out = relay.feed(data) if data else relay.close()
         idle.at = pulse.since = NEVER  # how slowly the client reads is not the upstream's doing
         if out:
-            await connection.send_chunk(out)
+            await opening.send(out)
         now = trio.current_time()
         record.client_seconds += now - received
     return None

@@ -30,7 +30,8 @@ from ledger.money import cost_and_charge, format_usd
 from ledger.store import EventStatus
 from proxy import settle
 from proxy.authenticate import Principal
-from proxy.fallback import Answer
+from proxy.fallback import Answer, StreamAnswer
+from proxy.idempotency import Claim
 from proxy.record import Record
 from proxy.route import Candidate, Route
 
@@ -127,10 +128,12 @@ class Hold:
     """A reservation for the time of one exchange. Leaving it settles or gives back, always.
 
     With an answer: what was produced is charged. Without: nothing is, and a provider that was
-    contacted leaves an event that says so. `now` is wall time, for what is said of limits.
+    contacted leaves an event that says so. `now` is wall time, for what is said of limits. Where
+    there is a `claim`, nothing is charged before it has kept the answer.
     """
 
     __slots__ = (
+        "_claim",
         "_ledger",
         "_need",
         "_now",
@@ -150,7 +153,9 @@ class Hold:
         record: Record,
         endpoint: int,
         now: float,
+        claim: Claim | None = None,
     ) -> None:
+        self._claim = claim
         self._ledger = ledger
         self._route = route
         self._need = need
@@ -194,6 +199,10 @@ class Hold:
         if not self.reservation.open:
             return
         if self.answer is not None:
+            if self._claim is not None and isinstance(self.answer, StreamAnswer):
+                cut = errors.UpstreamTimeout("The answer was cut short: it took too long.")
+                last = self.answer.relay.error_event(cut, self._record.id)
+                await self._claim.keep_cut(last)
             self.settle(cut=True)
         elif self._record.attempts:
             name = self._record.upstream
@@ -217,6 +226,13 @@ class Hold:
         left = _left(self.reservation.limits)
         return headers + self._record.refusals.limit_headers(left, self._now)
 
+    def quote(self) -> tuple[int, bool]:
+        """What the complete answer will be charged, and whether that is estimated."""
+        assert self.answer is not None, "only an answer has a price"
+        return settle.quote(
+            self.reservation, self.answer.candidate, self.answer.relay, self._need.bound.text_bytes
+        )
+
     def settle(self, *, cut: bool = False) -> Settled:
         """Charge the answer as far as it has come."""
         assert self.answer is not None, "only an answer can be charged"
@@ -227,6 +243,7 @@ class Hold:
             self.answer.relay,
             self._need.bound.text_bytes,
             cut=cut,
+            free=self._claim is not None and not self._claim.kept,
         )
 
     def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from adapters import pricing
 from adapters.canonical import Usage
 from adapters.codec import Relay
-from ledger.client import Reservation, Settled, TokenCounts
+from ledger.client import Reservation, Settled, TokenCounts, bill
 from ledger.store import EventStatus
 from proxy.record import Record
 from proxy.route import Candidate
@@ -23,8 +23,10 @@ def post(
     input_text_bytes: int,
     *,
     cut: bool = False,
+    free: bool = False,
 ) -> Settled:
-    """Charge what `relay` has read up to now. `cut`: the client will not get the rest.
+    """Charge what `relay` has read up to now. `cut`: the client will not get the rest. `free`: the
+    cost is booked, and nothing is charged.
 
     The provider's own usage counts where it came, else what was relayed is counted.
     """
@@ -36,7 +38,7 @@ def post(
         provider_id=candidate.provider_id,
         quantities=pricing.quantities(usage),
         tokens=_tokens(usage),
-        status=_status(cut=cut, estimated=counted.estimated),
+        status=EventStatus.FREE if free else _status(cut=cut, estimated=counted.estimated),
         ttfb_ms=record.ttfb_ms,
         duration_ms=record.duration_ms,
     )
@@ -44,6 +46,18 @@ def post(
     record.estimated = counted.estimated
     record.settled = settled
     return settled
+
+
+def quote(
+    reservation: Reservation, candidate: Candidate, relay: Relay, input_text_bytes: int
+) -> tuple[int, bool]:
+    """The charge that `post` would make of a complete answer, and whether it is estimated."""
+    counted = relay.counted(input_text_bytes)
+    usage = counted.usage
+    rates = pricing.variant(candidate.schedule, usage.input_tokens, usage.service_tier)
+    price, quantities = candidate.prices[rates], pricing.quantities(usage)
+    status = _status(cut=False, estimated=counted.estimated)
+    return bill(price, quantities, reservation.amount, status)[1], counted.estimated
 
 
 def _status(*, cut: bool, estimated: bool) -> EventStatus:

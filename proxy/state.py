@@ -104,9 +104,14 @@ SELECT r.response_id, k.wrapped, r.items, r.previous_id
    AND k.secret_id = %(secret)b
  ORDER BY r.created_at DESC
 """
+# A retry of the request that made it must not bring it back.
 _DELETE = """
+WITH answer AS (
+  UPDATE stored.answer SET state = 3, content = NULL
+   WHERE project_id = %(project)s AND response_id = %(id)s AND state = 2
+)
 DELETE FROM stored.response
- WHERE project_id = %s AND response_id = %s AND expires_at > to_timestamp(%s)
+ WHERE project_id = %(project)s AND response_id = %(id)s AND expires_at > to_timestamp(%(now)s)
 """
 _PURGE = "SELECT stored.purge(to_timestamp(%s), %s)"
 
@@ -366,7 +371,9 @@ class PostgresResponses:
         async with self._writing:  # it may be on its way right now
             deleted = await self._call(
                 lambda connection: (
-                    connection.execute(_DELETE, [project_id, response_id, self._wall()]).rowcount
+                    connection.execute(
+                        _DELETE, {"project": project_id, "id": response_id, "now": self._wall()}
+                    ).rowcount
                 )
             )
         return waited or deleted > 0

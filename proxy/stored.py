@@ -117,6 +117,12 @@ class Keeper:
         response_id = responses_state.response_id(begun)
         return self._responses.running.entered(self._principal.project_id, response_id, stop)
 
+    def name_of(self, body: bytes) -> str:
+        """The id that a complete answer is going to be kept under; "" where it is not."""
+        if self._resolved.input is None:
+            return ""
+        return responses_state.response_id(responses_state.final_response(body) or body)
+
     def keep(self, body: bytes) -> None:
         """The answer is complete: a whole body, or the last events of a stream."""
         response = responses_state.final_response(body) or body

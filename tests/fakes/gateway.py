@@ -28,6 +28,7 @@ from proxy.admit import Load
 from proxy.authenticate import Keyring, Principal
 from proxy.exchange import serve_connection
 from proxy.gateway import Gateway
+from proxy.idempotency import Answers
 from proxy.metrics import Metrics
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
@@ -37,7 +38,7 @@ from proxy.transport import Transport
 from proxy.upstream import Upstreams
 from tests.fakes.journal import MemoryJournal
 from tests.fakes.network import MemoryDialer, MemoryTransport, MemoryWatch, connected_pair
-from tests.fakes.responses import MemoryResponses
+from tests.fakes.responses import MemoryAnswers, MemoryResponses
 
 SECRET = b"s" * 32
 KEY = "sk_farebox_test"
@@ -250,6 +251,7 @@ async def running(
     limits: tuple[LimitRef, ...] = (),
     settings: ServerSettings | None = None,
     principal: Principal | None = None,
+    answers: MemoryAnswers | None = None,
 ) -> AsyncIterator[World]:
     """A worker that serves `models` (default: `gpt` at every host, in that order)."""
     providers = providers_of(*hosts)
@@ -280,6 +282,7 @@ async def running(
             load=Load(exchanges_max=1000),
             secret=SECRET,
             responses=Responses(MemoryResponses(_wall), RETENTION_SECONDS, _wall),
+            answers=Answers(answers or MemoryAnswers(), _wall),
             wall=_wall,
         )
         await nursery.start(server.run)

@@ -1,12 +1,16 @@
-"""Kept responses in memory: the same rules as the real store, and nothing behind them."""
+"""Kept responses and answers in memory: the same rules as the real stores, and nothing behind
+them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
+import trio
 
 from adapters.errors import Overloaded
+from proxy.answers import Answer, Asked, Earlier, State
 from proxy.state import Link, Stored, is_id, item_id
 
 
@@ -61,3 +65,80 @@ class MemoryResponses:
             raise Overloaded("Stored responses cannot be read now.")
         kept = self._kept.get((project_id, response_id))
         return kept if kept is not None and kept.expires > self._wall() else None
+
+
+@dataclass
+class _Row:
+    asked: Asked
+    state: State = State.RUNNING
+    answer: Answer | None = None
+
+
+class MemoryAnswers:
+    """`AnswerStore` without a database. While `away`, nothing is heard of it.
+
+    Calls take `seconds`. `charged` says whether the books know of a charge for a request.
+    """
+
+    def __init__(self, charged: Callable[[bytes], bool] = lambda request_id: False) -> None:
+        self.away = False
+        self.seconds = 0.0
+        self.charged = charged
+        self._rows: dict[tuple[int, str], _Row] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    async def claim(self, asked: Asked, now: float) -> Earlier | None:
+        await self._reached()
+        row = self._rows.get((asked.account_id, asked.key))
+        if row is None or row.asked.expires <= now or self._may_take_over(row, asked, now):
+            row = self._rows[asked.account_id, asked.key] = _Row(asked)
+        holder = row.asked
+        if holder.request_id == asked.request_id:
+            return None
+        answer = row.answer if _what(holder) == _what(asked) else None
+        return Earlier(holder.request_id, holder.project_id, holder.fingerprint, row.state, answer)
+
+    async def keep(self, asked: Asked, answer: Answer | None, response_id: str) -> bool:
+        await self._reached()
+        row = self._own(asked)
+        if row is None:
+            return False
+        row.state = State.LOST if answer is None else State.ANSWERED
+        row.answer = answer
+        return True
+
+    async def forget(self, asked: Asked) -> None:
+        await self._reached()
+        row = self._own(asked)
+        if row is not None and row.state is State.RUNNING:
+            del self._rows[asked.account_id, asked.key]
+
+    async def purge(self, now: float) -> int:
+        await self._reached()
+        before = len(self._rows)
+        self._rows = {at: row for at, row in self._rows.items() if row.asked.expires > now}
+        return before - len(self._rows)
+
+    def _may_take_over(self, row: _Row, asked: Asked, now: float) -> bool:
+        holder = row.asked
+        if row.state is not State.RUNNING or holder.stale > now or _what(holder) != _what(asked):
+            return False
+        if self.charged(holder.request_id):
+            row.state = State.LOST
+            return False
+        return True
+
+    def _own(self, asked: Asked) -> _Row | None:
+        row = self._rows.get((asked.account_id, asked.key))
+        return row if row is not None and row.asked.request_id == asked.request_id else None
+
+    async def _reached(self) -> None:
+        await trio.sleep(self.seconds)
+        if self.away:
+            raise Overloaded("Kept answers cannot be read now.", retry_after=1)
+
+
+def _what(asked: Asked) -> tuple[int, bytes]:
+    return asked.project_id, asked.fingerprint
