@@ -39,6 +39,7 @@ from proxy.gateway import Gateway, wall_seconds
 from proxy.idempotency import Answers
 from proxy.listener import Listener
 from proxy.metrics import Metrics
+from proxy.receipts import PostgresUsage
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
 from proxy.settings import TierSettings
@@ -183,6 +184,7 @@ class Worker:
             secret=secret,
             responses=Responses(stored, config.routing.retention_days * _DAY_SECONDS, wall_seconds),
             answers=Answers(answers, wall_seconds),
+            usage=PostgresUsage(conninfo),
         )
         listener = Listener(
             listening,
@@ -239,6 +241,7 @@ class Worker:
             services.cancel_scope.cancel()
         await self._responses.aclose()
         await self._answers.aclose()
+        await gateway.usage.aclose()
         self.stopped.set()
 
     def drain(self) -> None:

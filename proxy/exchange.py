@@ -48,6 +48,7 @@ from proxy import (
     fallback,
     idempotency,
     models,
+    receipts,
     relay,
     reserve,
     route,
@@ -193,9 +194,12 @@ async def _look_up(
     principal: Principal,
     record: Record,
 ) -> None:
-    """Answer what needs no model: the list of models, and responses that were kept."""
+    """Answer what needs no model: the list of models, what was used, and responses that were
+    kept."""
     if operation.action == "models":
         body = models.answer(gateway.snapshot, principal, operation, ask)
+    elif operation.action == "usage":
+        body = await receipts.answer(gateway.usage, gateway.ledger, principal, ask.id, ask.query)
     else:
         body = await stored.answer(gateway.responses, principal, operation.name, ask.id, ask.query)
     await connection.skip_body()

@@ -18,6 +18,7 @@ from proxy.deadlines import Deadlines
 from proxy.idempotency import Answers
 from proxy.keep_alive import KeepAlives
 from proxy.metrics import Metrics
+from proxy.receipts import UsageHistory
 from proxy.record import Log
 from proxy.route import Snapshot
 from proxy.settings import ServerSettings
@@ -50,6 +51,7 @@ class Gateway:
     secret: bytes
     responses: Responses
     answers: Answers
+    usage: UsageHistory
     keep_alives: KeepAlives = field(default_factory=KeepAlives)
     deadlines: Deadlines = field(default_factory=Deadlines)
     wall: Callable[[], float] = wall_seconds

@@ -47,6 +47,7 @@ ONLY_IN = {
         "proxy/database.py",
         "proxy/state.py",
         "proxy/answers.py",
+        "proxy/receipts.py",
     ),
     "cryptography": ("proxy/sealing.py",),
     "hypercorn": ("console/serve.py", "farebox/admin.py"),

@@ -31,6 +31,8 @@ RESPONSE = Operation("openai", "response", 7, REFUSALS, action="stored")
 RESPONSE_DELETE = Operation("openai", "response.delete", 8, REFUSALS, action="stored")
 RESPONSE_CANCEL = Operation("openai", "response.cancel", 9, REFUSALS, action="stored")
 RESPONSE_ITEMS = Operation("openai", "response.input_items", 10, REFUSALS, action="stored")
+USAGE = Operation("openai", "usage", 11, REFUSALS, action="usage")
+USAGE_RECEIPT = Operation("openai", "usage.receipt", 12, REFUSALS, action="usage")
 
 # (method, path) → operation; `{id}` is everything up to what follows it, slashes included.
 ROUTES: Mapping[tuple[str, str], Operation] = MappingProxyType(
@@ -45,6 +47,8 @@ ROUTES: Mapping[tuple[str, str], Operation] = MappingProxyType(
         ("DELETE", "/v1/responses/{id}"): RESPONSE_DELETE,
         ("POST", "/v1/responses/{id}/cancel"): RESPONSE_CANCEL,
         ("GET", "/v1/responses/{id}/input_items"): RESPONSE_ITEMS,
+        ("GET", "/v1/usage"): USAGE,
+        ("GET", "/v1/usage/{id}"): USAGE_RECEIPT,
     }
 )
 OPERATIONS = tuple(ROUTES.values())

@@ -24,6 +24,8 @@ from adapters.openai.refusal import OpenAIRefusals
         ("GET", "/v1/models/gpt", "model", "gpt"),
         ("GET", "/v1/models/openai/gpt", "model", "openai/gpt"),
         ("GET", "/v1/models/openai%2Fgpt%20x", "model", "openai/gpt x"),
+        ("GET", "/v1/usage", "usage", ""),
+        ("GET", "/v1/usage/0191", "usage.receipt", "0191"),
     ],
 )
 def test_paths(method: str, path: str, name: str, model: str) -> None:
@@ -93,6 +95,8 @@ def test_numbers_in_the_books_never_change() -> None:
         8: ("openai", "response.delete"),
         9: ("openai", "response.cancel"),
         10: ("openai", "response.input_items"),
+        11: ("openai", "usage"),
+        12: ("openai", "usage.receipt"),
         20: ("anthropic", "messages"),
         21: ("anthropic", "messages.count_tokens"),
         22: ("anthropic", "models"),

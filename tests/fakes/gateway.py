@@ -39,6 +39,7 @@ from proxy.upstream import Upstreams
 from tests.fakes.journal import MemoryJournal
 from tests.fakes.network import MemoryDialer, MemoryTransport, MemoryWatch, connected_pair
 from tests.fakes.responses import MemoryAnswers, MemoryResponses
+from tests.fakes.usage import MemoryUsage
 
 SECRET = b"s" * 32
 KEY = "sk_farebox_test"
@@ -283,6 +284,7 @@ async def running(
             secret=SECRET,
             responses=Responses(MemoryResponses(_wall), RETENTION_SECONDS, _wall),
             answers=Answers(answers or MemoryAnswers(), _wall),
+            usage=MemoryUsage(store),
             wall=_wall,
         )
         await nursery.start(server.run)
