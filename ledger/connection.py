@@ -2,15 +2,13 @@
 
 After connecting it becomes `farebox_app`, which may read, and call the functions that keep the
 books, but write none of their tables (migration 0004). Where the database has no such role, or the
-user of the connection is no member of it, that user does the work itself; `restricted` tells.
+user of the connection is no member of it, that user does the work itself.
 """
 
 from __future__ import annotations
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
-ROLE = "farebox_app"
 
 _CONNECT_SECONDS = 5
 _UNACKNOWLEDGED_MS = 15_000  # after which the kernel gives a dead connection up
@@ -56,10 +54,31 @@ def connect(
     return connection
 
 
-def restricted(connection: psycopg.Connection) -> bool:
-    """Whether the connection has the role with the least privilege."""
-    row = connection.execute("SELECT current_user").fetchone()
-    return row == (ROLE,)
+def remark(conninfo: str) -> str | None:
+    """What an operator should know of a database and its user, if anything."""
+    try:
+        with connect(conninfo) as connection:
+            row = connection.execute(
+                "SELECT current_user = 'farebox_app' OR to_regnamespace('ledger') IS NULL"
+            ).fetchone()
+    except psycopg.Error as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"the database does not answer: {reason}"
+    if row == (True,):
+        return None  # also before the first migration, which makes the role
+    return (
+        "its user has more rights than the gateway needs, because it is no member of the role"
+        " farebox_app: see docs/operating.md"
+    )
+
+
+def announce(connection: psycopg.Connection, account_id: int) -> None:
+    """Let every gateway know that an account was credited or changed.
+
+    A transaction of its own, after that of the change: the server commits those that notify one
+    after the other.
+    """
+    connection.execute("SELECT pg_notify('ledger_account', %s)", [str(account_id)])
 
 
 def _socket_defaults(conninfo: str, connect_seconds: int) -> dict[str, int]:

@@ -13,7 +13,7 @@ import re
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from types import TracebackType
@@ -26,7 +26,7 @@ from psycopg.types.json import Jsonb
 
 from ledger import keys
 from ledger.accounts import Account, AccountStatus, Budget, Credential, Key, Project, Statement
-from ledger.connection import connect
+from ledger.connection import announce, connect
 from ledger.money import AMOUNT_MAX, format_usd
 
 GOODWILL = 7  # gl_account: the other side of manual adjustments
@@ -207,7 +207,8 @@ class Directory:
             account = _account(_one(row))
             if credit:
                 _adjust(tx, account, credit, "opening credit", _reference())
-            return account
+        self._announce(account)
+        return account
 
     def list_accounts(self) -> list[Statement]:
         """All accounts by name, with their money."""
@@ -245,12 +246,21 @@ class Directory:
         with self._transaction() as tx:
             _adjust(tx, _find_account(tx, name), amount, reason, reference or _reference())
             row = tx.execute(_STATEMENTS + " WHERE a.name = %s", [name]).fetchone()
-            return _statement(_one(row))
+            statement = _statement(_one(row))
+        self._announce(statement.account)
+        return statement
 
     def _change_account(self, name: str, statement: LiteralString, value: str | int) -> Account:
         with self._transaction() as tx:
             row = tx.execute(statement, [value, name]).fetchone()
-            return _account(row) if row else _unknown_account(tx, name)
+            account = _account(row) if row else _unknown_account(tx, name)
+        self._announce(account)
+        return account
+
+    def _announce(self, account: Account) -> None:
+        """Tell the gateways; they find out by themselves where this fails."""
+        with suppress(DirectoryUnavailable), self._transaction() as tx:
+            announce(tx, account.account_id)
 
     # -- projects -------------------------------------------------------------------------------
 

@@ -277,7 +277,7 @@ class MemoryStore:
             self._has_reaper = not free
 
     async def holders(self) -> list[HolderRow]:
-        """Everyone who may still come and post."""
+        """Everyone who may have credit."""
         return [
             HolderRow(
                 HolderId(holder_id),
@@ -289,7 +289,7 @@ class MemoryStore:
                 holder.max_request_seconds,
             )
             for holder_id, holder in self.holder_rows.items()
-            if holder.state is not HolderState.CLOSED
+            if holder.state in (HolderState.ACTIVE, HolderState.FENCED)
         ]
 
     async def fence_holder(self, holder: HolderId, heartbeat_seen: int) -> bool:

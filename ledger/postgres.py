@@ -25,7 +25,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from ledger import verify
-from ledger.connection import connect
+from ledger.connection import announce, connect
 from ledger.store import (
     MAX_REQUEST_SECONDS,
     VALIDITY_SECONDS,
@@ -101,10 +101,9 @@ SELECT pool_id, granted, outstanding, spent_total, available, balance, status, r
 _HOLDERS = """
 SELECT h.holder_id, h.node_name, h.state, h.epoch, p.heartbeat, h.validity_s, h.max_request_s
   FROM ledger.holder h JOIN ledger.holder_progress p USING (holder_id)
- WHERE h.state <> 4 ORDER BY h.holder_id
+ WHERE h.state IN (1, 2) ORDER BY h.holder_id
 """
 
-NOTIFY_ACCOUNT = "SELECT pg_notify('ledger_account', %s)"
 _LISTEN = "LISTEN ledger_recall; LISTEN ledger_account"
 _HINTS: Mapping[bytes, Callable[[int], Hint]] = {
     b"ledger_recall": lambda pool: RecallHint(PoolId(pool)),
@@ -234,7 +233,7 @@ class PostgresStore:
         row = await self._row("control", statement, [pool, amount, code, contra, ref])
         if row[0]:
             with suppress(StoreError):  # it is credited, whoever hears of it
-                await self._row("control", NOTIFY_ACCOUNT, [str(pool)])
+                await self._call("control", lambda connection: announce(connection, pool))
         return bool(row[0])
 
     async def debit_pool(
@@ -273,7 +272,7 @@ class PostgresStore:
             self._discard("reaper")
 
     async def holders(self) -> list[HolderRow]:
-        """Everyone who may still come and post."""
+        """Everyone who may have credit."""
         rows = await self._rows("reaper", _HOLDERS, [])
         return [HolderRow(row[0], row[1], HolderState(row[2]), *row[3:]) for row in rows]
 

@@ -252,8 +252,9 @@ class LedgerStore(Protocol):
 
     The reaper's operations follow. Of all stores on the same books one at a time has the
     `reaper_lock`, which says whether it was free; an error of any operation inside means that it
-    may be lost. `holders` leaves closed ones out; `fence_holder` does nothing if the heartbeat was
-    not the latest, `reclaim_holder` (None) if the holder is not fenced in this epoch.
+    may be lost. `holders` are the active and the fenced ones, who may have credit. `fence_holder`
+    does nothing if the heartbeat was not the latest, `reclaim_holder` (None) if the holder is not
+    fenced in this epoch.
     """
 
     async def register_holder(

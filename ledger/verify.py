@@ -178,7 +178,10 @@ CHECKS: Sequence[Check] = (
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A lease holder, as `farebox ledger holders` shows it; `outstanding` in nano-dollars."""
+    """A lease holder, as `farebox ledger holders` shows it; `outstanding` in nano-dollars.
+
+    `seen_at` is for people: nothing is decided by it.
+    """
 
     holder_id: int
     node: str
@@ -187,6 +190,7 @@ class Holder:
     heartbeat: int
     applied_seq: int
     opened_at: datetime
+    seen_at: datetime
     leases: int
     outstanding: int
 
@@ -194,7 +198,7 @@ class Holder:
 _HOLDERS = """
 SELECT h.holder_id, h.node_name,
        (ARRAY['active', 'fenced', 'reclaimed', 'closed'])[h.state],
-       h.epoch, p.heartbeat, p.applied_seq, h.opened_at,
+       h.epoch, p.heartbeat, p.applied_seq, h.opened_at, p.seen_at,
        count(l.pool_id), coalesce(sum(l.outstanding), 0)::bigint
   FROM ledger.holder h
   JOIN ledger.holder_progress p USING (holder_id)

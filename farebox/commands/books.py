@@ -25,6 +25,7 @@ from farebox.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from ledger.reaper import Reclaimed
     from ledger.segments import JournalReport
     from ledger.usage import UsageRecord
 
@@ -78,12 +79,67 @@ def holders(config_path: Path | None, as_json: bool) -> None:
             "epoch": holder.epoch,
             "applied_seq": holder.applied_seq,
             "opened_at": holder.opened_at,
+            "seen_at": holder.seen_at,
             "leases": holder.leases,
             "outstanding_usd": format_usd(holder.outstanding),
         }
         for holder in found
     ]
     show_all(records, as_json=as_json, empty="No gateway has held credit yet.")
+
+
+@ledger.command("declare-dead")
+@click.argument("node")
+@click.option("--yes", is_flag=True, help="The machine is off, and stays off.")
+@common_options
+def declare_dead(node: str, yes: bool, config_path: Path | None, as_json: bool) -> None:
+    """Give back at once what the gateway on NODE held, because its machine is gone for good.
+
+    Without this it comes back by itself, some twenty minutes after the node fell silent.
+    """
+    config = load(config_path)
+    if not yes:
+        raise Refused(_DANGER.format(node=node))
+    import trio
+
+    from ledger.money import format_usd
+    from ledger.store import StoreError
+
+    with database(config) as conninfo:
+        try:
+            reclaimed = trio.run(_declare_dead, conninfo, node)
+        except StoreError as error:
+            raise Refused(f"The database did not do it: {error}.") from None
+    records: list[Record] = [
+        {
+            "holder": holder.holder_id,
+            "node": holder.node,
+            "returned_usd": format_usd(holder.amount),
+        }
+        for holder in reclaimed
+    ]
+    show_all(records, as_json=as_json, empty=f"{node} came back meanwhile; it was left alone.")
+
+
+_DANGER = (
+    "Is the machine of {node!r} off? A gateway that still runs, only cut off from the database,"
+    " goes on spending what it holds; what is given back now would be spent twice, and you would"
+    " pay for it. If it is off, say so with --yes."
+)
+
+
+async def _declare_dead(conninfo: str, node: str) -> list[Reclaimed]:
+    from ledger.postgres import PostgresStore
+    from ledger.reaper import NotDead, declare_dead
+
+    store = PostgresStore(conninfo)
+    say(f"Listening whether {node} is alive …")
+    try:
+        return await declare_dead(store, node)
+    except NotDead as error:
+        raise Refused(str(error)) from None
+    finally:
+        await store.aclose()
 
 
 @ledger.group()

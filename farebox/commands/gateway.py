@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from farebox.commands.common import config_option, say
+
+if TYPE_CHECKING:
+    from farebox.config import Config
 
 
 @click.command()
@@ -35,7 +40,7 @@ def check(config_path: Path | None) -> None:
         for problem in error.problems:
             say(problem)
         raise SystemExit(1) from None
-    for remark in (*config.warnings, *remarks(config, served)):
+    for remark in (*config.warnings, *remarks(config, served), *_database_remarks(config)):
         say(remark)
     if config.sandbox:
         click.echo("The configuration is fine. No provider is configured: the sandbox serves.")
@@ -43,3 +48,12 @@ def check(config_path: Path | None) -> None:
     sold = sum(priced(model) for model in served.models.values())
     models = "1 model" if sold == 1 else f"{sold} models"
     click.echo(f"The configuration is fine: {models} from {', '.join(served.providers)}.")
+
+
+def _database_remarks(config: Config) -> Iterator[str]:
+    """What is to be said of a database that is not the embedded one."""
+    from ledger.connection import remark
+
+    found = remark(config.database.url) if config.database.url else None
+    if found:
+        yield f"database.url: {found}"

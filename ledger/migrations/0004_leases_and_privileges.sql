@@ -68,6 +68,16 @@ BEGIN
   RETURN v_total;
 END $$;
 
+-- When something last arrived, for people to look at: nothing is decided by it.
+ALTER TABLE ledger.holder_progress ADD seen_at timestamptz NOT NULL DEFAULT now();
+CREATE FUNCTION ledger.note_arrival() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  NEW.seen_at := clock_timestamp();
+  RETURN NEW;
+END $$;
+CREATE TRIGGER holder_progress_arrival BEFORE UPDATE ON ledger.holder_progress
+  FOR EACH ROW EXECUTE FUNCTION ledger.note_arrival();
+
 
 -- 2. Credit that was granted twice --------------------------------------------------------------------
 
