@@ -173,16 +173,22 @@ async def _serve(
     need = reserve.Need.of(request, found)
     now = gateway.wall()
     async with reserve.Hold(
-        gateway.ledger, principal, found, need, record, operation.number, now, claim
+        gateway.ledger,
+        principal,
+        found,
+        need,
+        record,
+        operation.number,
+        now,
+        claim,
+        gateway.outputs,
     ) as hold:
         conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
         candidates = calls.in_order(found)
         told = hold.headers(conversation)
         opening = relay.Opening(connection, record, calls, told, keeper, claim)
         with gateway.keep_alives.pulse(opening.beat) as pulse:
-            hold.answer = await fallback.first_event(
-                gateway, calls, candidates, need.output_cap, hold.reservation, record
-            )
+            hold.answer = await fallback.first_event(gateway, calls, candidates, hold, record)
             await relay.deliver(gateway, opening, hold, pulse)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -26,6 +27,7 @@ from adapters.errors import (
 from adapters.losses import told
 from ledger.client import Reservation
 from ledger.store import EventStatus
+from proxy.allowance import Allowance
 from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.record import Record
@@ -52,12 +54,14 @@ class PlainAnswer:
 
 @dataclass(frozen=True, slots=True)
 class StreamAnswer:
-    """An upstream that has begun to stream. `first` are the client's first bytes of it."""
+    """An upstream that has begun to stream. `first` are the client's first bytes of it;
+    `allowance` is None where all that it may produce is held."""
 
     candidate: Candidate
     relay: StreamRelay
     response: UpstreamResponse
     first: bytes
+    allowance: Allowance | None = None
 
     def close(self) -> None:
         """Stop the upstream where it has not finished by itself."""
@@ -77,12 +81,23 @@ class _Failed(Exception):
         self.contacted = contacted
 
 
+class Held(Protocol):
+    """What was set aside for the attempts."""
+
+    @property
+    def reservation(self) -> Reservation: ...
+
+    @property
+    def output_cap(self) -> int | None: ...
+
+    def allowance(self, candidate: Candidate) -> Allowance | None: ...
+
+
 async def first_event(
     gateway: Gateway,
     calls: Calls,
     candidates: Sequence[Candidate],
-    output_cap: int | None,
-    reservation: Reservation,
+    held: Held,
     record: Record,
 ) -> Answer:
     """The first upstream that answers. Raises APIError where none does.
@@ -91,11 +106,12 @@ async def first_event(
     """
     failures: list[_Failed] = []
     inexpressible: RequestNotExpressible | None = None
+    reservation = held.reservation
     for candidate in candidates:
         provider = candidate.upstream.provider
         started = trio.current_time()
         try:
-            call = await _made(calls, candidate, output_cap)
+            call = await _made(calls, candidate, held.output_cap)
         except RequestNotExpressible as error:
             inexpressible = inexpressible or error
             continue
@@ -103,7 +119,9 @@ async def first_event(
         record.provider, record.upstream = provider.name, candidate.upstream.name
         record.dropped = told(call.dropped)
         try:
-            answer = await _attempt(gateway, call, candidate, stream=calls.request.stream)
+            allowance = held.allowance(candidate)
+            stream = calls.request.stream
+            answer = await _attempt(gateway, call, candidate, allowance, stream=stream)
         except _Failed as failed:
             gateway.metrics.attempt(provider.name, failed.outcome).inc()
             failures.append(failed)
@@ -152,7 +170,14 @@ def _book(
         )
 
 
-async def _attempt(gateway: Gateway, call: Call, candidate: Candidate, *, stream: bool) -> Answer:
+async def _attempt(
+    gateway: Gateway,
+    call: Call,
+    candidate: Candidate,
+    allowance: Allowance | None,
+    *,
+    stream: bool,
+) -> Answer:
     """One upstream up to the point where it is committed. Raises _Failed."""
     provider = candidate.upstream.provider
     sent = Sent(call.path, call.body, stream, call.headers)
@@ -163,9 +188,9 @@ async def _attempt(gateway: Gateway, call: Call, candidate: Candidate, *, stream
                 error = await response.read(_ERROR_BYTES_MAX, provider.idle_seconds)
                 raise _said(call.read_error(response.status, response.headers, error))
             if stream:
-                relay = call.stream()
-                first = await _first_content(response, relay, provider.idle_seconds)
-                return StreamAnswer(candidate, relay, response, first)
+                relay = call.stream(limited=allowance is not None)
+                first = await _first_content(response, relay, allowance, provider.idle_seconds)
+                return StreamAnswer(candidate, relay, response, first, allowance)
             whole = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds)
             plain = call.plain(whole)
             if plain.failure is not None:
@@ -179,7 +204,10 @@ async def _attempt(gateway: Gateway, call: Call, candidate: Candidate, *, stream
 
 
 async def _first_content(
-    response: UpstreamResponse, relay: StreamRelay, idle_seconds: float
+    response: UpstreamResponse,
+    relay: StreamRelay,
+    allowance: Allowance | None,
+    idle_seconds: float,
 ) -> bytes:
     """Read a stream up to its first content (or its end); the client's bytes of it."""
     held = bytearray()
@@ -187,7 +215,12 @@ async def _first_content(
         while not relay.has_content and not relay.ended:
             scope.deadline = trio.current_time() + idle_seconds
             data = await response.receive()
-            held += relay.feed(data) if data else relay.close()
+            if not data:
+                held += relay.close()
+            elif allowance is None:
+                held += relay.feed(data)
+            else:
+                held += await allowance.feed(relay, data)
             if len(held) > _HELD_BYTES_MAX:
                 raise AttemptFailed("protocol", "a stream without content", contacted=True)
     if scope.cancelled_caught:

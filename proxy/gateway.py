@@ -18,6 +18,7 @@ from proxy.deadlines import Deadlines
 from proxy.idempotency import Answers
 from proxy.keep_alive import KeepAlives
 from proxy.metrics import Metrics
+from proxy.outputs import Outputs
 from proxy.receipts import UsageHistory
 from proxy.record import Log
 from proxy.route import Snapshot
@@ -36,7 +37,8 @@ def wall_seconds() -> float:
 class Gateway:
     """A worker's parts. `snapshot` and `settings` are replaced whole on reload.
 
-    `secret` seals what clients carry for us between requests.
+    `secret` seals what clients carry for us between requests. `outputs` is None where reservations
+    hold the whole output cap.
     """
 
     settings: ServerSettings
@@ -52,6 +54,7 @@ class Gateway:
     responses: Responses
     answers: Answers
     usage: UsageHistory
+    outputs: Outputs | None = None
     keep_alives: KeepAlives = field(default_factory=KeepAlives)
     deadlines: Deadlines = field(default_factory=Deadlines)
     wall: Callable[[], float] = wall_seconds

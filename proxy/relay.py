@@ -165,8 +165,9 @@ async def _stream(
 ) -> None:
     """Relay a stream to its end.
 
-    Where the upstream breaks, the client gets an error in its own grammar, never a clean end, and
-    is charged for what was produced.
+    Where its allowance is used up, the relay has ended it as if its output cap were reached: it is
+    complete like any other. Where the upstream breaks, the client gets an error in its own grammar,
+    never a clean end, and is charged for what was produced.
     """
     relay, connection, record = answer.relay, opening.connection, opening.record
     record.first_byte = trio.current_time()
@@ -220,7 +221,7 @@ async def _pass_on(
     answer: StreamAnswer, opening: Opening, record: Record, idle: Deadline, pulse: Pulse
 ) -> UpstreamFailure | None:
     """Relay until the upstream has ended; why it ended early, as far as its bytes do not tell."""
-    relay, response = answer.relay, answer.response
+    relay, response, allowance = answer.relay, answer.response, answer.allowance
     idle_seconds = answer.candidate.upstream.provider.idle_seconds
     now = trio.current_time()
     while not relay.ended:
@@ -232,7 +233,12 @@ async def _pass_on(
             return UpstreamFailure("truncated", str(failed))
         received = trio.current_time()
         record.upstream_seconds += received - now
-        out = relay.feed(data) if data else relay.close()
+        if not data:
+            out = relay.close()
+        elif allowance is None or allowance.takes(len(data)):
+            out = relay.feed(data)
+        else:
+            out = await allowance.feed(relay, data)
         idle.at = pulse.since = NEVER  # how slowly the client reads is not the upstream's doing
         if out:
             await opening.send(out)

@@ -3,15 +3,22 @@
 The amount held is an upper bound: the most input tokens that the body can be, the whole output
 cap, at the dearest row of the dearest upstream that may serve, plus margin. Credit, budgets, rpm,
 tpm and concurrency are decided by the ledger in one call.
+
+With `billing.reserve = "adaptive"` there is less to hold where the client set no cap of its own. A
+stream begins with as much output as its model's answers usually have, and its `Allowance` has the
+reservation grow. And what the balance does not cover is tried once more with the cap that it does
+cover, down to a few dozen tokens, so that credit can be spent to its end. A cap of the client's is
+never changed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from adapters import errors, estimate, pricing
 from adapters.codec import Headers, Refusals, Request
@@ -29,9 +36,11 @@ from ledger.errors import (
 from ledger.money import cost_and_charge, format_usd
 from ledger.store import EventStatus
 from proxy import settle
+from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance, Growing
 from proxy.authenticate import Principal
 from proxy.fallback import Answer, StreamAnswer
 from proxy.idempotency import Claim
+from proxy.outputs import Outputs
 from proxy.record import Record
 from proxy.route import Candidate, Route
 
@@ -46,14 +55,17 @@ class Need:
     """What a request may consume at most.
 
     `output_cap` is the limit of each answer, as reserved and as sent upstream (None where the
-    operation has no output tokens); `output_tokens` is over all its answers, and more where a
-    provider allows no cap as low as that.
+    operation has no output tokens); `output_tokens` is over all its `choices`, and more where a
+    provider allows no cap as low as that. `is_capped`: the client set the cap.
     """
 
     bound: Bound
     output_cap: int | None
     output_tokens: int
     service_tier: str
+    choices: int = 1
+    is_capped: bool = True
+    stream: bool = False
 
     @classmethod
     def of(cls, request: Request, route: Route) -> Need:
@@ -71,21 +83,40 @@ class Need:
         if model.max_output_tokens:
             cap = min(cap, model.max_output_tokens)
         allowed = max(cap, *(OUTPUT_CAP_MIN.get(protocol, 0) for protocol in protocols))
-        return cls(bound, cap, allowed * request.choices, request.service_tier)
+        return cls(
+            bound,
+            cap,
+            allowed * request.choices,
+            request.service_tier,
+            request.choices,
+            is_capped=request.output_cap is not None,
+            stream=request.stream,
+        )
+
+    def capped(self, output_cap: int) -> Need:
+        """The same with a lower cap."""
+        return replace(
+            self, output_cap=output_cap, output_tokens=output_cap * self.choices, is_capped=True
+        )
 
     def amount(self, route: Route) -> int:
         """Nano-dollars at the dearest upstream of `route`, with margin."""
-        return max(self._amount(candidate, self.output_tokens) for candidate in route.candidates)
+        return self.amount_of(self.output_tokens, route)
+
+    def amount_of(self, output_tokens: int, route: Route) -> int:
+        """The same for so much output."""
+        return max(self.amount_at(candidate, output_tokens) for candidate in route.candidates)
 
     def affordable_output_tokens(self, route: Route, available: int) -> int:
         """The largest output cap that `available` nano-dollars would cover."""
-        fixed = max(self._amount(candidate, 0) for candidate in route.candidates)
+        fixed = self.amount_of(0, route)
         whole = self.amount(route)
         if available <= fixed or whole <= fixed or not self.output_tokens:
             return 0
         return (available - fixed) * self.output_tokens // (whole - fixed)
 
-    def _amount(self, candidate: Candidate, output_tokens: int) -> int:
+    def amount_at(self, candidate: Candidate, output_tokens: int) -> int:
+        """Nano-dollars for so much output at one upstream, with margin."""
         return max(
             cost_and_charge(candidate.prices[rates], quantities)[1]
             for rates, quantities in pricing.dearest(
@@ -129,14 +160,18 @@ class Hold:
 
     With an answer: what was produced is charged. Without: nothing is, and a provider that was
     contacted leaves an event that says so. `now` is wall time, for what is said of limits. Where
-    there is a `claim`, nothing is charged before it has kept the answer.
+    there is a `claim`, nothing is charged before it has kept the answer. `outputs` are those to
+    begin with, and None where the whole cap is held.
     """
 
     __slots__ = (
+        "_begun",
         "_claim",
+        "_clients_cap",
         "_ledger",
         "_need",
         "_now",
+        "_outputs",
         "_record",
         "_request",
         "_route",
@@ -154,22 +189,28 @@ class Hold:
         endpoint: int,
         now: float,
         claim: Claim | None = None,
+        outputs: Outputs | None = None,
     ) -> None:
         self._claim = claim
+        self._outputs = outputs
+        self._clients_cap = need.is_capped
         self._ledger = ledger
         self._route = route
         self._need = need
         self._now = now
         self._record = record
         first = route.candidates[0]
-        record.reserved = need.amount(route)
+        self._begun = need.output_tokens
+        if outputs is not None and need.stream and not need.is_capped:
+            self._begun = min(outputs.start(route.model.id) * need.choices, need.output_tokens)
+        record.reserved = need.amount_of(self._begun, route)
         self._request = ReservationRequest(
             request_id=record.request_id,
             account_id=principal.account_id,
             key_id=principal.key_id,
             pools=principal.pools,
             amount=record.reserved,
-            tokens=need.bound.input_tokens + need.output_tokens,
+            tokens=need.bound.input_tokens + self._begun,
             limits=_limits(principal, route),
             model_id=route.model_id,
             provider_id=first.provider_id,
@@ -181,7 +222,7 @@ class Hold:
 
     async def __aenter__(self) -> Self:
         try:
-            self.reservation = await self._ledger.reserve(self._request)
+            self.reservation = await self._reserved()
         except InsufficientCredit as error:
             raise self._insufficient(error) from error
         except LedgerError as error:
@@ -216,6 +257,23 @@ class Hold:
         else:
             self.reservation.void()
 
+    @property
+    def output_cap(self) -> int | None:
+        """The output tokens that an upstream may be asked for, in each answer."""
+        return self._need.output_cap
+
+    def allowance(self, candidate: Candidate) -> Allowance | None:
+        """What a stream of `candidate` may produce, where less than its cap is held."""
+        need = self._need
+        if self._begun == need.output_tokens:
+            return None
+        return Allowance(
+            cast("Growing", self.reservation),
+            partial(need.amount_at, candidate),
+            need.output_tokens,
+            need.bound.text_bytes,
+        )
+
     def headers(self, conversation_id: str) -> Headers:
         """What the answer says of the model, the route and the limits."""
         headers = [("x-farebox-model", self._route.model.id)]
@@ -236,6 +294,10 @@ class Hold:
     def settle(self, *, cut: bool = False) -> Settled:
         """Charge the answer as far as it has come."""
         assert self.answer is not None, "only an answer can be charged"
+        if self._outputs is not None:
+            self._record.reserved = self.reservation.amount
+            if not cut:
+                self._learn(self._outputs, self.answer)
         return settle.post(
             self.reservation,
             self._record,
@@ -245,6 +307,38 @@ class Hold:
             cut=cut,
             free=self._claim is not None and not self._claim.kept,
         )
+
+    async def _reserved(self) -> Reservation:
+        """The reservation, with a lower cap where only that is affordable. Raises LedgerError."""
+        for _ in self._request.pools:  # the account and each budget may have less than another
+            try:
+                return await self._ledger.reserve(self._request)
+            except InsufficientCredit as error:
+                if not self._lower_cap(error.available):
+                    raise
+        return await self._ledger.reserve(self._request)
+
+    def _lower_cap(self, available: int) -> bool:
+        """Need no more than `available` nano-dollars; False where that cannot be."""
+        need = self._need
+        if self._outputs is None or need.output_cap is None or self._clients_cap:
+            return False
+        affordable = need.affordable_output_tokens(self._route, available) // need.choices
+        cap = min(affordable, need.output_cap)
+        if cap < OUTPUT_TOKENS_MIN:
+            return False
+        self._need = need = need.capped(cap)
+        self._begun = need.output_tokens
+        self._record.reserved = self._request.amount = need.amount(self._route)
+        self._request.tokens = need.bound.input_tokens + need.output_tokens
+        return True
+
+    def _learn(self, outputs: Outputs, answer: Answer) -> None:
+        """Remember how long the answer became, if nothing of ours or the client's limited it."""
+        if self._need.is_capped or not isinstance(answer, StreamAnswer) or answer.relay.cut:
+            return
+        usage = answer.relay.counted(self._need.bound.text_bytes).usage
+        outputs.add(self._route.model.id, usage.output_tokens // self._need.choices)
 
     def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:
         affordable = self._need.affordable_output_tokens(self._route, error.available)
