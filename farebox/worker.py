@@ -168,6 +168,7 @@ class Worker:
         metrics = Metrics()
         ledger = Ledger(server)
         metrics.watch_ledger(ledger.statistics)
+        metrics.watch_journal(journal.statistics)
         ledger.on_flush(lambda seconds, _events: metrics.flush.observe(seconds))
         stored = PostgresResponses(conninfo, secret, wall_seconds)
         answers = PostgresAnswers(conninfo, secret)

@@ -3,20 +3,26 @@
 `labels()` costs three times what an increment does, so every combination seen is remembered.
 Label values come from configuration and from tables of this file, never from a request: a name
 that is not in the catalogue is counted as `unknown`.
+
+Money is counted so that ratios can be made of it over any time, by any label and over all workers:
+two counters and a quotient, never a ratio that has to be averaged. What the ledger and its journal
+have to say they are asked at each scrape, in the process that has them. docs/metrics.md says what
+to make of it all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ledger.client import LedgerStatistics
+from ledger.journal import JournalStatistics
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -72,6 +78,24 @@ class Metrics:
             ["model", "provider"],
             registry=registry,
         )
+        reserved = Counter(
+            "farebox_settled_reserved_usd_total",
+            "What was reserved for that which was charged or settled as free",
+            ["model", "provider"],
+            registry=registry,
+        )
+        overrun = Counter(
+            "farebox_overrun_usd_total",
+            "Charged above what was reserved",
+            ["model", "provider"],
+            registry=registry,
+        )
+        unbilled = Counter(
+            "farebox_unbilled_provider_cost_usd_total",
+            "What providers bill and no customer was charged for",
+            ["provider"],
+            registry=registry,
+        )
         attempts = Counter(
             "farebox_upstream_attempts_total",
             "Attempts at upstreams, by outcome",
@@ -116,12 +140,19 @@ class Metrics:
                 tokens={kind: tokens.labels(model, provider, kind) for kind in TOKEN_KINDS},
                 charged=charged.labels(model, provider),
                 cost=cost.labels(model, provider),
+                reserved=reserved.labels(model, provider),
+                overrun=overrun.labels(model, provider),
+                unbilled=unbilled.labels(provider),
             )
         )
 
     def watch_ledger(self, statistics: Callable[[], LedgerStatistics]) -> None:
         """Show the ledger's state at each scrape."""
-        self.registry.register(_LedgerCollector(statistics))
+        self.registry.register(_Collector(_LEDGER_FIGURES, statistics))
+
+    def watch_journal(self, statistics: Callable[[], JournalStatistics]) -> None:
+        """Show the journal's state at each scrape."""
+        self.registry.register(_Collector(_JOURNAL_FIGURES, statistics))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,38 +166,148 @@ class ExchangeMetrics:
     tokens: Mapping[str, Counter]
     charged: Counter
     cost: Counter
+    reserved: Counter
+    overrun: Counter
+    unbilled: Counter
+
+    def settle(self, *, reserved: int, charge: int, cost: int) -> None:
+        """Count one settlement; amounts are nano-dollars."""
+        self.charged.inc(charge / _NUSD)
+        self.cost.inc(cost / _NUSD)
+        self.reserved.inc(reserved / _NUSD)
+        if charge > reserved:
+            self.overrun.inc((charge - reserved) / _NUSD)
+        if cost > charge:
+            self.unbilled.inc((cost - charge) / _NUSD)
 
 
-class _LedgerCollector(Collector):
-    def __init__(self, statistics: Callable[[], LedgerStatistics]) -> None:
-        self._statistics = statistics
+@dataclass(frozen=True, slots=True)
+class _Figure(Generic[_T]):
+    """One figure of a snapshot. The name of what only grows ends in `_total`."""
+
+    name: str
+    documentation: str
+    read: Callable[[_T], float]
+
+    def metric(self, snapshot: _T) -> Metric:
+        value = self.read(snapshot)
+        if self.name.endswith("_total"):
+            return CounterMetricFamily(self.name, self.documentation, value)
+        return GaugeMetricFamily(self.name, self.documentation, value)
+
+
+_LEDGER_FIGURES: Sequence[_Figure[LedgerStatistics]] = (
+    _Figure(
+        "farebox_ledger_pending_events",
+        "Events in the journal that are not posted yet",
+        lambda state: state.pending_events,
+    ),
+    _Figure(
+        "farebox_ledger_oldest_event_seconds",
+        "Age of the oldest event that is not posted yet",
+        lambda state: state.oldest_event_seconds,
+    ),
+    _Figure(
+        "farebox_ledger_leased_usd",
+        "Credit held in leases",
+        lambda state: state.leased_nusd / _NUSD,
+    ),
+    _Figure(
+        "farebox_ledger_reserved_usd",
+        "Credit held by open reservations",
+        lambda state: state.reserved_nusd / _NUSD,
+    ),
+    _Figure(
+        "farebox_ledger_open_reservations",
+        "Reservations that are neither posted nor voided",
+        lambda state: state.open_reservations,
+    ),
+    _Figure(
+        "farebox_ledger_oldest_reservation_seconds",
+        "Age of the oldest open reservation",
+        lambda state: state.oldest_reservation_seconds,
+    ),
+    _Figure(
+        "farebox_ledger_waiting_reservations",
+        "Requests that wait for credit from the database",
+        lambda state: state.waiting,
+    ),
+    _Figure(
+        "farebox_ledger_sessions_total",
+        "Sessions opened with the database: one, and one more for each that was lost",
+        lambda state: state.sessions,
+    ),
+    _Figure(
+        "farebox_ledger_disconnected",
+        "1 while the ledger has no session with the database",
+        lambda state: not state.connected,
+    ),
+    _Figure(
+        "farebox_ledger_halted",
+        "1 once the ledger has stopped because its books and the database's disagree",
+        lambda state: state.halted is not None,
+    ),
+    _Figure(
+        "farebox_ledger_refused_settlements_total",
+        "Settlements of reservations that were closed already: a bug",
+        lambda state: state.refused_settlements,
+    ),
+    _Figure(
+        "farebox_ledger_quarantined_events_total",
+        "Events that the database refuses, put aside for an operator",
+        lambda state: state.quarantined,
+    ),
+)
+_JOURNAL_FIGURES: Sequence[_Figure[JournalStatistics]] = (
+    _Figure(
+        "farebox_journal_syncs_total",
+        "Times that the journal was brought to the disk",
+        lambda state: state.syncs,
+    ),
+    _Figure(
+        "farebox_journal_sync_seconds_total",
+        "How long that took, in all",
+        lambda state: state.sync_seconds,
+    ),
+    _Figure(
+        "farebox_journal_unsynced_bytes",
+        "Written and not yet on the disk: what a power failure would lose",
+        lambda state: state.position - state.synced,
+    ),
+    _Figure(
+        "farebox_journal_room_bytes",
+        "Room left in the segment and its spare, allocated already",
+        lambda state: state.segment_free + state.spare_bytes,
+    ),
+    _Figure(
+        "farebox_journal_retained_segments",
+        "Segments whose events are all posted, kept for a lossy failover of the database",
+        lambda state: state.retained_segments,
+    ),
+    _Figure(
+        "farebox_journal_rescues_total",
+        "Times that unsynced records were written again because the disk refused to sync",
+        lambda state: state.rescues,
+    ),
+    _Figure(
+        "farebox_journal_failed",
+        "1 once the journal could not be kept any longer",
+        lambda state: state.failed,
+    ),
+)
+
+
+class _Collector(Collector, Generic[_T]):
+    """Figures of a snapshot that is taken at each scrape."""
+
+    def __init__(self, figures: Sequence[_Figure[_T]], snapshot: Callable[[], _T]) -> None:
+        self._figures = figures
+        self._snapshot = snapshot
 
     def collect(self) -> list[Metric]:
-        """The ledger's figures now."""
-        state = self._statistics()
-        figures = {
-            "farebox_ledger_pending_events": (
-                "Events in the journal that are not posted yet",
-                state.pending_events,
-            ),
-            "farebox_ledger_leased_usd": (
-                "Credit held in leases",
-                state.leased_nusd / _NUSD,
-            ),
-            "farebox_ledger_reserved_usd": (
-                "Credit held by open reservations",
-                state.reserved_nusd / _NUSD,
-            ),
-            "farebox_ledger_open_reservations": (
-                "Reservations that are neither posted nor voided",
-                state.open_reservations,
-            ),
-            "farebox_ledger_oldest_reservation_seconds": (
-                "Age of the oldest open reservation",
-                state.oldest_reservation_seconds,
-            ),
-        }
-        return [GaugeMetricFamily(name, text, value) for name, (text, value) in figures.items()]
+        """The figures now."""
+        snapshot = self._snapshot()
+        return [figure.metric(snapshot) for figure in self._figures]
 
 
 class _Remembered(Generic[_T]):

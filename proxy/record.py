@@ -31,7 +31,6 @@ _ENCODER = msgspec.json.Encoder()
 _LOG_LINES_MAX = 20_000
 _UUID_RANDOM = ~((0xF << 76) | (0x3 << 62))
 _UUID_VERSION_7 = (0x7 << 76) | (0x2 << 62)
-_NUSD = 1e9
 
 
 def new_request_id() -> bytes:
@@ -50,6 +49,7 @@ class Record:
     """The facts of one exchange. Each step of the exchange writes what it learnt.
 
     `upstream_seconds` and `client_seconds` sum up waiting, so that what is left is our own time.
+    `reserved` is what was asked for, and once it is settled what was held then.
     """
 
     __slots__ = (
@@ -150,8 +150,7 @@ class Record:
             if usage.reasoning_tokens:
                 seen.tokens["reasoning"].inc(usage.reasoning_tokens)
         if self.settled is not None:
-            seen.charged.inc(self.settled.charge / _NUSD)
-            seen.cost.inc(self.settled.cost / _NUSD)
+            seen.settle(reserved=self.reserved, charge=self.settled.charge, cost=self.settled.cost)
 
     def line(self) -> bytes:
         """The exchange as one line of JSON; what is unknown is left out."""

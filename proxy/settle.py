@@ -44,6 +44,7 @@ def post(
     )
     record.usage = usage
     record.estimated = counted.estimated
+    record.reserved = reservation.amount
     record.settled = settled
     return settled
 

@@ -268,6 +268,9 @@ METRICS: dict[str, tuple[str, ...]] = {
     "farebox_tokens_total": ("model", "provider", "kind"),
     "farebox_charged_usd_total": ("model", "provider"),
     "farebox_provider_cost_usd_total": ("model", "provider"),
+    "farebox_settled_reserved_usd_total": ("model", "provider"),
+    "farebox_overrun_usd_total": ("model", "provider"),
+    "farebox_unbilled_provider_cost_usd_total": ("provider",),
     "farebox_upstream_attempts_total": ("provider", "outcome"),
     "farebox_circuit_state": ("provider",),
     "farebox_rate_limited_total": ("limit",),
@@ -275,6 +278,12 @@ METRICS: dict[str, tuple[str, ...]] = {
     "farebox_ledger_flush_seconds": (),
     "farebox_ledger_pending_events": (),
     "farebox_ledger_leased_usd": (),
+    "farebox_ledger_reserved_usd": (),
+    "farebox_ledger_open_reservations": (),
+    "farebox_ledger_oldest_reservation_seconds": (),
+    "farebox_ledger_oldest_event_seconds": (),
+    "farebox_ledger_disconnected": (),
+    "farebox_ledger_halted": (),
     "farebox_build_info": ("version",),
 }
 
