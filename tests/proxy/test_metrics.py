@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.fakes.gateway import running
 from tests.fakes.provider import ScriptedProvider
 
 CHAT = "/v1/chat/completions"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 ASK = {"model": "gpt", "messages": [{"role": "user", "content": "Hi"}]}
 LABELS = {"model": "gpt", "provider": "p"}
 AMOUNTS = st.integers(0, 10**12)
@@ -156,3 +158,16 @@ def test_what_only_grows_is_a_counter_and_the_rest_are_gauges(tmp_path: Path) ->
         if family.name.startswith(("farebox_ledger_", "farebox_journal_")):
             grows = any(sample.name.endswith("_total") for sample in family.samples)
             assert family.type in ({"counter"} if grows else {"gauge", "histogram"}), family
+
+
+def test_every_metric_is_documented_and_nothing_else(tmp_path: Path) -> None:
+    journal, _ = Journal.recover(tmp_path, boot_id="")
+    metrics = Metrics()
+    metrics.watch_ledger(ledger_state)
+    metrics.watch_journal(journal.statistics)
+    shown = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in metrics.registry.collect()
+    }
+    journal.close()
+    assert set(re.findall(r"`(farebox_[a-z_]+)`", PAGE.read_text())) == shown
