@@ -10,14 +10,20 @@ Rules: all limits of a request admit or nothing is consumed. Tokens are reserved
 and corrected at settlement, downwards (given back) or upwards (a debt that delays later requests).
 Changing a limit keeps what was used. A scope whose `tat` has passed is as good as unknown and is
 forgotten, so memory follows the number of scopes active within a minute.
+
+`Limiter` counts for one node, exactly. `fleet.FleetLimiter` counts for several, against rights
+drawn from Valkey. The engine sees both as a `LimiterPort` and need not know which it has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:  # the fleet's words build on these
+    from ledger.fleet import Draw, DrawReply
 
 LimitKind = Literal["rpm", "tpm", "concurrent"]
 
@@ -27,15 +33,19 @@ _ROUNDING = 1e-6  # seconds of float error forgiven, so that the last of a full 
 _SWEEP_MIN = 1024
 
 
-class LimitRef(msgspec.Struct, frozen=True):
-    """A limit that applies to a request; (`scope`, `kind`) names what is counted."""
+class LimitRef(msgspec.Struct, frozen=True, array_like=True):
+    """A limit that applies to a request; (`scope`, `kind`) names what is counted.
+
+    What belongs to one account starts with the same words up to a slash (`account:7`,
+    `account:7/model:3`): a fleet decides about all of it in one step.
+    """
 
     scope: str
     kind: LimitKind
     limit: int
 
 
-class LimitState(msgspec.Struct, frozen=True):
+class LimitState(msgspec.Struct, frozen=True, array_like=True):
     """What is left of a limit after this request, for response headers."""
 
     kind: LimitKind
@@ -54,6 +64,63 @@ class Denied(msgspec.Struct, frozen=True):
     retry_after: float
     never_fits: bool
     states: tuple[LimitState, ...]
+
+
+class NotYet(msgspec.Struct, frozen=True):
+    """The node holds too few rights and has to ask the fleet first; nothing was consumed.
+
+    Try again after the next `drawn` or `lost`.
+    """
+
+
+NOT_YET = NotYet()
+
+
+class LimiterPort(Protocol):
+    """What the engine needs of a limiter, on one node or in a fleet.
+
+    `admit` decides at once, or answers `NotYet`: then the request waits, and one task of the
+    server (`valkey.QuotaLane`) does the asking, one batch at a time::
+
+        draws = limiter.next_draws(now)
+        replies = await quotas.draw(draws)     # raises QuotasUnavailable
+        limiter.drawn(now, draws, replies)     # or limiter.lost(now)
+        ...                                    # every waiting request is tried again, in order
+
+    Every waiting request must be tried again after each `drawn` and `lost`, because a limiter
+    then forgets who waits: those who still do say so by asking. One that no longer waits needs no
+    word: what was drawn for it serves others or goes back. Each batch decides the first who waits
+    of each account it has room for, and nobody overtakes, so nobody waits for ever.
+    """
+
+    @property
+    def fleet_connected(self) -> bool | None:
+        """Whether the fleet's limits hold; None where there is no fleet."""
+
+    @property
+    def wants_draw(self) -> bool:
+        """Whether `next_draws` is due now; else it is enough to call it every POLL_SECONDS."""
+
+    def admit(
+        self, now: float, refs: Sequence[LimitRef], tokens: int
+    ) -> tuple[LimitState, ...] | Denied | NotYet:
+        """Consume one request, `tokens` tokens and one slot; or deny, or defer, and consume
+        nothing."""
+
+    def settle(self, refs: Sequence[LimitRef], reserved_tokens: int, used_tokens: int) -> None:
+        """An admitted request ended."""
+
+    def undo(self, refs: Sequence[LimitRef], tokens: int) -> None:
+        """An admitted request was refused for another reason: as if it had never been admitted."""
+
+    def next_draws(self, now: float) -> list[Draw]:
+        """What to ask Valkey for now; to be followed by `drawn` or `lost`."""
+
+    def drawn(self, now: float, draws: Sequence[Draw], replies: Sequence[DrawReply]) -> None:
+        """Valkey's replies, one for each draw of the batch."""
+
+    def lost(self, now: float) -> None:
+        """Valkey did not answer; whether it did anything is unknown."""
 
 
 class Limiter:
@@ -96,6 +163,12 @@ class Limiter:
             self._forget_idle(now)
         return tuple([self._state(now, ref) for ref in refs])
 
+    def occupy(self, refs: Sequence[LimitRef]) -> None:
+        """A request that is under way takes its slots again, after a restart."""
+        for ref in refs:
+            if ref.kind == "concurrent":
+                self._open[ref.scope] = self._open.get(ref.scope, 0) + 1
+
     def settle(self, refs: Sequence[LimitRef], reserved_tokens: int, used_tokens: int) -> None:
         """The request ended: free its slots, correct its tokens."""
         excess = used_tokens - reserved_tokens
@@ -112,6 +185,26 @@ class Limiter:
                 self._release(ref.scope)
             else:
                 self._shift(ref, -1 if ref.kind == "rpm" else -tokens)
+
+    @property
+    def fleet_connected(self) -> None:
+        """There is no fleet."""
+        return None
+
+    @property
+    def wants_draw(self) -> bool:
+        """Never: what is counted here is all there is."""
+        return False
+
+    def next_draws(self, now: float) -> list[Draw]:
+        """Nothing: nobody else counts."""
+        return []
+
+    def drawn(self, now: float, draws: Sequence[Draw], replies: Sequence[DrawReply]) -> None:
+        """Nothing was asked for."""
+
+    def lost(self, now: float) -> None:
+        """Nothing was asked for."""
 
     def _wait(self, now: float, ref: LimitRef, tokens: int) -> float:
         """Seconds until `ref` could admit: 0 now, infinity never."""

@@ -34,6 +34,7 @@ ONLY_IN = {
         "ledger/memory.py",  # hints are waited for
         "ledger/reaper.py",
         "ledger/directory.py",
+        "ledger/valkey.py",
     ),
     "h11": ("proxy/",),
     "httpcore2": ("console/",),
@@ -49,6 +50,7 @@ ONLY_IN = {
         "proxy/answers.py",
         "proxy/receipts.py",
     ),
+    "glide": ("ledger/valkey.py",),
     "cryptography": ("proxy/sealing.py",),
     "hypercorn": ("console/serve.py", "farebox/admin.py"),
     "jwt": ("console/sessions.py",),
