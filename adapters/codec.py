@@ -205,7 +205,8 @@ class StreamRelay(Relay, Protocol):
 
     A limited one (see `Call.stream`) may be given a `limit` while it runs. It is then `cut` before
     the first event that would bring its output above that, and ends as an answer does that has
-    reached its output cap. An event that ends the answer is never cut.
+    reached its output cap; no more than the limit is counted then, whatever its provider tells of
+    what came behind the cut. An event that ends the answer is never cut.
     """
 
     @property

@@ -18,7 +18,7 @@ from adapters import sse
 from adapters.canonical import Usage
 from adapters.codec import EMPTY_ANSWER, Counted, Reader, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
-from adapters.stream import Meter
+from adapters.stream import Meter, cut_at
 
 
 class Manner(Protocol):
@@ -160,7 +160,8 @@ class PassingStream:
         return self._reader.composer.ended
 
     def counted(self, input_text_bytes: int) -> Counted:
-        return self._meter.counted(input_text_bytes)
+        counted = self._meter.counted(input_text_bytes)
+        return cut_at(counted, self._limit) if self.cut and self._limit is not None else counted
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._manner.error_event(error, request_id)

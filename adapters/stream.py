@@ -519,6 +519,22 @@ class Meter:
         return Counted(msgspec.structs.replace(usage, pieces=pieces), estimated)
 
 
+def cut_at(counted: Counted, output_tokens: int) -> Counted:
+    """What is owed for an answer that was cut at `output_tokens`.
+
+    What its provider has produced behind the cut before it noticed is told in its figures, but
+    nobody got it.
+    """
+    usage = counted.usage
+    output = min(usage.output_tokens, output_tokens)
+    reasoning = min(usage.reasoning_tokens, output)
+    audio = min(usage.audio_output_tokens, output - reasoning)
+    usage = msgspec.structs.replace(
+        usage, output_tokens=output, reasoning_tokens=reasoning, audio_output_tokens=audio
+    )
+    return Counted(usage, counted.estimated)
+
+
 def completed(told: Usage, counted: Usage, *, whole: bool) -> tuple[Usage, bool]:
     """Usage with our own count where the provider told none, and whether that was needed. `whole`:
     what it told is of the whole answer, so that a lower figure than ours is right."""

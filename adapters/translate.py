@@ -30,7 +30,7 @@ from adapters.errors import APIError, RequestNotExpressible, UpstreamProtocolVio
 from adapters.estimate import expected
 from adapters.restore import Restorer
 from adapters.stop import STOP_CHARACTERS_MAX, STOPS_MAX, StopScanner, can_be_scanned
-from adapters.stream import Meter
+from adapters.stream import Meter, cut_at
 
 # A request in another protocol is longer by its words for the same things, and never by far.
 _GROWTH_MAX = 4
@@ -175,8 +175,12 @@ class _Answer:
         """What makes a whole answer of one that was cut at its limit."""
         index = self.meter.open_index
         ends: list[Event] = [] if index < 0 else [Close(index)]
-        usage = self.meter.counted(self._input_text_bytes).usage
+        usage = self.counted(self._input_text_bytes).usage
         return self._passed_on([*ends, Used(usage), Finish("length")])
+
+    def counted(self, input_text_bytes: int) -> Counted:
+        counted = self.meter.counted(input_text_bytes)
+        return cut_at(counted, self.limit) if self.cut and self.limit is not None else counted
 
     @property
     def failure(self) -> UpstreamFailure | None:
@@ -285,7 +289,7 @@ class TranslatedStream:
         return self.ended and self._answer.complete
 
     def counted(self, input_text_bytes: int) -> Counted:
-        return self._answer.meter.counted(input_text_bytes)
+        return self._answer.counted(input_text_bytes)
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._writer.error_event(error, request_id)

@@ -22,6 +22,7 @@ from adapters.openai import wire
 from adapters.openai.chat_meter import ChatMeter
 from adapters.openai.failure import read_error_object
 from adapters.openai.refusal import OpenAIRefusals
+from adapters.stream import cut_at
 
 _DONE = b"[DONE]"
 _USAGE = b'"usage"'
@@ -137,7 +138,8 @@ class ChatStreamRelay:
         return self._complete
 
     def counted(self, input_text_bytes: int) -> Counted:
-        return self._meter.counted(input_text_bytes)
+        counted = self._meter.counted(input_text_bytes)
+        return cut_at(counted, self._limit) if self.cut and self._limit is not None else counted
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return _REFUSALS.error_event(error, request_id)

@@ -7,6 +7,7 @@ charged; and what is counted never exceeds the limit.
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from adapters import sse
@@ -78,17 +79,17 @@ def test_a_cut_stream_is_a_whole_answer_that_reached_its_cap(
         assert meaning.usage is not None
         assert meaning.usage[2] == counted.usage.output_tokens
         assert counted.usage.input_tokens > 0
-        # Some tell figures before the end, which no cut can take back.
-        assert counted.usage.output_tokens <= limit or protocol in ("anthropic", "gemini")
+        assert counted.usage.output_tokens <= limit
+        assert counted.usage.reasoning_tokens <= limit
     assert cuts
 
 
 @pytest.mark.parametrize(("surface", "protocol"), PAIRS)
-def test_the_providers_figures_count_if_they_come_behind_the_cut(
+def test_the_providers_figures_count_as_far_as_the_answer_went(
     surface: Protocol, protocol: Protocol
 ) -> None:
     found = answered(surface, protocol, ASKS["text"].streamed())
-    full, uncut, _ = limited(found, 10**6)
+    _, uncut, _ = limited(found, 10**6)
     for size in (1, 10**6):  # the rest comes later, or in the same piece
         meaning, relay, _ = limited(found, 5, size=size)
         assert relay.cut
@@ -103,8 +104,9 @@ def test_the_providers_figures_count_if_they_come_behind_the_cut(
                     out += relay.feed(event)
             assert known or protocol == "gemini"  # which only the end of its body ends
             meaning = STREAMS[surface](out + relay.terminal)
-        assert relay.counted(TEXT_BYTES).usage == uncut.counted(TEXT_BYTES).usage
-        assert meaning.usage == full.usage
+        told = uncut.counted(TEXT_BYTES).usage
+        assert relay.counted(TEXT_BYTES).usage == msgspec.structs.replace(told, output_tokens=5)
+        assert meaning.usage == (told.input_tokens, told.cached_input_tokens, 5)
         assert meaning.finish == FINISHES["length"][surface]
 
 
