@@ -1,16 +1,21 @@
 """What the data plane calls: reserve before anything is sent, settle or void on every way out.
 
-`reserve` answers at once while the node holds enough credit; else it waits a little for a grant.
-Ending a reservation is synchronous, so a cancellation cannot fall into it. Everything here is one
-thin layer over the lease holder in the same process.
+A `Ledger` says messages through its links, one per shard of the node's ledger, and hears replies.
+In one process the reply is there when the call returns; through a socket it takes a tenth of a
+millisecond. `reserve` waits for it; ending a reservation is synchronous, so a cancellation cannot
+fall into it: the message is on its way, and is said again until the ledger confirms it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
+from ledger import messages
 from ledger.errors import (
     AccountSuspended,
     InsufficientCredit,
@@ -20,9 +25,10 @@ from ledger.errors import (
     ReservationClosed,
 )
 from ledger.limits import LimitRef, LimitState
+from ledger.messages import Message, OpenReservation, Reply, refusal_of
 from ledger.money import AMOUNT_MAX, Price, cost_and_charge
-from ledger.reservation import Hold, HoldState, ReservationRequest, Settled, TokenCounts, Waiter
-from ledger.server import FlushObserver, LedgerServer, LedgerStatistics
+from ledger.reservation import ReservationRequest, Settlement, TokenCounts, reservation_id
+from ledger.server import LedgerStatistics, wall_microseconds
 from ledger.store import EventStatus
 
 __all__ = [
@@ -45,37 +51,92 @@ __all__ = [
 
 IMPLAUSIBLE_FACTOR = 3
 RETRY_AFTER_SECONDS = 1.0
+FLUSH_SECONDS = 2.0
+JOURNALLED_SECONDS = 5.0  # a ledger that restarts takes less
+UNCONFIRMED_MAX = 100_000  # reservations of one shard; more are not begun
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settlement charged, in nano-dollars."""
+
+    cost: int
+    charge: int
+
+
+class Link(Protocol):
+    """The way to one shard of the ledger; see `ledger.link`."""
+
+    instance: int
+
+    def attach(self, listener: Listener) -> None:
+        """Say from now on what is heard. Called once."""
+
+    def post(self, message: Message) -> None:
+        """Say something. If the link is broken it is dropped: the listener says it again."""
+
+
+class Listener(Protocol):
+    """The worker's end of a link."""
+
+    def hear(self, replies: Sequence[Reply]) -> None: ...
+
+    def introduce(self) -> tuple[list[OpenReservation], list[Message]]:
+        """What a new link begins with: what is still open, and what was not answered yet."""
 
 
 class Reservation:
     """Credit set aside for one request. It must end in `settle` or `void`; see `open`."""
 
-    __slots__ = ("_extend_timeout", "_hold", "_server")
+    __slots__ = (
+        "_asked",
+        "_attempts",
+        "_closing",
+        "_event",
+        "_extend_seconds",
+        "_granted",
+        "_notes",
+        "_refusal",
+        "_shard",
+        "amount",
+        "balance",
+        "id",
+        "limits",
+        "request",
+        "settled",
+    )
 
-    def __init__(self, server: LedgerServer, hold: Hold, extend_timeout: float) -> None:
-        self._server = server
-        self._hold = hold
-        self._extend_timeout = extend_timeout
-
-    @property
-    def id(self) -> int:
-        """Unique within this holder."""
-        return self._hold.id
-
-    @property
-    def amount(self) -> int:
+    def __init__(
+        self, shard: _Shard, number: int, request: ReservationRequest, extend_seconds: float
+    ) -> None:
+        self.id = number
+        self.request = request
+        self.amount = 0
         """Nano-dollars set aside, extensions included."""
-        return self._hold.amount
-
-    @property
-    def limits(self) -> tuple[LimitState, ...]:
+        self.limits: tuple[LimitState, ...] = ()
         """What was left of each limit when this was admitted."""
-        return self._hold.limits
+        self.balance: int | None = None
+        """The account's balance after the settlement, once it is journalled and if it is known."""
+        self.settled: Settled | None = None
+        self._shard = shard
+        self._extend_seconds = extend_seconds
+        self._granted = False
+        self._closing = False
+        self._refusal: LedgerError | None = None
+        self._asked = 0  # the amount that an extension shall lead to; 0: none is under way
+        self._attempts = 0
+        self._notes: list[Message] = []  # said, and to be said again after a broken link
+        self._event: trio.Event | None = None
 
     @property
     def open(self) -> bool:
         """Whether it was neither settled nor voided."""
-        return self._hold.state is HoldState.OPEN
+        return self._granted and not self._closing
+
+    @property
+    def refused(self) -> bool:
+        """Whether the last extension that was asked for was refused."""
+        return self._asked < 0
 
     def attempt(
         self,
@@ -91,15 +152,18 @@ class Reservation:
 
         Raises ReservationClosed.
         """
-        self._server.attempt(
-            self._hold,
+        self._refuse_closed()
+        self._attempts += 1
+        settlement = Settlement(
+            status=status,
             provider_id=provider_id,
             price_id=price_id,
             cost=cost,
-            status=status,
             ttfb_ms=ttfb_ms,
             duration_ms=duration_ms,
+            occurred_at=self._shard.wall_clock(),
         )
+        self._say(messages.Attempt(self.id, self._attempts, settlement))
 
     def settle(
         self,
@@ -112,23 +176,30 @@ class Reservation:
         ttfb_ms: int,
         duration_ms: int,
     ) -> Settled:
-        """Charge what was used; durable against a crash of this process before it returns.
+        """Charge what was used. It is on its way to the journal; `journalled` waits until there.
 
         A second call changes nothing and returns the first one's result. Raises UnpricedUnit (the
         reservation then stays open) and, after `void`, ReservationClosed.
         """
-        cost, charge, status = bill(price, quantities, self._hold.amount, status)
-        return self._server.settle(
-            self._hold,
+        if self.settled is not None:
+            return self.settled
+        self._refuse_closed()
+        cost, charge, status = bill(price, quantities, self.amount, status)
+        settlement = Settlement(
+            status=status,
             provider_id=provider_id,
             price_id=price.price_id,
             cost=cost,
             charge=charge,
             tokens=tokens,
-            status=status,
             ttfb_ms=ttfb_ms,
             duration_ms=duration_ms,
+            occurred_at=self._shard.wall_clock(),
         )
+        self._closing = True
+        self.settled = Settled(cost, charge)
+        self._say(messages.Settle(self.id, settlement))
+        return self.settled
 
     def void(
         self,
@@ -143,84 +214,213 @@ class Reservation:
 
         Does nothing if the reservation is closed.
         """
-        self._server.void(
-            self._hold,
-            status=status,
-            provider_id=provider_id,
-            price_id=price_id,
-            cost=cost,
-            duration_ms=duration_ms,
-        )
+        if not self.open:
+            return
+        settlement = None
+        if status is not None:
+            settlement = Settlement(
+                status=status,
+                provider_id=provider_id,
+                price_id=price_id,
+                cost=cost,
+                duration_ms=duration_ms,
+                occurred_at=self._shard.wall_clock(),
+            )
+        self._closing = True
+        self._say(messages.Void(self.id, settlement))
+
+    async def journalled(self) -> int | None:
+        """Wait until the settlement is in the journal; the account's balance then, if known.
+
+        No checkpoint where it is there already. A ledger that is away is waited for, within
+        bounds; the settlement is not lost even so, unless this process is.
+        """
+        await self._heard(lambda: not self._shard.knows(self), JOURNALLED_SECONDS)
+        return self.balance
+
+    def ask_for(self, amount: int) -> None:
+        """Ask that the whole become `amount`, without waiting: `amount` grows, or `refused` is set.
+
+        What was asked for already, or is there, is not asked for again.
+        """
+        if self.open and amount > max(self.amount, self._asked):
+            self._asked = amount
+            self._shard.link.post(messages.Extend(self.id, amount))
 
     async def extend(self, extra: int) -> bool:
         """Set `extra` more aside; False if that is refused or takes too long."""
-        outcome = self._server.extend(self._hold, extra)
-        if not isinstance(outcome, Waiter):
-            return outcome
-        return isinstance(await wait_for(self._server, outcome, self._extend_timeout), Hold)
+        wanted = self.amount + extra
+        self.ask_for(wanted)
+        try:
+            await self._heard(lambda: self._asked <= 0, self._extend_seconds)
+        finally:
+            if self._asked > 0 and self.open:  # withdraw the wish
+                self._asked = 0
+                self._shard.link.post(messages.Extend(self.id, self.amount))
+        return self.amount >= wanted
+
+    # -- what the shard tells
+
+    async def granted(self, seconds: float) -> None:
+        """Wait for the permit. Raises the refusal; leaves nothing held unless it returns."""
+        permitted = False
+        try:
+            await self._heard(lambda: self._granted or self._refusal is not None, seconds)
+            permitted = self._granted
+        finally:
+            if not permitted and self._refusal is None:
+                self._closing = True
+                self._say(messages.Void(self.id, None))
+        if self._refusal is not None:
+            raise self._refusal
+        if not permitted:
+            raise LedgerUnavailable(RETRY_AFTER_SECONDS, "the ledger did not answer in time")
+
+    def hear(self, reply: Reply) -> None:
+        """A reply that concerns this reservation."""
+        match reply:
+            case messages.Reserved():
+                self._granted = True
+                self.amount, self.limits = reply.amount, reply.limits
+            case messages.Extended():
+                self.amount = max(self.amount, reply.amount)
+                if reply.asked == self._asked:
+                    self._asked = 0 if reply.amount >= reply.asked else -1
+            case messages.Closed():
+                self.balance = reply.balance
+            case messages.Refused():
+                self._refusal = refusal_of(reply.facts)
+        if self._event is not None:
+            self._event.set()
+
+    def unanswered(self) -> list[Message]:
+        """Everything to be said again, in its order."""
+        begun = [] if self._granted else [messages.Reserve(self.id, self.request)]
+        asked = [messages.Extend(self.id, self._asked)] if self._asked > 0 else []
+        return [*begun, *asked, *self._notes]
+
+    async def _heard(self, enough: Callable[[], bool], seconds: float) -> None:
+        """Wait until `enough`, within bounds; no checkpoint if it is so already."""
+        with trio.move_on_after(seconds):
+            while not enough():
+                self._event = trio.Event()
+                await self._event.wait()
+
+    def _say(self, message: Message) -> None:
+        self._notes.append(message)
+        self._shard.link.post(message)
+
+    def _refuse_closed(self) -> None:
+        if not self.open:
+            raise ReservationClosed(f"reservation {self.id} is closed")
+
+
+class _Shard:
+    """One link, and the reservations that its ledger has not confirmed the end of."""
+
+    def __init__(self, link: Link, wall_clock: Callable[[], int]) -> None:
+        self.link = link
+        self.wall_clock = wall_clock
+        self._reservations: dict[int, Reservation] = {}
+        self._flushes: dict[int, trio.Event] = {}
+        self._counter = itertools.count(1)
+        link.attach(self)
+
+    def reserve(self, request: ReservationRequest, extend_seconds: float) -> Reservation:
+        """A reservation that is on its way, or has been answered already."""
+        if len(self._reservations) >= UNCONFIRMED_MAX:
+            raise LedgerUnavailable(RETRY_AFTER_SECONDS, "too much waits for the ledger")
+        number = reservation_id(self.link.instance, next(self._counter))
+        reservation = Reservation(self, number, request, extend_seconds)
+        self._reservations[number] = reservation
+        self.link.post(messages.Reserve(number, request))
+        return reservation
+
+    async def flush(self) -> None:
+        number = next(self._counter)
+        flushed = self._flushes[number] = trio.Event()
+        try:
+            self.link.post(messages.Flush(number))
+            with trio.move_on_after(FLUSH_SECONDS):
+                await flushed.wait()
+        finally:
+            self._flushes.pop(number, None)
+        if not flushed.is_set():
+            raise LedgerUnavailable(RETRY_AFTER_SECONDS, "usage could not be posted in time")
+
+    def knows(self, reservation: Reservation) -> bool:
+        """Whether something of it is still unconfirmed."""
+        return reservation.id in self._reservations
+
+    def hear(self, replies: Sequence[Reply]) -> None:
+        for reply in replies:
+            match reply:
+                case messages.Reserved() | messages.Extended():
+                    reservation = self._reservations.get(reply.reservation_id)
+                case messages.Closed() | messages.Refused():
+                    reservation = self._reservations.pop(reply.reservation_id, None)
+                case messages.Flushed():
+                    if flushed := self._flushes.get(reply.number):
+                        flushed.set()
+                    continue
+                case _:
+                    continue
+            if reservation is not None:
+                reservation.hear(reply)
+
+    def introduce(self) -> tuple[list[OpenReservation], list[Message]]:
+        open_reservations: list[OpenReservation] = []
+        again: list[Message] = []
+        for reservation in self._reservations.values():
+            request = reservation.request
+            open_reservations.append(
+                OpenReservation(reservation.id, request.limits, request.tokens)
+            )
+            again += reservation.unanswered()
+        again += [messages.Flush(number) for number in self._flushes]
+        return open_reservations, again
 
 
 class Ledger:
-    """The data plane's view of the ledger. Times are seconds."""
+    """The data plane's view of the ledger. Times are seconds.
+
+    An account's reservations always go to the same one of `links`, so that its credit and its
+    limits have one owner on a node.
+    """
 
     def __init__(
-        self, server: LedgerServer, *, reserve_timeout: float = 0.5, extend_timeout: float = 0.25
+        self,
+        links: Sequence[Link],
+        *,
+        reserve_timeout: float = 0.5,
+        extend_timeout: float = 0.25,
+        wall_clock: Callable[[], int] = wall_microseconds,
     ) -> None:
-        self._server = server
+        self._shards = [_Shard(link, wall_clock) for link in links]
         self._reserve_timeout = reserve_timeout
         self._extend_timeout = extend_timeout
 
     async def reserve(self, request: ReservationRequest) -> Reservation:
-        """Set credit and limits aside for a request; no checkpoint while the lease suffices.
+        """Set credit and limits aside for a request; no checkpoint if the answer is there at once.
 
         Raises InsufficientCredit, RateLimited, AccountSuspended or LedgerUnavailable; after any of
         them, and after cancellation, nothing is held.
         """
-        outcome = self._server.reserve(request)
-        if isinstance(outcome, Waiter):
-            outcome = await self._granted(outcome)
-        return Reservation(self._server, outcome, self._extend_timeout)
+        reservation = self._shard(request.account_id).reserve(request, self._extend_timeout)
+        await reservation.granted(self._reserve_timeout)
+        return reservation
 
-    async def _granted(self, waiter: Waiter) -> Hold:
-        outcome = await wait_for(self._server, waiter, self._reserve_timeout)
-        if isinstance(outcome, Hold):
-            return outcome
-        if outcome is not None:
-            raise outcome
-        raise LedgerUnavailable(RETRY_AFTER_SECONDS, "the database did not grant credit in time")
+    async def flush(self) -> None:
+        """Have everything posted that was settled so far. Raises LedgerUnavailable."""
+        for shard in self._shards:
+            await shard.flush()
 
-    def balance(self, account_id: int) -> int | None:
-        """Credited − charged in nano-dollars; None if the store has not said anything yet."""
-        return self._server.balance(account_id)
-
-    def top_up_hint(self, account_id: int) -> None:
+    def credit_hint(self, account_id: int) -> None:
         """The account may have been credited: ask the store again at the next request."""
-        self._server.top_up_hint(account_id)
+        self._shard(account_id).link.post(messages.CreditHint(account_id))
 
-    def statistics(self) -> LedgerStatistics:
-        """A snapshot for metrics."""
-        return self._server.statistics()
-
-    def on_flush(self, callback: FlushObserver) -> None:
-        """Call `callback(seconds, events)` after every exchange with the store."""
-        self._server.observers.append(callback)
-
-
-async def wait_for(
-    server: LedgerServer, waiter: Waiter, seconds: float
-) -> Hold | LedgerError | None:
-    """How the waiter was decided; None after `seconds`. Leaves nothing held unless it is a Hold."""
-    decided = trio.Event()
-    waiter.wake = decided.set
-    handed_over = False
-    try:
-        with trio.move_on_after(seconds):
-            await decided.wait()
-        handed_over = waiter.outcome is not None
-        return waiter.outcome
-    finally:
-        if not handed_over:
-            server.cancel(waiter)
+    def _shard(self, account_id: int) -> _Shard:
+        return self._shards[account_id % len(self._shards)]
 
 
 def bill(

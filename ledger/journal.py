@@ -274,6 +274,19 @@ class Journal:
                 break
         return [found[seq] for seq in sorted(found)]
 
+    def begin_anew(self) -> None:
+        """Become the journal of another holder, empty, in a segment of its own.
+
+        For a holder whose leases were given away, once the store has all its events. Raises
+        `JournalFull`, and `JournalFailed`.
+        """
+        self._check()
+        self._state = RecoveredState()
+        self.journal_id = uuid.uuid4().bytes
+        self._roll()
+        for retired in self._retired:  # the store will never ask for these again
+            retired.last_seq = 0
+
     async def run(self) -> None:
         """Sync in groups, keep a spare segment, drop old ones; until cancelled.
 
@@ -394,9 +407,10 @@ class Journal:
             position,
             state.acked_seq,
             state.next_seq,
-            state.next_reservation_id,
             list(state.open.values()),
             state.events,
+            list(state.workers.values()),
+            state.timeline,
         )
         return encode_header(header)
 
@@ -416,7 +430,8 @@ class Journal:
 
     def _state_bytes(self) -> int:
         """An upper estimate of a header with the present state."""
-        return (len(self._state.open) + len(self._state.events) + 2) * SETTLEMENT_BYTES
+        state = self._state
+        return (len(state.open) + len(state.events) + len(state.workers) + 2) * SETTLEMENT_BYTES
 
     def _spare_room(self) -> int:
         return self._spare.size - self._state_bytes() if self._spare else 0

@@ -179,6 +179,12 @@ class MemoryStore:
         self._take_tables(standby)
         self.server_timeline += 1
 
+    def lose_grant(self, pool_id: int, holder_id: int, amount: int) -> None:
+        """Part of a lease was granted a moment before the standby took over."""
+        self.pools[pool_id].available += amount
+        self.pools[pool_id].leased -= amount
+        self.leases[pool_id, holder_id].outstanding -= amount
+
     def _take_tables(self, other: MemoryStore) -> None:
         for name in _TABLES:
             setattr(self, name, copy.deepcopy(getattr(other, name)))
@@ -239,7 +245,8 @@ class MemoryStore:
             for (pool_id, owner), lease in self.leases.items()
             if owner == holder and lease.outstanding > 0
         }
-        return Session(holder, row.epoch, row.applied_seq, leases, row.state)
+        timeline = f"{self.timeline:08X}"
+        return Session(holder, row.epoch, row.applied_seq, leases, row.state, timeline)
 
     async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
         """Make each lease at least what the holder says it holds. Unknown pools are left out."""

@@ -154,13 +154,14 @@ class PostgresStore:
     async def open_session(self, holder: HolderId, journal_id: bytes) -> Session:
         """End whatever session the holder had and begin another, at what was really applied."""
         statement = """
-            SELECT epoch, applied_seq, lease_pool, lease_outstanding, state
+            SELECT epoch, applied_seq, lease_pool, lease_outstanding, state,
+                   substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
               FROM ledger.open_session(%s, %s)
         """
         row = await self._row("control", statement, [holder, uuid.UUID(bytes=journal_id)])
-        epoch, applied_seq, pools, outstanding, state = row
+        epoch, applied_seq, pools, outstanding, state, timeline = row
         leases = dict(zip(pools, outstanding, strict=True))
-        return Session(holder, epoch, applied_seq, leases, HolderState(state))
+        return Session(holder, epoch, applied_seq, leases, HolderState(state), timeline)
 
     async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
         """Make each lease at least what is held; see `ledger.reattest`."""

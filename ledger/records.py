@@ -24,6 +24,7 @@ class Reserve(msgspec.Struct, frozen=True, array_like=True, tag=1):
     provider_id: int
     price_id: int
     endpoint: int
+    attempts: int = 0  # how many have left an event since
 
 
 class Extend(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -55,17 +56,30 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, tag=5):
     event: UsageEvent
 
 
-class Lease(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """What the holder was left with in a pool: evidence for a lossy database failover."""
-
-    pool_id: int
-    held: int
-
-
 class Ack(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The store has applied every event up to `applied_seq`."""
 
     applied_seq: int
 
 
-Record = Reserve | Extend | Settle | Void | Attempt | Lease | Ack
+class Timeline(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The timeline of the database that a session was opened with."""
+
+    timeline: str
+
+
+class Worker(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """A worker introduced itself: its reservations carry `instance` in their ids."""
+
+    instance: int
+    pid: int
+    started: int
+
+
+class WorkerGone(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """A worker's process has ended; what it left open was voided."""
+
+    instance: int
+
+
+Record = Reserve | Extend | Settle | Void | Attempt | Ack | Timeline | Worker | WorkerGone

@@ -1,22 +1,37 @@
 """Reservations: what is asked for, what is held, who waits for credit, how it ended.
 
-The engine changes these; callers only read them.
+`ReservationRequest` and `Settlement` are said by callers and travel as they are; `Hold` and
+`Waiter` belong to the engine, which changes them, and others only read them.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from ledger.errors import LedgerError
 from ledger.limits import LimitRef, LimitState
 from ledger.pool import HolderPool
-from ledger.store import PoolStatus
+from ledger.store import EventStatus, PoolStatus
+
+_COUNTER_BITS = 38
+INSTANCES_MAX = 1 << 25
+"""A worker names itself by a number below this, and its reservations by `reservation_id`."""
 
 
-@dataclass(slots=True)
-class ReservationRequest:
+def reservation_id(instance: int, counter: int) -> int:
+    """The id of a worker's `counter`-th reservation, unique within a holder's journal."""
+    return instance << _COUNTER_BITS | counter
+
+
+def instance_of(reservation_id: int) -> int:
+    """The worker that made a reservation."""
+    return reservation_id >> _COUNTER_BITS
+
+
+class ReservationRequest(msgspec.Struct, frozen=True, array_like=True):
     """What a request may cost at most, and whom. `pools`: the account's first, then budgets."""
 
     request_id: bytes
@@ -32,24 +47,32 @@ class ReservationRequest:
     endpoint: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCounts:
+class TokenCounts(msgspec.Struct, frozen=True, array_like=True):
     """The usage history's columns; totals are inclusive, `units` are priced units besides."""
 
     input: int = 0
     cached_input: int = 0
     output: int = 0
     reasoning: int = 0
-    units: Mapping[str, int] = field(default_factory=dict)
+    units: Mapping[str, int] = {}  # msgspec copies it
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What a settlement did; `balance` is the account's afterwards, None if never heard of."""
+class Settlement(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """How a reservation, or an attempt within it, ended: what its event says of itself.
 
-    cost: int
-    charge: int
-    balance: int | None
+    Amounts are nano-dollars, times milliseconds, `occurred_at` microseconds since the epoch (for
+    information only).
+    """
+
+    status: EventStatus
+    provider_id: int = 0
+    price_id: int = 0
+    cost: int = 0
+    charge: int = 0
+    tokens: TokenCounts = TokenCounts()
+    ttfb_ms: int = 0
+    duration_ms: int = 0
+    occurred_at: int = 0
 
 
 class HoldState(enum.Enum):
@@ -61,9 +84,22 @@ class HoldState(enum.Enum):
 
 
 class Hold:
-    """A reservation inside the lease: `amount` is bound in each of `pools`."""
+    """A reservation inside the lease: `amount` is bound in each of `pools`.
 
-    __slots__ = ("amount", "id", "limits", "opened_at", "pools", "request", "settled", "state")
+    `attempts` counts the events it has left so far, `extension` is a request for more that waits.
+    """
+
+    __slots__ = (
+        "amount",
+        "attempts",
+        "extension",
+        "id",
+        "limits",
+        "opened_at",
+        "pools",
+        "request",
+        "state",
+    )
 
     def __init__(
         self,
@@ -79,38 +115,45 @@ class Hold:
         self.pools = pools
         self.limits = limits
         self.opened_at = opened_at
+        self.attempts = 0
         self.state = HoldState.OPEN
-        self.settled: Settled | None = None
+        self.extension: Waiter | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it was neither settled nor voided."""
+        return self.state is HoldState.OPEN
+
+    def resume(self, limits: tuple[LimitRef, ...], tokens: int) -> None:
+        """Know again which limits it counts in, after a restart."""
+        self.request = msgspec.structs.replace(self.request, limits=limits, tokens=tokens)
 
 
 class Waiter:
-    """A reservation, or an extension of `hold`, that waits for credit. It holds nothing.
+    """A reservation, or an extension of `hold` by `amount`, that waits for credit. It holds none.
 
-    `outcome` is set once; the server then calls `wake`.
+    `limits` is what the limits said when they admitted it. `outcome` is set once.
     """
 
-    __slots__ = ("amount", "hold", "limits", "outcome", "pools", "request", "wake")
+    __slots__ = ("amount", "hold", "id", "limits", "outcome", "pools", "request")
 
     def __init__(
         self,
+        id: int,  # noqa: A002  # the reservation's
         request: ReservationRequest,
         amount: int,
         pools: tuple[HolderPool, ...],
         limits: tuple[LimitState, ...],
         hold: Hold | None,
     ) -> None:
+        self.id = id
         self.request = request
         self.amount = amount
         self.pools = pools
         self.limits = limits
         self.hold = hold
         self.outcome: Hold | LedgerError | None = None
-        self.wake = _nobody_waits
 
     def fits(self) -> bool:
         """Whether every pool has the credit now."""
         return all(p.free >= self.amount and p.status == PoolStatus.OPEN for p in self.pools)
-
-
-def _nobody_waits() -> None:
-    """A waiter's `wake` until the server has set it."""

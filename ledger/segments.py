@@ -33,13 +33,25 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from ledger.records import Ack, Attempt, Extend, Record, Reserve, Settle, Void
+from ledger.records import (
+    Ack,
+    Attempt,
+    Extend,
+    Record,
+    Reserve,
+    Settle,
+    Timeline,
+    Void,
+    Worker,
+    WorkerGone,
+)
 from ledger.store import UsageEvent
 
 RECORD_BYTES_MAX = 1 << 20  # bounds the search for good frames behind a bad one
 SUFFIX = ".journal"
 
-_MAGIC = b"FAREBOX1"
+_MAGIC = b"FAREBOX2"
+_OTHER_MAGICS = (b"FAREBOX1",)
 _FRAME = struct.Struct("<II")
 _PADDING = tuple(bytes(-length & 7) for length in range(8))  # by length modulo 8
 
@@ -191,30 +203,32 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     start: int  # the position of the segment's first byte
     acked_seq: int
     next_seq: int
-    next_reservation_id: int
     open: list[Reserve]
     events: list[UsageEvent]
+    workers: list[Worker]
+    timeline: str
 
 
 @dataclass(slots=True)
 class RecoveredState:
     """What a holder knows about itself: the sum of all records.
 
-    The amount in `open` includes extensions; `events` are the unacknowledged ones in order.
+    The amount in `open` includes extensions; `events` are the unacknowledged ones in order;
+    `workers` are those that were connected last, by instance.
     """
 
     acked_seq: int = 0
     next_seq: int = 1
-    next_reservation_id: int = 1
     open: dict[int, Reserve] = field(default_factory=dict)
     events: list[UsageEvent] = field(default_factory=list)
+    workers: dict[int, Worker] = field(default_factory=dict)
+    timeline: str = ""
 
     def apply(self, record: Record | Synced) -> None:
         """Take one more record into account."""
         match record:
             case Reserve():
                 self.open[record.reservation_id] = record
-                self.next_reservation_id = max(self.next_reservation_id, record.reservation_id + 1)
             case Settle():
                 self.open.pop(record.reservation_id, None)
                 self._add(record.event)
@@ -224,14 +238,24 @@ class RecoveredState:
                     self._add(record.event)
             case Attempt():
                 self._add(record.event)
+                reserved = self.open[record.reservation_id]
+                self.open[record.reservation_id] = msgspec.structs.replace(
+                    reserved, attempts=reserved.attempts + 1
+                )
             case Extend():
                 reserved = self.open[record.reservation_id]
                 self.open[record.reservation_id] = msgspec.structs.replace(
                     reserved, amount=reserved.amount + record.extra
                 )
+            case Worker():
+                self.workers[record.instance] = record
+            case WorkerGone():
+                self.workers.pop(record.instance, None)
             case Ack():
                 self.acknowledge(record.applied_seq)
-            case _:  # Lease and Synced: evidence, not state
+            case Timeline():
+                self.timeline = record.timeline
+            case Synced():  # evidence, not state
                 pass
 
     def acknowledge(self, applied_seq: int) -> None:
@@ -247,9 +271,10 @@ class RecoveredState:
         return RecoveredState(
             self.acked_seq,
             self.next_seq,
-            self.next_reservation_id,
             dict(self.open),
             list(self.events),
+            dict(self.workers),
+            self.timeline,
         )
 
     def _add(self, event: UsageEvent) -> None:
@@ -343,6 +368,8 @@ def scan_segment(path: Path, data: bytes) -> Scan:
 def read_header(data: bytes, seed: int) -> tuple[Header | None, int]:
     """The header and where the first record begins; (None, 0) if there is no sound one."""
     if not data.startswith(_MAGIC):
+        if data.startswith(_OTHER_MAGICS):
+            raise msgspec.DecodeError(f"format {data[: len(_MAGIC)]!r}")
         return None, 0
     payload, end = _frame(data, len(_MAGIC), seed, len(data))
     return (None, 0) if payload is None else (_header_decoder.decode(payload), end)
@@ -360,9 +387,10 @@ def _state_of(header: Header) -> RecoveredState:
     return RecoveredState(
         header.acked_seq,
         header.next_seq,
-        header.next_reservation_id,
         {reserve.reservation_id: reserve for reserve in header.open},
         list(header.events),
+        {worker.instance: worker for worker in header.workers},
+        header.timeline,
     )
 
 

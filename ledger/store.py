@@ -133,6 +133,7 @@ class Session:
     applied_seq: int
     leases: Mapping[PoolId, int]
     state: HolderState = HolderState.ACTIVE
+    timeline: str = ""  # the database's: another one may have lost what this one acknowledged
 
 
 @dataclass(frozen=True, slots=True)

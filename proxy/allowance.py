@@ -37,8 +37,7 @@ _UNLIMITED_BYTES = 2**62
 class Growing(Protocol):
     """What is needed of a reservation."""
 
-    @property
-    def amount(self) -> int: ...
+    amount: int
 
     @property
     def refused(self) -> bool: ...

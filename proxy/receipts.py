@@ -47,8 +47,6 @@ PAGE_RECORDS = 50
 PAGE_RECORDS_MAX = 200
 _KEY_ID_MAX = 2**63 - 1
 _READERS_MAX = 2
-_FLUSH_SECONDS = 2.0
-_FLUSH_POLL_SECONDS = 0.05
 _RETRY_AFTER_SECONDS = 1.0
 _PARAMETERS = ("limit", "after", "since", "until", "model", "key_id", "project")
 _IGNORED = "key"  # one of the places for an API key
@@ -137,13 +135,10 @@ async def answer(
 
 async def _post(ledger: client.Ledger) -> None:
     """What was settled up to now gets into the books."""
-    state = ledger.statistics()
-    settled = state.applied_seq + state.pending_events
-    with trio.move_on_after(_FLUSH_SECONDS):
-        while ledger.statistics().applied_seq < settled:  # noqa: ASYNC110 - nothing tells
-            await trio.sleep(_FLUSH_POLL_SECONDS)
-        return
-    raise _unavailable()
+    try:
+        await ledger.flush()
+    except client.LedgerUnavailable:
+        raise _unavailable() from None
 
 
 def _unavailable() -> LedgerUnavailable:

@@ -145,8 +145,9 @@ async def _plain(answer: PlainAnswer, opening: Opening, hold: Hold) -> None:
         await opening.keep_plain(_price(charge, estimated=estimated), answer.relay.body)
     settled = hold.settle()
     money = _price(settled.charge, estimated=record.estimated)
-    if settled.balance is not None:
-        money.append(("x-farebox-balance-usd", format_usd(settled.balance)))
+    balance = await hold.reservation.journalled()
+    if balance is not None:
+        money.append(("x-farebox-balance-usd", format_usd(balance)))
     if opening.keeper is not None:
         opening.keeper.keep(answer.relay.body)
     sending = trio.current_time()
@@ -188,6 +189,7 @@ async def _stream(
         hold.settle()
         if opening.keeper is not None:
             opening.keeper.keep(relay.terminal)
+        await hold.reservation.journalled()
         await connection.end_stream(relay.terminal)
         await answer.response.finish()
         return
@@ -199,6 +201,7 @@ async def _stream(
     await opening.keep(last)
     hold.settle(cut=True)
     record.code = error.code
+    await hold.reservation.journalled()
     await connection.end_stream(last)
 
 

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
+
+import msgspec
 
 from adapters import errors, estimate, pricing
 from adapters.codec import Headers, Refusals, Request
@@ -36,7 +38,7 @@ from ledger.errors import (
 from ledger.money import cost_and_charge, format_usd
 from ledger.store import EventStatus
 from proxy import settle
-from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance, Growing
+from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance
 from proxy.authenticate import Principal
 from proxy.fallback import Answer, StreamAnswer
 from proxy.idempotency import Claim
@@ -268,7 +270,7 @@ class Hold:
         if self._begun == need.output_tokens:
             return None
         return Allowance(
-            cast("Growing", self.reservation),
+            self.reservation,
             partial(need.amount_at, candidate),
             need.output_tokens,
             need.bound.text_bytes,
@@ -329,8 +331,12 @@ class Hold:
             return False
         self._need = need = need.capped(cap)
         self._begun = need.output_tokens
-        self._record.reserved = self._request.amount = need.amount(self._route)
-        self._request.tokens = need.bound.input_tokens + need.output_tokens
+        self._record.reserved = need.amount(self._route)
+        self._request = msgspec.structs.replace(
+            self._request,
+            amount=self._record.reserved,
+            tokens=need.bound.input_tokens + need.output_tokens,
+        )
         return True
 
     def _learn(self, outputs: Outputs, answer: Answer) -> None:

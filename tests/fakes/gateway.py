@@ -17,8 +17,10 @@ import trio
 from adapters.catalogue import Catalogue, Model, Provider, Upstream
 from adapters.pricing import build_schedule
 from ledger.client import Ledger
+from ledger.journal import RecoveredState
 from ledger.keys import keyed_hash
 from ledger.limits import LimitRef
+from ledger.link import LocalLink
 from ledger.memory import MemoryStore
 from ledger.money import Price
 from ledger.server import LedgerServer
@@ -177,7 +179,7 @@ class World:
         """Nothing is held, and every invariant of the books holds."""
         await self.server.drain()
         assert await self.store.check() == []
-        assert self.gateway.ledger.statistics().open_reservations == 0
+        assert self.server.statistics().open_reservations == 0
         assert self.store.pools[ACCOUNT].leased == 0
 
 
@@ -242,16 +244,6 @@ def principal_of(**options: object) -> Principal:
     return Principal(**(facts | options))  # type: ignore[arg-type] # keyword options
 
 
-async def _books(providers: int, credit: int) -> MemoryStore:
-    store = MemoryStore()
-    store.add_account(ACCOUNT)
-    for number in range(1, providers + 1):
-        store.add_provider(number)
-    if credit:
-        await store.credit_pool(ACCOUNT, credit, 5, 7, "opening")  # type: ignore[arg-type] # a pool id
-    return store
-
-
 @asynccontextmanager
 async def running(
     hosts: Mapping[str, Handler | OSError],
@@ -262,19 +254,18 @@ async def running(
     settings: ServerSettings | None = None,
     principal: Principal | None = None,
     answers: MemoryAnswers | None = None,
-    books: MemoryStore | None = None,
-    journal: MemoryJournal | None = None,
 ) -> AsyncIterator[World]:
-    """A worker that serves `models` (default: `gpt` at every host, in that order).
-
-    With `books` and `journal` it goes on where another worker stopped.
-    """
+    """A worker that serves `models` (default: `gpt` at every host, in that order)."""
     providers = providers_of(*hosts)
     served = models if models is not None else [model_of("gpt", *providers)]
     used = {u.provider.name: u.provider for model in served for u in model.upstreams}
-    store = await _books(len(used), credit) if books is None else books
-    journal = MemoryJournal() if journal is None else journal
-    server = LedgerServer(store, journal, journal.state.copy())
+    store = MemoryStore()
+    store.add_account(ACCOUNT)
+    for number, _ in enumerate(used, start=1):
+        store.add_provider(number)
+    if credit:
+        await store.credit_pool(ACCOUNT, credit, 5, 7, "opening")  # type: ignore[arg-type] # a pool id
+    server = LedgerServer(store, MemoryJournal(), RecoveredState())
     keyring = Keyring(SECRET)
     keyring.update([(keyed_hash(SECRET, KEY), principal or principal_of(limits=limits))])
     lines: list[bytes] = []
@@ -285,7 +276,7 @@ async def running(
             settings=settings or ServerSettings(),
             snapshot=snapshot_of(served, list(used.values())),
             keyring=keyring,
-            ledger=Ledger(server),
+            ledger=Ledger([LocalLink(server)]),
             upstreams=Upstreams(network),
             watch=MemoryWatch(),
             metrics=Metrics(),
@@ -293,7 +284,7 @@ async def running(
             load=Load(exchanges_max=1000),
             secret=SECRET,
             responses=Responses(MemoryResponses(_wall), RETENTION_SECONDS, _wall),
-            answers=Answers(MemoryAnswers() if answers is None else answers, _wall),
+            answers=Answers(answers or MemoryAnswers(), _wall),
             usage=MemoryUsage(store),
             wall=_wall,
         )

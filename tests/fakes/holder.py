@@ -9,16 +9,24 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Literal, TypeVar
 
-from ledger.engine import Engine, EngineSettings, Exchange
+from ledger.engine import Engine
 from ledger.journal import RecoveredState
+from ledger.lanes import EngineSettings, Exchange
 from ledger.memory import MemoryStore
-from ledger.reservation import Hold, ReservationRequest, Settled, Waiter
+from ledger.reservation import (
+    Hold,
+    ReservationRequest,
+    Settlement,
+    Waiter,
+    reservation_id,
+)
 from ledger.store import Ask, EventStatus, HolderId, PoolGrant, Session
 from tests.fakes.ledger import PRICE, PROVIDER, output
 
 T = TypeVar("T")
 Lost = Literal["nothing", "request", "reply"]
 JOURNAL_ID = b"j" * 16
+WORKER = 1
 
 
 def finish(call: Coroutine[object, object, T]) -> T:
@@ -43,6 +51,7 @@ class Holder:
         self.journal = RecoveredState()
         self.holder_id: HolderId = finish(store.register_holder(JOURNAL_ID, "test"))
         self.session: Session | None = None
+        self.reservations = 0
         self.engine = self._engine()
         if open_:
             self.open()
@@ -53,7 +62,8 @@ class Holder:
     # -- callers
 
     def reserve(self, request: ReservationRequest) -> Hold | Waiter:
-        outcome = self.engine.reserve(self.now, request)
+        self.reservations += 1
+        outcome = self.engine.reserve(self.now, reservation_id(WORKER, self.reservations), request)
         self.write()
         return outcome
 
@@ -69,48 +79,37 @@ class Holder:
             return decided
         return outcome
 
-    def settle(self, hold: Hold, charge: int, status: EventStatus = EventStatus.SETTLED) -> Settled:
+    def settle(self, hold: Hold, charge: int, status: EventStatus = EventStatus.SETTLED) -> None:
+        settlement = Settlement(
+            status=status,
+            provider_id=PROVIDER,
+            price_id=PRICE.price_id,
+            cost=charge,
+            charge=charge,
+            tokens=output(charge),
+            ttfb_ms=1,
+            duration_ms=2,
+            occurred_at=1,
+        )
         try:
-            return self.engine.settle(
-                self.now,
-                hold,
-                provider_id=PROVIDER,
-                price_id=PRICE.price_id,
-                cost=charge,
-                charge=charge,
-                tokens=output(charge),
-                status=status,
-                ttfb_ms=1,
-                duration_ms=2,
-                occurred_at=1,
-            )
+            self.engine.settle(self.now, hold, settlement)
         finally:
             self.write()
 
     def attempt(self, hold: Hold, cost: int) -> None:
-        self.engine.attempt(
-            self.now,
-            hold,
-            provider_id=PROVIDER,
-            price_id=PRICE.price_id,
-            cost=cost,
-            status=EventStatus.FAILED,
-            ttfb_ms=0,
-            duration_ms=1,
-            occurred_at=1,
-        )
+        self.engine.attempt(self.now, hold, hold.attempts + 1, in_vain(EventStatus.FAILED, cost))
         self.write()
 
     def void(self, hold: Hold, status: EventStatus | None = None, cost: int = 0) -> None:
-        self.engine.void(
-            self.now, hold, reason="test", status=status, provider_id=PROVIDER, cost=cost
-        )
+        self.engine.void(self.now, hold, None if status is None else in_vain(status, cost))
         self.write()
 
     def extend(self, hold: Hold, extra: int) -> bool | Waiter:
-        outcome = self.engine.extend(self.now, hold, extra)
+        """Whether it is granted at once; else who waits."""
+        wanted = hold.amount + extra
+        outcome = self.engine.extend(self.now, hold, wanted)
         self.write()
-        return outcome
+        return outcome if isinstance(outcome, Waiter) else outcome == wanted
 
     # -- the lanes
 
@@ -120,24 +119,24 @@ class Holder:
 
     def open(self) -> None:
         self.session = finish(self.store.open_session(self.holder_id, JOURNAL_ID))
-        self.engine.session_opened(self.now, self.now, self.session)
-        self.journal.acknowledge(self.engine.applied_seq)
+        self.engine.lanes.session_opened(self.now, self.now, self.session)
+        self.journal.acknowledge(self.engine.book.outbox.applied_seq)
         self.write()
 
     def reopen(self) -> None:
-        self.engine.session_lost(self.now)
+        self.engine.lanes.session_lost(self.now)
         self.open()
 
     def next_exchange(self) -> Exchange | None:
-        return self.engine.next_exchange(self.now, self.engine.next_seq - 1)
+        return self.engine.lanes.next_exchange(self.now, self.engine.book.outbox.next_seq - 1)
 
     def send(self, exchange: Exchange) -> list[PoolGrant]:
         assert self.session is not None
         return finish(self.store.exchange(self.session, exchange.events, exchange.reports))
 
     def acknowledge(self, replies: list[PoolGrant]) -> None:
-        self.engine.exchanged(self.now, self.now, replies)
-        self.journal.acknowledge(self.engine.applied_seq)
+        self.engine.lanes.exchanged(self.now, self.now, replies)
+        self.journal.acknowledge(self.engine.book.outbox.applied_seq)
 
     def exchange(self, lost: Lost = "nothing") -> Exchange | None:
         exchange = self.next_exchange()
@@ -156,16 +155,30 @@ class Holder:
 
     def grant(self, lost: Lost = "nothing") -> list[Waiter]:
         decided = self.engine.serve_waiters(self.now)
-        asks, refused = self.engine.next_asks(self.now)
-        decided += refused
+        asks, refused = self.engine.lanes.next_asks(self.now)
+        decided += self.engine.refuse(refused)
         if asks:
             replies = [] if lost == "request" else self.ask(asks)
             if lost == "nothing":
-                decided += self.engine.granted(self.now, asks, replies)
+                decided += self.granted(asks, replies)
             else:
                 self.reopen()
         self.write()
         return decided
+
+    def granted(self, asks: list[Ask], replies: list[PoolGrant]) -> list[Waiter]:
+        refused = self.engine.refuse(self.engine.lanes.granted(self.now, asks, replies))
+        return refused + self.engine.serve_waiters(self.now)
+
+    def cancel(self, waiter: Waiter) -> None:
+        """The caller left: whatever the outcome was or would be, nothing stays held."""
+        if waiter.hold is not None:
+            self.engine.extend(self.now, waiter.hold, 0)
+        elif isinstance(waiter.outcome, Hold):
+            self.engine.void(self.now, waiter.outcome, None)
+        else:
+            self.engine.withdraw(waiter.id)
+        self.write()
 
     # -- accidents and the end
 
@@ -178,9 +191,14 @@ class Holder:
 
     def drain(self) -> None:
         """Post everything and give all credit back."""
-        self.engine.draining = True
+        self.engine.drain()
         for _ in range(20):
             if self.engine.drained:
                 return
             self.exchange()
         raise AssertionError("not drained")
+
+
+def in_vain(status: EventStatus, cost: int) -> Settlement:
+    """A provider was contacted, and nothing is charged."""
+    return Settlement(status=status, provider_id=PROVIDER, cost=cost, duration_ms=1, occurred_at=1)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import trio
 
 from ledger.journal import JournalFailed, JournalFull, RecoveredState
-from ledger.records import Ack, Record
+from ledger.records import Ack, Attempt, Record, Settle, Void
+from ledger.store import UsageEvent
 
 
 class MemoryJournal:
@@ -27,6 +28,7 @@ class MemoryJournal:
         self.headroom_seen: bool | None = None  # to be wrong about
         self.closed = False
         self.sync_seconds = 0.0
+        self._born = 0  # how many records are an earlier holder's
         self._dirty = trio.Event()
 
     def append(self, records: Sequence[Record]) -> int:
@@ -63,6 +65,17 @@ class MemoryJournal:
         if self.headroom_seen is not None:
             return self.headroom_seen
         return not self.full and not self.failed
+
+    def events_after(self, applied_seq: int) -> list[UsageEvent]:
+        records = self.records[self._born :]
+        written = [each.event for each in records if isinstance(each, Settle | Attempt | Void)]
+        return [event for event in written if event is not None and event.seq > applied_seq]
+
+    def begin_anew(self) -> None:
+        self.make_durable()
+        self._born = len(self.records)
+        self.journal_id = (int.from_bytes(self.journal_id) + 1).to_bytes(16)
+        self.state, self.durable = RecoveredState(), RecoveredState()
 
     async def run(self) -> None:
         await trio.sleep_forever()

@@ -23,6 +23,7 @@ from ledger.client import (
 from ledger.engine import EngineSettings
 from ledger.journal import JournalFailed, RecoveredState
 from ledger.limits import LimitRef
+from ledger.link import LocalLink
 from ledger.memory import MemoryStore
 from ledger.money import AMOUNT_MAX, Price, UnpricedUnit
 from ledger.server import LedgerServer, LedgerSettings
@@ -70,7 +71,9 @@ async def running(
     )
     async with trio.open_nursery() as services:
         await services.start(server.run)
-        yield Node(books, store, journal, server, Ledger(server), services.cancel_scope)
+        yield Node(
+            books, store, journal, server, Ledger([LocalLink(server)]), services.cancel_scope
+        )
         services.cancel_scope.cancel()
 
 
@@ -109,7 +112,7 @@ async def test_the_first_request_waits_for_a_grant_the_next_does_not(
             scope.cancel()  # a checkpoint would notice
             second = await node.ledger.reserve(request(50))
         assert not scope.cancelled_caught
-        assert node.ledger.balance(ACCOUNT) == BALANCE - 40
+        assert node.server.engine.balance(ACCOUNT) == BALANCE - 40
         second.void()
     await in_order(books, [40])
 
@@ -138,7 +141,7 @@ async def test_a_grant_that_does_not_come_is_unavailable(autojump_clock: MockClo
             await node.ledger.reserve(request(100))
         assert trio.current_time() - started == pytest.approx(0.5)
         assert refusal.value.retry_after > 0
-        statistics = node.ledger.statistics()
+        statistics = node.server.statistics()
         assert (statistics.waiting, statistics.open_reservations) == (0, 0)
     await in_order(books, [])
 
@@ -155,7 +158,7 @@ async def test_a_caller_cancelled_at_any_time_holds_nothing(
             reservation = await node.ledger.reserve(request(100, limits=(slot,)))
             reservation.void()
         assert seconds == 0.003 or scope.cancelled_caught == (seconds < 0.003)
-        statistics = node.ledger.statistics()
+        statistics = node.server.statistics()
         assert (statistics.waiting, statistics.open_reservations) == (0, 0)
         assert statistics.reserved_nusd == 0
         (await node.ledger.reserve(request(100, limits=(slot,)))).void()
@@ -173,7 +176,7 @@ async def test_a_caller_cancelled_just_as_it_is_granted_holds_nothing(
             node.store.store = _CancellingStore(books, scope)
             await node.ledger.reserve(request(100))
         assert scope.cancelled_caught
-        assert node.ledger.statistics().open_reservations == 0
+        assert node.server.statistics().open_reservations == 0
         assert not node.journal.state.open
     await in_order(books, [])
 
@@ -205,7 +208,7 @@ async def test_402_says_what_would_have_fitted(autojump_clock: MockClock) -> Non
         settle(fitting, 70)
         settle(held, 30)
         await top_up(books, 500, "more")
-        node.ledger.top_up_hint(ACCOUNT)
+        node.ledger.credit_hint(ACCOUNT)
         settle(await node.ledger.reserve(request(80)), 80)
     await in_order(books, [70, 30, 80])
 
@@ -223,7 +226,7 @@ async def test_an_unknown_account_does_not_spoil_the_grant_of_others(
         async with trio.open_nursery() as callers:
             callers.start_soon(refused, node.ledger)
             callers.start_soon(_use, node.ledger, 10)
-        assert node.ledger.statistics().sessions == 1
+        assert node.server.statistics().sessions == 1
     await in_order(books, [10])
 
 
@@ -323,11 +326,11 @@ async def test_thirty_seconds_without_the_store_lose_nothing(autojump_clock: Moc
         with pytest.raises(LedgerUnavailable):
             await node.ledger.reserve(request(BALANCE))
         assert trio.current_time() == started  # nobody waits for a store that is long gone
-        assert node.ledger.statistics().pending_events > 20
+        assert node.server.statistics().pending_events > 20
         node.store.away = False
         await trio.sleep(3)
         assert (ready_while_away, node.server.ready) == (False, True)
-        assert node.ledger.statistics().pending_events == 0
+        assert node.server.statistics().pending_events == 0
     await in_order(books, charges)
     assert books.pools[ACCOUNT].available == BALANCE - sum(charges)
 
@@ -337,7 +340,7 @@ async def test_without_the_store_from_the_start_callers_are_told_to_come_back(
 ) -> None:
     books = await funded_store(BALANCE)
     async with running(books, away=True) as node:
-        assert node.ledger.balance(ACCOUNT) is None
+        assert node.server.engine.balance(ACCOUNT) is None
         for _ in range(3):
             with pytest.raises(LedgerUnavailable):
                 await node.ledger.reserve(request(100))
@@ -377,9 +380,9 @@ async def test_a_poisoned_event_is_put_aside_and_the_others_are_posted(
         for _ in range(9):
             settle(await node.ledger.reserve(request(10)), 10)
         await trio.sleep(20)
-        assert node.ledger.statistics().quarantined == 1
-        assert node.ledger.statistics().pending_events == 0
-        assert node.ledger.balance(ACCOUNT) == BALANCE - 80
+        assert node.server.statistics().quarantined == 1
+        assert node.server.statistics().pending_events == 0
+        assert node.server.engine.balance(ACCOUNT) == BALANCE - 80
     await in_order(books, [10, 10, 10, 0, 10, 10, 10, 10, 10])
 
 
@@ -394,7 +397,7 @@ async def test_books_that_disagree_stop_admission_but_not_settlements(
             lease.outstanding = 50  # somebody edited the table
         node.store.faults.append("before")  # makes it look again
         await trio.sleep(6)
-        assert node.ledger.statistics().halted
+        assert node.server.statistics().halted
         assert not node.server.ready
         with pytest.raises(LedgerUnavailable, match="the books disagree"):
             await node.ledger.reserve(request(1))
@@ -431,7 +434,7 @@ async def test_a_full_journal_refuses_and_leaves_nothing_held(autojump_clock: Mo
             await node.ledger.reserve(request(10))
         with pytest.raises(LedgerUnavailable, match="the disk is full"):
             await node.ledger.reserve(request(5_000))  # by a grant
-        assert node.ledger.statistics().open_reservations == 0
+        assert node.server.statistics().open_reservations == 0
         node.journal.full = False
         settle(await node.ledger.reserve(request(10)), 10)
     await in_order(books, [10])
@@ -525,13 +528,13 @@ async def test_flushes_are_observed(autojump_clock: MockClock) -> None:
     books = await funded_store(BALANCE)
     seen: list[tuple[float, int]] = []
     async with running(books) as node:
-        node.ledger.on_flush(lambda seconds, events: seen.append((seconds, events)))
+        node.server.observers.append(lambda seconds, events: seen.append((seconds, events)))
         settle(await node.ledger.reserve(request(100)), 60)
         await trio.sleep(1)
         seconds, events = seen[0]
         assert seconds == pytest.approx(0.001)
         assert events == 1
-        assert node.ledger.statistics().flushes == len(seen)
+        assert node.server.statistics().flushes == len(seen)
 
 
 async def test_many_events_are_flushed_at_once(autojump_clock: MockClock) -> None:
@@ -541,5 +544,5 @@ async def test_many_events_are_flushed_at_once(autojump_clock: MockClock) -> Non
         for _ in range(10):
             settle(await node.ledger.reserve(request(10)), 10)
         await trio.sleep(1)
-        assert node.ledger.statistics().applied_seq >= 4
+        assert node.server.statistics().applied_seq >= 4
     await in_order(books, [10] * 10)

@@ -34,7 +34,18 @@ from ledger.journal import (
     truncate_corrupt,
     verify,
 )
-from ledger.records import Ack, Attempt, Extend, Lease, Record, Reserve, Settle, Void
+from ledger.records import (
+    Ack,
+    Attempt,
+    Extend,
+    Record,
+    Reserve,
+    Settle,
+    Timeline,
+    Void,
+    Worker,
+    WorkerGone,
+)
 from ledger.store import UsageEvent
 from tests.fakes.disk import MemoryDisk
 
@@ -115,14 +126,15 @@ async def running(journal: Journal) -> AsyncIterator[None]:
 
 def test_empty_directory_becomes_a_journal(tmp_path: Path) -> None:
     journal, state = Journal.recover(tmp_path / "new", boot_id=BOOT, segment_bytes=SMALL)
-    assert state == RecoveredState(0, 1, 1, {}, [])
+    assert state == RecoveredState()
     assert len(journal.journal_id) == 16
     journal.close()
 
 
 def test_everything_comes_back_with_its_identity(tmp_path: Path) -> None:
     journal, _ = Journal.recover(tmp_path, boot_id=BOOT, segment_bytes=SMALL)
-    journal.append([reserve(1), reserve(2), reserve(3), Extend(2, 50), Lease(70, 5000)])
+    journal.append([reserve(1), reserve(2), reserve(3), Extend(2, 50), Worker(9, 10, 11)])
+    journal.append([Worker(7, 8, 9), Timeline("00000002"), WorkerGone(7)])
     journal.append([Attempt(1, event(1, charge=0)), Settle(1, event(2))])
     journal.append([Void(3, "refused", None), Ack(1)])
     journal.close()
@@ -130,7 +142,8 @@ def test_everything_comes_back_with_its_identity(tmp_path: Path) -> None:
     assert again.journal_id == journal.journal_id
     assert state.open == {2: reserve(2, amount=1050)}
     assert state.events == [event(2)]
-    assert (state.acked_seq, state.next_seq, state.next_reservation_id) == (1, 3, 4)
+    assert (state.acked_seq, state.next_seq, state.timeline) == (1, 3, "00000002")
+    assert state.workers == {9: Worker(9, 10, 11)}
     again.close()
 
 
@@ -157,7 +170,7 @@ def test_appending_nothing_writes_nothing() -> None:
     disk = MemoryDisk()
     journal, _ = recover(files=disk)
     journal.append(request(1))
-    position = journal.append([Lease(1, 1)])
+    position = journal.append([Timeline("1")])
     assert journal.append([]) == position
 
 
@@ -351,14 +364,14 @@ class History:
         del self.records[kept:]
         state = sum_of(self.records)
         self.synced, self.open = kept, list(state.open)
-        self.next_id, self.next_seq = state.next_reservation_id, state.next_seq
+        self.next_seq = state.next_seq
 
     def _next_record(self, draw: random.Random) -> Record:
         if not self.open or draw.random() < 0.4:
             self.open.append(self.next_id)
             self.next_id += 1
             return reserve(self.open[-1], draw.randint(1, 10**9))
-        match draw.choice(["settle", "void", "orphan", "attempt", "extend", "lease"]):
+        match draw.choice(["settle", "void", "orphan", "attempt", "extend", "worker"]):
             case "settle":
                 return Settle(self._close(draw), self._event())
             case "void":
@@ -370,7 +383,7 @@ class History:
             case "extend":
                 return Extend(draw.choice(self.open), draw.randint(1, 1000))
             case _:
-                return Lease(70, draw.randint(0, 10**12))
+                return Worker(draw.randint(1, 3), draw.randint(1, 9), 1)
 
     def _close(self, draw: random.Random) -> int:
         return self.open.pop(draw.randrange(len(self.open)))
@@ -632,7 +645,7 @@ async def test_old_segments_go_after_acknowledgement_and_retention() -> None:
         while journal.statistics().retained_segments:
             await trio.lowlevel.checkpoint()
     disk.kill()
-    assert recover(files=disk)[1] == RecoveredState(60, 61, 61, {}, [])
+    assert recover(files=disk)[1] == RecoveredState(60, 61)
 
 
 async def test_unacknowledged_events_are_kept_whatever_the_bounds() -> None:

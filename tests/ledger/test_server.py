@@ -10,6 +10,7 @@ import trio
 from ledger.client import InsufficientCredit, Ledger
 from ledger.directory import Directory, PriceRow
 from ledger.journal import Journal
+from ledger.link import LocalLink
 from ledger.money import Price
 from ledger.postgres import PostgresStore
 from ledger.server import LedgerServer
@@ -50,7 +51,7 @@ async def test_customers_are_charged_exactly_and_never_below_zero(
     for _ in range(2):
         journal, recovered = Journal.recover(tmp_path, boot_id="boot")
         server = LedgerServer(store, journal, recovered)
-        ledger = Ledger(server, reserve_timeout=10)
+        ledger = Ledger([LocalLink(server)], reserve_timeout=10)
         async with trio.open_nursery() as services:
             await services.start(server.run)
             async with trio.open_nursery() as callers:
@@ -58,12 +59,12 @@ async def test_customers_are_charged_exactly_and_never_below_zero(
                     account = accounts[number % len(accounts)]
                     callers.start_soon(use, ledger, account, 900 + number)
             for account in accounts:  # one after the other, to the last that fits
-                ledger.top_up_hint(account)
+                ledger.credit_hint(account)
                 before = refused
                 while refused == before:
                     await use(ledger, account, 900)
             for account in accounts:
-                assert ledger.balance(account) == PAID - charged[account]
+                assert server.engine.balance(account) == PAID - charged[account]
             await ledger.reserve(request(0, account=accounts[0]))  # nobody will end it
             assert await server.drain()
 
@@ -80,13 +81,13 @@ async def test_an_unknown_account_is_refused_and_disturbs_nobody(
     store = PostgresStore(database)
     journal, recovered = Journal.recover(tmp_path, boot_id="boot")
     server = LedgerServer(store, journal, recovered)
-    ledger = Ledger(server, reserve_timeout=10)
+    ledger = Ledger([LocalLink(server)], reserve_timeout=10)
     async with trio.open_nursery() as services:
         await services.start(server.run)
         with pytest.raises(InsufficientCredit):
             await ledger.reserve(request(10, account=max(accounts) + 1))
         (await ledger.reserve(request(10, account=accounts[0]))).void()
-        assert ledger.statistics().sessions == 1
+        assert server.statistics().sessions == 1
         assert await server.drain()
     await store.aclose()
 

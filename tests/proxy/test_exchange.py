@@ -454,7 +454,7 @@ async def test_a_client_that_leaves_before_content_pays_nothing(
         await trio.sleep(1)
         client.transport.close()
         await trio.sleep(0.1)
-        assert world.gateway.ledger.statistics().open_reservations == 0
+        assert world.server.statistics().open_reservations == 0
         (event,) = await world.flushed()
         assert (event.charge, event.status) == (0, EventStatus.CANCELLED)
         assert world.balance() == CREDIT

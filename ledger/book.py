@@ -1,0 +1,238 @@
+"""What a holder holds: its pools, the reservations bound in them, and the events they became.
+
+The engine decides who may reserve, the lanes talk to the store; both change this book, and only
+by the methods here does credit move between the buckets of a pool. Every movement is followed by
+a check of invariant H (`pool.py`); a breach halts the holder for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ledger.errors import LedgerDivergence
+from ledger.outbox import Outbox
+from ledger.pool import HolderPool
+from ledger.records import Extend, Record, Reserve
+from ledger.reservation import Hold, HoldState, ReservationRequest, Settlement
+from ledger.store import UsageEvent
+
+TOKENS_MAX = 2**31 - 1  # the width of the usage history's columns
+
+
+class Book:
+    """The state of one holder. Amounts are nano-dollars, times any clock that never goes back.
+
+    `active` are the pools to look at in the next exchange. `records` is what the journal has to be
+    told before anything is answered.
+    """
+
+    def __init__(self, applied_seq: int, next_seq: int) -> None:
+        self.outbox = Outbox(applied_seq, next_seq)
+        self.open: dict[int, Hold] = {}
+        self.active: dict[HolderPool, None] = {}
+        self.records: list[Record] = []
+        self.leased = 0
+        self.overrun = 0
+        self.halted: str | None = None
+        self._pools: dict[int, HolderPool] = {}
+
+    # -- pools --------------------------------------------------------------------------------
+
+    def pool(self, pool_id: int, now: float) -> HolderPool:
+        """The pool, new if nothing is known of it."""
+        pool = self._pools.get(pool_id)
+        if pool is None:
+            pool = self._pools[pool_id] = HolderPool(pool_id, now)
+        return pool
+
+    def find_pool(self, pool_id: int) -> HolderPool | None:
+        """The pool, if anything is known of it."""
+        return self._pools.get(pool_id)
+
+    @property
+    def pools(self) -> Iterable[HolderPool]:
+        """Every known pool."""
+        return self._pools.values()
+
+    def forget(self, pool: HolderPool) -> None:
+        """Nothing is held of it, nothing happens with it."""
+        del self._pools[pool.pool_id]
+
+    def set_outstanding(self, pool: HolderPool, outstanding: int) -> None:
+        """The store's lease is now this much."""
+        if pool.kind == "account":
+            self.leased += outstanding - pool.outstanding
+        pool.outstanding = outstanding
+
+    # -- reservations -------------------------------------------------------------------------
+
+    def bind(self, now: float, hold: Hold) -> None:
+        """Take a new reservation's amount out of what is free."""
+        request, amount = hold.request, hold.amount
+        for pool in hold.pools:
+            pool.free -= amount
+            pool.pending += amount
+            pool.used_at = now
+            if amount:
+                pool.sizes.append(amount)
+            self.active[pool] = None
+        self.open[hold.id] = hold
+        self.records.append(
+            Reserve(
+                hold.id,
+                request.request_id,
+                request.account_id,
+                request.key_id,
+                request.pools,
+                amount,
+                request.model_id,
+                request.provider_id,
+                request.price_id,
+                request.endpoint,
+            )
+        )
+        self.check(hold.pools)
+
+    def grow(self, now: float, hold: Hold, extra: int) -> None:
+        """Take more for an open reservation."""
+        hold.amount += extra
+        for pool in hold.pools:
+            pool.free -= extra
+            pool.pending += extra
+            pool.used_at = now
+            self.active[pool] = None
+        self.records.append(Extend(hold.id, extra))
+        self.check(hold.pools)
+
+    def shrink(self, hold: Hold, extra: int) -> None:
+        """The opposite of `grow`, where that could not be journalled: it never was."""
+        hold.amount -= extra
+        for pool in hold.pools:
+            pool.pending -= extra
+            pool.free += extra
+
+    def release(self, now: float, hold: Hold) -> None:
+        """Void a reservation: all of it is free again."""
+        del self.open[hold.id]
+        hold.state = HoldState.VOID
+        for pool in hold.pools:
+            pool.pending -= hold.amount
+            pool.free += hold.amount
+            pool.used_at = now
+            self.active[pool] = None
+        self.check(hold.pools)
+
+    def post(self, now: float, hold: Hold, charge: int) -> tuple[int, ...]:
+        """Settle a reservation: what of the charge each pool's lease covers."""
+        del self.open[hold.id]
+        hold.state = HoldState.SETTLED
+        amount = hold.amount
+        covered = []
+        for pool in hold.pools:
+            part = min(charge, amount + pool.free)
+            pool.pending -= amount
+            pool.free += amount - part
+            pool.unposted += part
+            pool.charged += charge
+            pool.recent += charge
+            pool.used_at = now
+            self.active[pool] = None
+            covered.append(part)
+        self.overrun += max(charge - amount, 0)
+        self.check(hold.pools)
+        return tuple(covered)
+
+    def add_event(
+        self,
+        now: float,
+        hold: Hold,
+        settlement: Settlement,
+        *,
+        reserved: int,
+        covered: tuple[int, ...] = (),
+    ) -> UsageEvent:
+        """Append the next event of the sequence; without `covered` it charges nothing anywhere."""
+        request, counts = hold.request, settlement.tokens
+        parts = covered or (0,) * len(request.pools)
+        charge = settlement.charge if covered else 0
+        event = UsageEvent(
+            seq=self.outbox.next_seq,
+            occurred_at=settlement.occurred_at,
+            request_id=request.request_id,
+            account_id=request.account_id,
+            key_id=request.key_id,
+            model_id=request.model_id,
+            provider_id=settlement.provider_id,
+            price_id=settlement.price_id,
+            endpoint=request.endpoint,
+            status=int(settlement.status),
+            reserved=reserved,
+            cost=settlement.cost,
+            charge=charge,
+            input_tokens=_column(counts.input),
+            cached_input_tokens=_column(counts.cached_input),
+            output_tokens=_column(counts.output),
+            reasoning_tokens=_column(counts.reasoning),
+            ttfb_ms=_column(settlement.ttfb_ms),
+            duration_ms=_column(settlement.duration_ms),
+            units={unit: _column(quantity) for unit, quantity in counts.units.items()},
+            pools=request.pools,
+            covered=parts,
+            short=tuple([charge - part for part in parts]),
+        )
+        self.outbox.add(now, event)
+        return event
+
+    # -- events that the store has, or will never have --------------------------------------------
+
+    def charges(self, event: UsageEvent) -> Iterator[tuple[HolderPool, int, int]]:
+        """What an event takes from each pool: covered by the lease, and not."""
+        for pool_id, part, rest in zip(event.pools, event.covered, event.short, strict=True):
+            if part or rest:  # else the pool may have been forgotten
+                yield self._pools[pool_id], part, rest
+
+    # -- consistency ------------------------------------------------------------------------------
+
+    def check(self, pools: Iterable[HolderPool]) -> None:
+        """Invariant H for `pools`. Raises LedgerDivergence and halts."""
+        for pool in pools:
+            try:
+                pool.check()
+            except LedgerDivergence as divergence:
+                self.halted = f"the books disagree: {divergence}"
+                raise
+
+    def diverged(self, what: str) -> LedgerDivergence:
+        """Halt; the exception to raise."""
+        self.halted = f"the books disagree: {what}"
+        return LedgerDivergence(what)
+
+    def check_all(self) -> None:
+        """Every invariant that can be seen from inside; for tests and after doubt."""
+        self.check(self._pools.values())
+        outbox = self.outbox
+        assert len(outbox) == outbox.next_seq - outbox.applied_seq - 1, "a gap in the outbox"
+        for pool in self._pools.values():
+            bound = sum(hold.amount for hold in self.open.values() if pool in hold.pools)
+            assert bound == pool.pending, f"pool {pool.pool_id}: {bound} bound, {pool.pending}"
+
+
+def _column(value: int) -> int:
+    return min(max(value, 0), TOKENS_MAX)
+
+
+def request_of(reserve: Reserve) -> ReservationRequest:
+    """The request of a reservation that the journal remembers."""
+    return ReservationRequest(
+        request_id=reserve.request_id,
+        account_id=reserve.account_id,
+        key_id=reserve.key_id,
+        pools=reserve.pools,
+        amount=reserve.amount,
+        tokens=0,
+        limits=(),
+        model_id=reserve.model_id,
+        provider_id=reserve.provider_id,
+        price_id=reserve.price_id,
+        endpoint=reserve.endpoint,
+    )

@@ -1,0 +1,382 @@
+"""How workers and their node's ledger reach each other: in one process, or through a unix socket.
+
+`LocalLink` hands messages over in the same call. `SocketLink` (a worker's end) gathers what is said
+in one tick of the event loop into one write, and so does the ledger's end, `serve`: at a hundred
+requests at a time, sockets cost next to nothing.
+
+On the socket a frame is `u32 length | msgpack array of messages`, both ways. A link begins with
+`Hello`, in the same frame as everything that the worker has not been answered yet.
+
+Rules
+- A broken link says nothing about its worker: it reconnects within `GRACE_SECONDS`, introduces
+  itself, and goes on. What it has open stays open meanwhile.
+- A dead worker is known for sure: the kernel says so through its pidfd. Everything that it had
+  said by then is handled first; what it left open is voided within milliseconds.
+- A worker without a pidfd (another kernel than Linux) is dead once the grace is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import trio
+
+from ledger import messages
+from ledger.client import Listener
+from ledger.messages import Message, Reply
+from ledger.records import Worker
+from ledger.reservation import INSTANCES_MAX
+from ledger.server import LedgerServer
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 5.0
+RECONNECT_SECONDS = 0.02
+LAST_WORDS_SECONDS = 1.0  # for a dead worker's link to be read to its end
+FRAME_BYTES_MAX = 64 << 20
+_RECEIVE_BYTES = 256 << 10
+_LENGTH = struct.Struct("<I")
+
+_encoder = msgspec.msgpack.Encoder()
+_message_decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
+_reply_decoder: msgspec.msgpack.Decoder[list[Reply]] = msgspec.msgpack.Decoder(list[Reply])
+
+
+class LinkRejected(Exception):
+    """Another worker goes by our number: this one has to start anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerIdentity:
+    """Which process a worker is; `started` tells it from an earlier one of the same pid."""
+
+    instance: int
+    pid: int
+    started: int
+
+    @classmethod
+    def of_this_process(cls) -> WorkerIdentity:
+        """A number of its own, and what the system knows of this process."""
+        pid = os.getpid()
+        return cls(secrets.randbelow(INSTANCES_MAX - 1) + 1, pid, started_at(pid))
+
+
+def started_at(pid: int) -> int:
+    """When a process began, in ticks since boot; 0 where that is unknown or it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    # The second field is the name in parentheses, which may contain anything (proc(5)).
+    return int(status[status.rindex(b")") + 2 :].split()[19])
+
+
+def is_alive(worker: Worker) -> bool:
+    """Whether a worker that the journal remembers still runs."""
+    return worker.pid > 0 and worker.started > 0 and started_at(worker.pid) == worker.started
+
+
+class LocalLink:
+    """The link of a worker that lives and dies with its ledger."""
+
+    def __init__(self, server: LedgerServer) -> None:
+        self.instance = WorkerIdentity.of_this_process().instance
+        self._server = server
+        self._listener: Listener | None = None
+
+    def attach(self, listener: Listener) -> None:
+        """Introduce the worker. It has no process of its own, so a restart finds it dead."""
+        self._listener = listener
+        joined = self._server.join(self, messages.Hello(self.instance, 0, 0, []))
+        assert joined, "a new number is taken"
+
+    def post(self, message: Message) -> None:
+        """Handled, journalled and answered before this returns, unless it has to wait."""
+        self._server.handle(self, (message,))
+
+    def send(self, replies: Sequence[Reply]) -> None:
+        """What the server answers."""
+        assert self._listener is not None, "nobody listens"
+        self._listener.hear(replies)
+
+
+class _Outgoing:
+    """What is said in one tick of the event loop, sent at once by a task of its own."""
+
+    def __init__(self) -> None:
+        self._said: list[Message | Reply] = []
+        self._some = trio.Event()
+
+    def add(self, said: Sequence[Message | Reply]) -> None:
+        self._said.extend(said)
+        if not self._some.is_set():
+            self._some.set()
+
+    @contextmanager
+    def sending(self, stream: trio.SocketStream, nursery: trio.Nursery) -> Iterator[None]:
+        """Send, in a task of `nursery`, for the time of the block."""
+        scope = trio.CancelScope()
+        nursery.start_soon(self._send, stream, scope)
+        try:
+            yield
+        finally:
+            scope.cancel()
+
+    async def _send(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+        with scope, suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            while True:  # until the link breaks, which the receiving side sees as well
+                await self._some.wait()
+                self._some = trio.Event()
+                said, self._said = self._said, []
+                await stream.send_all(frame(said))
+
+
+def frame(said: Sequence[Message | Reply]) -> bytes:
+    """Messages as they travel."""
+    payload = _encoder.encode(said)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class Frames:
+    """Cuts a stream of bytes into the payloads of its frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The frames that are complete by now. Raises ValueError for one that is too large."""
+        self._buffer += data
+        offset = 0
+        while len(self._buffer) - offset >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, offset)
+            if length > FRAME_BYTES_MAX:
+                raise ValueError(f"a frame of {length} bytes")
+            end = offset + _LENGTH.size + length
+            if end > len(self._buffer):
+                break
+            yield bytes(self._buffer[offset + _LENGTH.size : end])
+            offset = end
+        del self._buffer[:offset]
+
+
+class SocketLink:
+    """A worker's end of a link; `run` keeps it connected."""
+
+    def __init__(self, path: str | Path, *, worker: WorkerIdentity) -> None:
+        self.instance = worker.instance
+        self._path = path
+        self._worker = worker
+        self._listener: Listener | None = None
+        self._outgoing: _Outgoing | None = None
+        self._rejected = False
+
+    def attach(self, listener: Listener) -> None:
+        """Say from now on what is heard."""
+        self._listener = listener
+
+    def post(self, message: Message) -> None:
+        """Sent at the end of this tick; dropped while there is no connection (see `Listener`)."""
+        if self._outgoing is not None:
+            self._outgoing.add((message,))
+
+    @property
+    def connected(self) -> bool:
+        """Whether the ledger hears us."""
+        return self._outgoing is not None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect, and again whenever the link breaks; reports started once it was connected.
+
+        Raises LinkRejected.
+        """
+        started = False
+        async with trio.open_nursery() as nursery:
+            while not self._rejected:
+                try:
+                    async with await self._connect() as stream:
+                        outgoing = self._introduce()
+                        if not started:
+                            started = True
+                            task_status.started()
+                        with outgoing.sending(stream, nursery):
+                            await self._listen(stream)
+                except (OSError, trio.BrokenResourceError) as error:
+                    log.info("no link with the ledger: %s", error)
+                finally:
+                    self._outgoing = None
+                await trio.sleep(RECONNECT_SECONDS)
+        raise LinkRejected("another worker goes by the same number")
+
+    async def _connect(self) -> trio.SocketStream:
+        peer = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await peer.connect(os.fspath(self._path))
+        except BaseException:
+            peer.close()
+            raise
+        return trio.SocketStream(peer)
+
+    def _introduce(self) -> _Outgoing:
+        """From here on the messages of this link are complete and in order."""
+        assert self._listener is not None, "nobody listens"
+        worker = self._worker
+        open_reservations, again = self._listener.introduce()
+        hello = messages.Hello(worker.instance, worker.pid, worker.started, open_reservations)
+        self._outgoing = _Outgoing()
+        self._outgoing.add([hello, *again])
+        return self._outgoing
+
+    async def _listen(self, stream: trio.SocketStream) -> None:
+        """Until the link ends. Raises BrokenResourceError."""
+        assert self._listener is not None, "nobody listens"
+        frames = Frames()
+        while not self._rejected and (data := await stream.receive_some(_RECEIVE_BYTES)):
+            for payload in frames.feed(data):
+                replies = _reply_decoder.decode(payload)
+                self._rejected = any(isinstance(reply, messages.Rejected) for reply in replies)
+                self._listener.hear(replies)
+
+
+# -- the ledger's end ----------------------------------------------------------------------------
+
+
+class _Door:
+    """A worker's link as the server sees it."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.outgoing = _Outgoing()
+        self.closed = trio.Event()
+        self.stream = stream
+
+    def send(self, replies: Sequence[Reply]) -> None:
+        self.outgoing.add(replies)
+
+
+async def serve(
+    server: LedgerServer,
+    listening: socket.socket,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve workers until cancelled. `listening` is a unix socket, open and listening."""
+    listening.setblocking(False)
+    accepting = trio.socket.from_stdlib_socket(listening)
+    house = _House(server)
+    async with trio.open_nursery() as nursery:
+        for worker in server.workers:
+            nursery.start_soon(house.watch, worker)
+        task_status.started()
+        while True:
+            peer, _ = await accepting.accept()
+            nursery.start_soon(house.receive, trio.SocketStream(peer), nursery)
+
+
+class _House:
+    """Every worker of a node and how it is known to be alive."""
+
+    def __init__(self, server: LedgerServer) -> None:
+        self._server = server
+        self._watched: set[int] = set()
+        self._doors: dict[int, _Door] = {}
+
+    async def receive(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        """One link, from its first byte to its last."""
+        door = _Door(stream)
+        instance = 0
+        frames = Frames()
+        try:
+            async with stream:
+                with door.outgoing.sending(stream, nursery):
+                    while data := await stream.receive_some(_RECEIVE_BYTES):
+                        for payload in frames.feed(data):
+                            said = _message_decoder.decode(payload)
+                            if instance == 0:
+                                hello, *said = said
+                                instance = await self._welcome(door, hello, nursery)
+                            self._server.handle(door, said)
+        except (OSError, trio.BrokenResourceError):
+            pass
+        except (ValueError, msgspec.DecodeError, _Stranger) as error:
+            log.error("a link is closed: %s", error)
+        finally:
+            door.closed.set()
+            if instance:
+                self._server.disconnect(instance, door)
+
+    async def _welcome(self, door: _Door, hello: Message, nursery: trio.Nursery) -> int:
+        """Get to know the worker. Raises _Stranger."""
+        if not isinstance(hello, messages.Hello):
+            raise _Stranger("it does not introduce itself")
+        former = self._doors.get(hello.instance)
+        if former is not None:  # what it had said is heard before what it says now
+            with trio.move_on_after(LAST_WORDS_SECONDS):
+                await former.closed.wait()
+        if not self._server.join(door, hello):
+            await door.stream.send_all(frame([messages.Rejected()]))
+            raise _Stranger(f"the number {hello.instance} is taken")
+        self._doors[hello.instance] = door
+        door.send([messages.Welcome()])
+        worker = Worker(hello.instance, hello.pid, hello.started)
+        if hello.instance not in self._watched:
+            nursery.start_soon(self.watch, worker)
+        return hello.instance
+
+    async def watch(self, worker: Worker) -> None:
+        """Until the worker has ended, or has been without a link for too long: then void."""
+        if worker.instance in self._watched:
+            return
+        self._watched.add(worker.instance)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_silent, worker, nursery.cancel_scope)
+                await _process_ended(worker)
+                nursery.cancel_scope.cancel()
+            door = self._doors.pop(worker.instance, None)
+            if door is not None:
+                with trio.move_on_after(LAST_WORDS_SECONDS):
+                    await door.closed.wait()
+            self._server.leave(worker.instance)
+        finally:
+            self._watched.discard(worker.instance)
+
+    async def _until_silent(self, worker: Worker, watching: trio.CancelScope) -> None:
+        """Without a link for the whole grace, a worker is as good as dead."""
+        while True:
+            door = self._doors.get(worker.instance)
+            if door is not None:
+                await door.closed.wait()
+            await trio.sleep(GRACE_SECONDS)
+            if self._doors.get(worker.instance) is door:
+                log.error("worker %d is not heard of any more", worker.pid)
+                watching.cancel()
+                return
+
+
+class _Stranger(Exception):
+    """Whoever connected is not a worker of ours."""
+
+
+async def _process_ended(worker: Worker) -> None:
+    """Return when the process has ended; never where the system cannot tell."""
+    if not hasattr(os, "pidfd_open"):
+        await trio.sleep_forever()
+    try:
+        pidfd = os.pidfd_open(worker.pid)
+    except ProcessLookupError:
+        return
+    except OSError:
+        await trio.sleep_forever()
+    try:
+        if started_at(worker.pid) == worker.started:  # else the number is another's by now
+            await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
