@@ -43,7 +43,7 @@ Units = Mapping[str, int]
 BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
 END = datetime(9999, 1, 1, tzinfo=UTC)
 
-_EXPORTED_AT_ONCE = 2000
+_EXPORTED_AT_ONCE = 10_000
 _SERVED = frozenset(
     {EventStatus.SETTLED, EventStatus.ESTIMATED, EventStatus.REVIEW, EventStatus.FREE}
 )
@@ -52,9 +52,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _POSITION = struct.Struct(">qiq")
 
-# Around the time in a request id: as far as requests last and clocks differ, and further.
-_NEAR = (timedelta(minutes=10), timedelta(minutes=30))
-_FAR = (timedelta(days=1), timedelta(days=3))
+# Around the time in a request id, first where nearly all are, then as far as requests last, then as
+# far as clocks and outages go.
+_SEARCHED = (
+    (timedelta(minutes=1), timedelta(minutes=2)),
+    (timedelta(minutes=10), timedelta(minutes=30)),
+    (timedelta(days=1), timedelta(days=3)),
+)
 _CLOCKS_DIFFER = timedelta(minutes=1)
 _ATTEMPTS_BEFORE_MAX = timedelta(days=1)
 
@@ -252,7 +256,7 @@ def find_receipt(
 ) -> Receipt | None:
     """A request's receipt; None where the account has no such request, or it has not ended."""
     started_at = _time_of(request_id)
-    for before, after in (_NEAR, _FAR):
+    for before, after in _SEARCHED:
         parameters = {
             "account_id": account_id,
             "request_id": request_id,
