@@ -179,12 +179,6 @@ class MemoryStore:
         self._take_tables(standby)
         self.server_timeline += 1
 
-    def lose_grant(self, pool_id: int, holder_id: int, amount: int) -> None:
-        """Part of a lease was granted a moment before the standby took over."""
-        self.pools[pool_id].available += amount
-        self.pools[pool_id].leased -= amount
-        self.leases[pool_id, holder_id].outstanding -= amount
-
     def _take_tables(self, other: MemoryStore) -> None:
         for name in _TABLES:
             setattr(self, name, copy.deepcopy(getattr(other, name)))
@@ -236,6 +230,8 @@ class MemoryStore:
         if self.timeline != self.server_timeline:
             self.timeline = self.server_timeline
             self.grants_enabled = self.synchronous_replication
+        if row.epoch == 0:
+            row.timeline = self.timeline  # it has nothing to attest
         row.epoch += 1
         row.heartbeat += 1
         if row.state is HolderState.FENCED:
@@ -594,7 +590,8 @@ class MemoryStore:
             spendable = max(pool.available + returned + pool.credit_limit, 0)
             collected = min(report.short, spendable)
         granted = 0
-        if report.sync and self.grants_enabled and pool.leasable:
+        is_active = self.holder_rows[session.holder_id].state is HolderState.ACTIVE
+        if report.sync and is_active and self.grants_enabled and pool.leasable:
             cap = pool.available + returned - collected + pool.credit_limit
             granted = grant_amount(cap, report.need, report.want)
         pool.available += returned - collected - granted

@@ -26,6 +26,34 @@ BEGIN
   RETURN v_holder;
 END $$;
 
+-- As in 0001; a holder's first session attests its leases, for it has none.
+CREATE OR REPLACE FUNCTION ledger.open_session(p_holder integer, p_journal uuid,
+  OUT epoch bigint, OUT state smallint, OUT applied_seq bigint,
+  OUT lease_pool bigint[], OUT lease_outstanding bigint[])
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  v_epoch bigint;
+  v_timeline text := substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8);
+BEGIN
+  UPDATE ledger.cluster c SET timeline = v_timeline, grants_enabled = c.synchronous_replication
+   WHERE c.timeline IS DISTINCT FROM v_timeline;
+  UPDATE ledger.holder h
+     SET epoch = h.epoch + 1, state = CASE WHEN h.state = 3 THEN 3 ELSE 1 END, opened_at = now(),
+         timeline = CASE WHEN h.epoch = 0 THEN v_timeline ELSE h.timeline END
+   WHERE h.holder_id = p_holder AND h.journal_id = p_journal AND h.state IN (1, 2, 3)
+   RETURNING h.epoch, h.state INTO v_epoch, state;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION USING ERRCODE = 'LE006', MESSAGE = 'holder unknown or closed';
+  END IF;
+  epoch := v_epoch;
+  UPDATE ledger.holder_progress p SET heartbeat = p.heartbeat + 1
+   WHERE p.holder_id = p_holder RETURNING p.applied_seq INTO applied_seq;
+  SELECT coalesce(array_agg(l.pool_id), '{}'), coalesce(array_agg(l.outstanding), '{}')
+    INTO lease_pool, lease_outstanding
+    FROM ledger.lease l WHERE l.holder_id = p_holder AND l.outstanding > 0;
+END $$;
+
 -- The end of a reclaimed holder that has posted everything: its journal is used no more.
 CREATE FUNCTION ledger.close_holder(p_holder integer, p_epoch bigint) RETURNS void
 LANGUAGE plpgsql AS $$

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
 
 from ledger.store import (
     Ask,
     EventStatus,
+    HolderState,
     LedgerStore,
     PoolGrant,
     PoolId,
@@ -79,13 +83,33 @@ class ModelHolder:
         self.charged: dict[int, int] = {}
 
     async def open(self) -> None:
-        """Begin a session, and learn from it what was applied and what is held."""
-        holder_id = await self.store.register_holder(self.journal_id, self.node)
-        self.session = await self.store.open_session(holder_id, self.journal_id)
-        self.unposted = [e for e in self.unposted if e.seq > self.session.applied_seq]
+        """Begin a session, and learn from it what was applied and what is held.
+
+        A reclaimed holder holds nothing: what it has settled is short of all its charge.
+        """
+        await self._begin()
+        if self.session.state is HolderState.RECLAIMED:
+            self.unposted = [
+                msgspec.structs.replace(e, covered=(0,), short=(e.charge,)) for e in self.unposted
+            ]
         self.free = dict(self.session.leases.items())
         for e in self.unposted:
             self.free[e.pools[0]] = self.free.get(e.pools[0], 0) - e.covered[0]
+
+    async def attest(self) -> int:
+        """Begin a session after a failover, and say what is really held."""
+        await self._begin()
+        held = dict(self.free)
+        for e in self.unposted:
+            held[e.pools[0]] = held.get(e.pools[0], 0) + e.covered[0]
+        return await self.store.reattest(
+            self.session, {PoolId(pool): amount for pool, amount in held.items()}
+        )
+
+    async def _begin(self) -> None:
+        holder_id = await self.store.register_holder(self.journal_id, self.node)
+        self.session = await self.store.open_session(holder_id, self.journal_id)
+        self.unposted = [e for e in self.unposted if e.seq > self.session.applied_seq]
 
     @property
     def next_seq(self) -> int:
@@ -128,9 +152,7 @@ class ModelHolder:
         """Post everything, and take over what the reply grants."""
         replies = await self.store.exchange(self.session, self.unposted, self.batch(wants))
         if self.unposted:
-            self.session = Session(
-                self.session.holder_id, self.session.epoch, self.unposted[-1].seq, {}
-            )
+            self.session = replace(self.session, applied_seq=self.unposted[-1].seq)
         self.unposted = []
         for reply in replies:
             self.free[reply.pool_id] = self.free.get(reply.pool_id, 0) + reply.granted

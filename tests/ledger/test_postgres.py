@@ -525,9 +525,19 @@ async def test_grants_wait_for_attestation_after_a_lossy_failover(
     assert await holder.store.check() == []
 
 
+async def test_a_new_holder_has_nothing_to_attest(
+    database: str, store: PostgresStore, holder: ModelHolder
+) -> None:
+    lose_grant(database, holder, 1, 0)
+    await ModelHolder(store).open()
+    await holder.attest()
+    assert await holder.store.end_learning()
+
+
 async def test_who_holds_nothing_attests_that(database: str, holder: ModelHolder) -> None:
     lose_grant(database, holder, 1, 0)
     await holder.open()
+    assert not await holder.store.end_learning()
     assert await holder.store.reattest(holder.session, {}) == 0
     assert await holder.store.end_learning()
 

@@ -26,6 +26,7 @@ from ledger.store import (
     Hint,
     HolderId,
     HolderRow,
+    HolderState,
     LedgerStore,
     PoolGrant,
     PoolId,
@@ -184,6 +185,76 @@ async def lawful(twins: TwinStore, holder: ModelHolder, chance: random.Random, s
             await twins.credit_pool(PoolId(account), chance.randrange(1, 40_000), 1, 4, f"{step}")
 
 
+async def reap(twins: TwinStore, chance: random.Random) -> None:
+    """What a reaper does to one holder, with what it saw now or before."""
+    row = chance.choice(await twins.holders())
+    if row.state is HolderState.ACTIVE:
+        await twins.fence_holder(row.holder_id, row.heartbeat - chance.randrange(2))
+    else:
+        await twins.reclaim_holder(row.holder_id, row.epoch - chance.randrange(2))
+    await twins.end_learning()
+
+
+async def recover(twins: TwinStore, holder: ModelHolder, chance: random.Random) -> None:
+    """What a holder does that was fenced: it goes on, or posts the rest and begins anew."""
+    await holder.open()
+    if holder.session.state is HolderState.RECLAIMED and chance.random() < 0.5:
+        await holder.exchange()
+        await twins.close_holder(holder.session)
+        holder.journal_id = chance.randbytes(16)
+        await holder.open()
+
+
+async def fail_over(
+    database: str, twins: TwinStore, holders: Sequence[ModelHolder], chance: random.Random
+) -> None:
+    """A standby takes over that had not heard of some of a lease; most holders attest theirs."""
+    held = {key: row.outstanding for key, row in twins.memory.leases.items() if row.outstanding}
+    if not held:
+        return
+    (pool, holder_id), outstanding = chance.choice(sorted(held.items()))
+    lost = chance.randrange(outstanding) + 1
+    synchronous = chance.random() < 0.2
+    twins.memory.pools[pool].available += lost
+    twins.memory.pools[pool].leased -= lost
+    twins.memory.leases[pool, holder_id].outstanding -= lost
+    twins.memory.synchronous_replication = synchronous
+    twins.memory.timeline = -1
+    for row in twins.memory.holder_rows.values():
+        row.timeline = 0
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "UPDATE ledger.lease SET outstanding = outstanding - %s,"
+            " granted_total = granted_total - %s WHERE (pool_id, holder_id) = (%s, %s)",
+            [lost, lost, pool, holder_id],
+        )
+        connection.execute(
+            "UPDATE ledger.pool SET available = available + %s, leased = leased - %s"
+            " WHERE pool_id = %s",
+            [lost, lost, pool],
+        )
+        connection.execute(
+            "UPDATE ledger.cluster SET timeline = '0', synchronous_replication = %s", [synchronous]
+        )
+        connection.execute("UPDATE ledger.holder SET timeline = NULL")
+    for holder in holders:
+        state = twins.memory.holder_rows[holder.session.holder_id].state
+        if state is HolderState.RECLAIMED:
+            await holder.open()
+        elif holder.session.holder_id == holder_id or chance.random() < 0.7:
+            await holder.attest()
+
+
+def expire_budget(database: str, twins: TwinStore) -> None:
+    """Its month is over."""
+    twins.memory.pools[BUDGET].expired = True
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "UPDATE ledger.pool SET valid_until = now() - interval '1 second' WHERE pool_id = %s",
+            [BUDGET],
+        )
+
+
 def unlawful(
     twins: TwinStore, holder: ModelHolder, chance: random.Random
 ) -> tuple[Awaitable[object], str]:
@@ -204,6 +275,12 @@ def unlawful(
         (lambda: twins.grant_lease(session, [Ask(PoolId(99), 1, 1)]), "LE004"),
         (lambda: twins.credit_pool(PoolId(BUDGET), 1, 1, 4, "x"), "LE004"),
         (lambda: twins.debit_pool(PoolId(99), 1, 3, 4, "x"), "LE004"),
+        (lambda: twins.reattest(replace(session, epoch=0), {}), "LE001"),
+        (lambda: twins.close_holder(session), "LE001"),
+        (
+            lambda: twins.quarantine(replace(session, holder_id=HolderId(99)), event(1, 1), ""),
+            "LE001",
+        ),
         (lambda: twins.open_session(session.holder_id, b"?" * 16), "LE006"),
         (lambda: twins.debit_pool(PoolId(3), too_much, 3, 4, "x"), "LE007"),
         (lambda: twins.exchange(session, [], [report(3, held=too_much)]), "23514"),
@@ -212,18 +289,42 @@ def unlawful(
     return call(), code
 
 
-@pytest.mark.parametrize("seed", range(10))
+async def step_of(
+    database: str,
+    twins: TwinStore,
+    holders: Sequence[ModelHolder],
+    chance: random.Random,
+    step: int,
+) -> None:
+    holder = chance.choice(holders)
+    match chance.random():
+        case dice if dice < 0.1:
+            await reap(twins, chance)
+        case dice if dice < 0.12:
+            await fail_over(database, twins, holders, chance)
+        case _:
+            refused = await outcome(lawful(twins, holder, chance, step))
+            if refused is not None:
+                assert refused.code == "LE001", refused  # fenced, or reclaimed
+                await recover(twins, holder, chance)
+
+
+@pytest.mark.parametrize("seed", range(12))
 async def test_the_same_calls_have_the_same_answers_and_end_in_the_same_tables(
     database: str, twins: TwinStore, seed: int
 ) -> None:
     chance = random.Random(seed)
-    holders = [ModelHolder(twins, f"node{n}") for n in range(2)]
+    holders = [ModelHolder(twins, f"node{n}") for n in range(3)]
     for holder in holders:
         await holder.open()
     for step in range(STEPS):
+        await step_of(database, twins, holders, chance, step)
+        if step == STEPS // 2:
+            expire_budget(database, twins)
         holder = chance.choice(holders)
-        await lawful(twins, holder, chance, step)
-        if not holder.unposted and chance.random() < 0.3:
+        row = twins.memory.holder_rows[holder.session.holder_id]
+        current = row.state is HolderState.ACTIVE and row.epoch == holder.session.epoch
+        if current and not holder.unposted and chance.random() < 0.3:
             call, code = unlawful(twins, holder, chance)
             with pytest.raises(StoreRefused) as refused:
                 await call
@@ -237,7 +338,10 @@ Tables = dict[str, list[tuple[object, ...]]]
 
 def in_postgres(database: str) -> Tables:
     queries = {
-        "pools": "SELECT pool_id, funded, available, leased, spent, status FROM ledger.pool",
+        "pools": "SELECT pool_id, funded, available, leased, spent, status, overgranted"
+        " FROM ledger.pool",
+        "holders": "SELECT holder_id, node_name, epoch, state, applied_seq, heartbeat"
+        " FROM ledger.holder JOIN ledger.holder_progress USING (holder_id)",
         "leases": "SELECT pool_id, holder_id, outstanding, pending, recall, spent_total"
         " FROM ledger.lease",
         "transfers": "SELECT code, amount, account_id, coalesce(holder_id, 0),"
@@ -255,8 +359,12 @@ def in_postgres(database: str) -> Tables:
 def in_memory(store: MemoryStore) -> Tables:
     return {
         "pools": sorted(
-            (p.pool_id, p.funded, p.available, p.leased, p.spent, int(p.status))
+            (p.pool_id, p.funded, p.available, p.leased, p.spent, int(p.status), p.overgranted)
             for p in store.pools.values()
+        ),
+        "holders": sorted(
+            (holder_id, h.node, h.epoch, int(h.state), h.applied_seq, h.heartbeat)
+            for holder_id, h in store.holder_rows.items()
         ),
         "leases": sorted(
             (pool_id, holder_id, x.outstanding, x.pending, x.recall, x.spent_total)
