@@ -39,6 +39,7 @@ from proxy.gateway import Gateway, wall_seconds
 from proxy.idempotency import Answers
 from proxy.listener import Listener
 from proxy.metrics import Metrics
+from proxy.outputs import Outputs
 from proxy.receipts import PostgresUsage
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
@@ -186,6 +187,7 @@ class Worker:
             responses=Responses(stored, config.routing.retention_days * _DAY_SECONDS, wall_seconds),
             answers=Answers(answers, wall_seconds),
             usage=PostgresUsage(conninfo),
+            outputs=Outputs() if config.billing.reserve == "adaptive" else None,
         )
         listener = Listener(
             listening,
@@ -264,6 +266,10 @@ class Worker:
         )
         self._gateway.settings = config.server
         self._gateway.responses.retention_seconds = config.routing.retention_days * _DAY_SECONDS
+        if config.billing.reserve == "full":
+            self._gateway.outputs = None
+        elif self._gateway.outputs is None:
+            self._gateway.outputs = Outputs()
         self._config = config
         self._version = 0  # every key anew: tiers may mean other limits
         await self.refresh()
