@@ -400,9 +400,6 @@ def _not_yet(
 ) -> Iterable[str]:
     """A sentence for each setting that is understood but has no effect in this version."""
     later = {
-        "billing.reserve = adaptive (the whole output cap is held)": (
-            file.billing.reserve == "adaptive"
-        ),
         "limits.valkey_url (limits hold for this node)": bool(file.limits.valkey_url),
         "console": "console" in raw,
         "stripe": "stripe" in raw,

@@ -355,7 +355,6 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ('[billing]\nreserve = "adaptive"', "billing.reserve"),
         ('[limits]\nvalkey_url = "redis://h"', "limits.valkey_url"),
         ("[routing]\nenabled = false", "routing.enabled"),
         (
