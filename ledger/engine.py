@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from ledger.book import Book, request_of
 from ledger.errors import LedgerError, RateLimited, ReservationClosed
 from ledger.lanes import EngineSettings, Lanes, Phase
-from ledger.limits import Denied, Limiter
+from ledger.limits import Denied, Limiter, LimiterPort, NotYet
 from ledger.pool import HolderPool
 from ledger.records import Attempt, Record, Settle, Void, Worker, WorkerGone
 from ledger.reservation import (
@@ -65,6 +65,7 @@ class EngineStatistics:
     pools: int
     applied_seq: int
     orphaned: int
+    fleet_connected: bool | None
     refused_settlements: int
     quarantined: int
     overrun_nusd: int
@@ -82,6 +83,7 @@ class Engine:
         occurred_at: int,
         alive: Container[int] = (),
         settings: EngineSettings | None = None,
+        limiter: LimiterPort | None = None,
     ) -> None:
         """Rebuild from the journal.
 
@@ -89,7 +91,7 @@ class Engine:
         everything else died with its worker: voided, charge 0.
         """
         self.settings = settings or EngineSettings()
-        self.limiter = Limiter()
+        self.limiter: LimiterPort = limiter or Limiter()
         self.book = Book(recovered.acked_seq, recovered.acked_seq + 1)
         self.room = WaitingRoom()
         self.lanes = Lanes(self.book, self.room, self.settings, now)
@@ -136,26 +138,10 @@ class Engine:
         Raises the LedgerErrors; then nothing is held and no limit was consumed.
         """
         self._refuse_unless_admitting(now)
-        states = self.limiter.admit(now, request.limits, request.tokens)
-        if isinstance(states, Denied):
-            raise RateLimited(
-                states.limit, states.retry_after, states.states, never_fits=states.never_fits
-            )
         pools = self._pools_of(request, now)
-        amount = request.amount
-        for pool in pools:
-            if pool.free < amount or pool.status != PoolStatus.OPEN:
-                break
-        else:
-            hold = Hold(reservation_id, request, pools, states, now)
-            self.book.bind(now, hold)
-            return hold
-        waiter = Waiter(reservation_id, request, amount, pools, states, None)
-        try:
-            return self._wait(now, waiter)
-        except LedgerError:
-            self.limiter.undo(request.limits, request.tokens)
-            raise
+        waiter = Waiter(reservation_id, request, request.amount, pools, (), None)
+        admitted = self._admit(now, waiter)
+        return self._obtain(now, waiter) if admitted else self._defer(waiter)
 
     def extend(self, now: float, hold: Hold, amount: int) -> int | Waiter:
         """Let an open reservation become `amount` as a whole: what it is now, or a Waiter.
@@ -293,9 +279,33 @@ class Engine:
         """Whether anybody waits for credit."""
         return bool(self.room.pools)
 
+    @property
+    def deferring(self) -> bool:
+        """Whether anybody waits for the limits."""
+        return bool(self.room.deferred)
+
     def serve_waiters(self, now: float) -> list[Waiter]:
         """Bind what fits by now, in order of arrival: those whom this decides."""
-        return [self._grant(now, waiter) for waiter in self.room if waiter.fits()]
+        return [self._grant(now, waiter) for waiter in self.room.thirsty if waiter.fits()]
+
+    def serve_deferred(self, now: float) -> list[Waiter]:
+        """The limits may have an answer by now: those whom this decides."""
+        decided = []
+        for waiter in self.room.deferred:
+            try:
+                if not self._admit(now, waiter):
+                    continue
+                self.room.admit(waiter)
+                outcome = self._obtain(now, waiter)
+                if isinstance(outcome, Hold):
+                    waiter.outcome = outcome
+            except LedgerError as error:
+                if self.room.is_deferred(waiter):
+                    self.room.leave(waiter)
+                waiter.outcome = error
+            if waiter.outcome is not None:
+                decided.append(waiter)
+        return decided
 
     def refuse(self, refused: Iterable[tuple[Waiter, LedgerError]]) -> list[Waiter]:
         """Decide against waiters, as the lanes say. One may be named for several pools."""
@@ -372,6 +382,7 @@ class Engine:
             pools=len(list(book.pools)),
             applied_seq=book.outbox.applied_seq,
             orphaned=self._orphaned,
+            fleet_connected=self.limiter.fleet_connected,
             refused_settlements=self._refused_settlements,
             quarantined=book.outbox.quarantined,
             overrun_nusd=book.overrun,
@@ -413,6 +424,43 @@ class Engine:
             self._withdraw(hold.extension)
         self.limiter.settle(hold.request.limits, hold.request.tokens, used_tokens)
 
+    def _admit(self, now: float, waiter: Waiter) -> bool:
+        """Whether the limits admit it now; if not, they have to be asked. Raises RateLimited."""
+        request = waiter.request
+        states = self.limiter.admit(now, request.limits, request.tokens)
+        if isinstance(states, Denied):
+            raise RateLimited(
+                states.limit, states.retry_after, states.states, never_fits=states.never_fits
+            )
+        if isinstance(states, NotYet):
+            return False
+        waiter.limits = states
+        return True
+
+    def _defer(self, waiter: Waiter) -> Waiter:
+        if len(self.room) >= self.settings.waiters_max:
+            raise self.lanes.unavailable("too many requests wait for their limits")
+        self.room.defer(waiter)
+        return waiter
+
+    def _obtain(self, now: float, waiter: Waiter) -> Hold | Waiter:
+        """Credit for a reservation that the limits have admitted; gives that back if refused."""
+        for pool in waiter.pools:
+            if pool.free < waiter.amount or pool.status != PoolStatus.OPEN:
+                break
+        else:
+            return self._bind(now, waiter)
+        try:
+            return self._wait(now, waiter)
+        except LedgerError:
+            self.limiter.undo(waiter.request.limits, waiter.request.tokens)
+            raise
+
+    def _bind(self, now: float, waiter: Waiter) -> Hold:
+        hold = Hold(waiter.id, waiter.request, waiter.pools, waiter.limits, now)
+        self.book.bind(now, hold)
+        return hold
+
     def _wait(self, now: float, waiter: Waiter) -> Waiter:
         """Queue for credit, unless it is already known that none will come."""
         amount = waiter.amount
@@ -434,8 +482,7 @@ class Engine:
         """Give a waiter that fits what it waits for."""
         hold = waiter.hold
         if hold is None:
-            hold = Hold(waiter.id, waiter.request, waiter.pools, waiter.limits, now)
-            self.book.bind(now, hold)
+            hold = self._bind(now, waiter)
         else:
             self.book.grow(now, hold, waiter.amount)
         return self._decide(waiter, hold)
@@ -445,9 +492,10 @@ class Engine:
 
     def _decide(self, waiter: Waiter, outcome: Hold | LedgerError) -> Waiter:
         waiter.outcome = outcome
+        deferred = self.room.is_deferred(waiter)
         self.room.leave(waiter)
         if waiter.hold is not None:
             waiter.hold.extension = None
-        elif isinstance(outcome, LedgerError):
+        elif isinstance(outcome, LedgerError) and not deferred:
             self.limiter.undo(waiter.request.limits, waiter.request.tokens)
         return waiter

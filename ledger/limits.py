@@ -107,6 +107,9 @@ class LimiterPort(Protocol):
         """Consume one request, `tokens` tokens and one slot; or deny, or defer, and consume
         nothing."""
 
+    def occupy(self, refs: Sequence[LimitRef]) -> None:
+        """A request that is under way takes its slots again, after a restart."""
+
     def settle(self, refs: Sequence[LimitRef], reserved_tokens: int, used_tokens: int) -> None:
         """An admitted request ended."""
 

@@ -37,6 +37,7 @@ from ledger.engine import Engine, EngineSettings, EngineStatistics
 from ledger.errors import LedgerDivergence, LedgerError, LedgerUnavailable
 from ledger.journal import JournalFailed, JournalFull, RecoveredState
 from ledger.lanes import Exchange, Phase
+from ledger.limits import LimiterPort
 from ledger.messages import Message, Reply, facts_of
 from ledger.records import Extend, Record, Reserve, Timeline, Worker
 from ledger.reservation import Hold, Waiter, instance_of
@@ -52,6 +53,7 @@ from ledger.store import (
     StoreUncertain,
     UsageEvent,
 )
+from ledger.valkey import QuotaLane, QuotasPort
 
 log = logging.getLogger(__name__)
 
@@ -155,11 +157,15 @@ class LedgerServer:
         *,
         alive: Container[int] = (),
         settings: LedgerSettings | None = None,
+        fleet: tuple[LimiterPort, QuotasPort] | None = None,
         clock: Callable[[], float] = boottime,
         wall_clock: Callable[[], int] = wall_microseconds,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`alive` are the workers of the journal whose processes still run: they will be back."""
+        """`alive` are the workers of the journal whose processes still run: they will be back.
+
+        `fleet` is how limits are shared with other nodes, if they are.
+        """
         self.settings = settings or LedgerSettings()
         self.observers: list[FlushObserver] = []
         self._store = store
@@ -173,6 +179,10 @@ class LedgerServer:
             occurred_at=wall_clock(),
             alive=alive,
             settings=self.settings.engine,
+            limiter=fleet[0] if fleet else None,
+        )
+        self._quota_lane = (
+            QuotaLane(*fleet, clock=clock, decided=self._serve_deferred) if fleet else None
         )
         self._workers: dict[int, Worker] = dict(recovered.workers)
         self._peers: dict[int, Peer] = {}
@@ -268,6 +278,8 @@ class LedgerServer:
                 return
             if type(outcome) is Waiter:
                 self._credit_wanted.set()
+                if self._quota_lane is not None:
+                    self._quota_lane.wake()
                 return
             assert type(outcome) is Hold
             hold = outcome
@@ -351,6 +363,8 @@ class LedgerServer:
             async with trio.open_nursery() as services:
                 services.start_soon(self._run_journal)
                 services.start_soon(self._follow_hints)
+                if self._quota_lane is not None:
+                    services.start_soon(self._quota_lane.run)
                 task_status.started()
                 try:
                     await self._serve()
@@ -604,6 +618,10 @@ class LedgerServer:
                 now = self._clock()
                 refused = engine.lanes.granted(now, asks, replies)
                 self._answer(engine.refuse(refused) + engine.serve_waiters(now))
+
+    def _serve_deferred(self) -> None:
+        self._answer(self.engine.serve_deferred(self._clock()))
+        self._credit_wanted.set()
 
     async def _ask(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
         """One request for all; one each where the store does not know some pool."""

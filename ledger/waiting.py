@@ -1,4 +1,4 @@
-"""Who waits for credit, in order of arrival."""
+"""Who waits, in order of arrival: for the fleet's word on limits first, then for credit."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ from ledger.reservation import Waiter
 
 
 class WaitingRoom:
-    """Every waiter of an engine, and at which pools each of them waits."""
+    """Every waiter of an engine, and at which pools those wait whom the limits have admitted."""
 
-    __slots__ = ("_at", "_reservations", "_waiting")
+    __slots__ = ("_at", "_deferred", "_reservations", "_thirsty")
 
     def __init__(self) -> None:
-        self._waiting: dict[Waiter, None] = {}
+        self._deferred: dict[Waiter, None] = {}
+        self._thirsty: dict[Waiter, None] = {}
         self._at: dict[HolderPool, dict[Waiter, None]] = {}
         self._reservations: dict[int, Waiter] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._deferred) + len(self._thirsty)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(list(self._waiting))
+        return iter([*self._deferred, *self._thirsty])
+
+    @property
+    def deferred(self) -> list[Waiter]:
+        """Those whom the limits have not admitted yet."""
+        return list(self._deferred)
+
+    @property
+    def thirsty(self) -> list[Waiter]:
+        """Those who wait for credit."""
+        return list(self._thirsty)
 
     @property
     def pools(self) -> list[HolderPool]:
@@ -37,9 +48,23 @@ class WaitingRoom:
         """The reservation that waits to be made; extensions are found at what they extend."""
         return self._reservations.get(reservation_id)
 
+    def defer(self, waiter: Waiter) -> None:
+        """Wait for the limits."""
+        self._deferred[waiter] = None
+        self._reservations[waiter.id] = waiter
+
+    def is_deferred(self, waiter: Waiter) -> bool:
+        """Whether the limits have not admitted it yet."""
+        return waiter in self._deferred
+
+    def admit(self, waiter: Waiter) -> None:
+        """The limits have admitted it: it waits no longer, or for credit from now on."""
+        del self._deferred[waiter]
+        del self._reservations[waiter.id]
+
     def enter(self, waiter: Waiter) -> None:
         """Queue at each of the waiter's pools."""
-        self._waiting[waiter] = None
+        self._thirsty[waiter] = None
         if waiter.hold is None:
             self._reservations[waiter.id] = waiter
         for pool in waiter.pools:
@@ -47,9 +72,12 @@ class WaitingRoom:
 
     def leave(self, waiter: Waiter) -> None:
         """It is decided."""
-        del self._waiting[waiter]
         if waiter.hold is None:
             del self._reservations[waiter.id]
+        if waiter in self._deferred:
+            del self._deferred[waiter]
+            return
+        del self._thirsty[waiter]
         for pool in waiter.pools:
             waiting = self._at[pool]
             del waiting[waiter]
