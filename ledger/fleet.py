@@ -217,6 +217,15 @@ class FleetLimiter:
             counter.take(now, weight, alone)
         return tuple([counter.state(now, alone) for counter, _ in parts])
 
+    def occupy(self, refs: Sequence[LimitRef]) -> None:
+        """A request that is under way takes its slots again, after a restart."""
+        for ref in refs:
+            if ref.kind == "concurrent":
+                slots = self._counter(ref)
+                assert isinstance(slots, _Slots)
+                slots.open += 1
+                self._due[slots.tag] = None
+
     def settle(self, refs: Sequence[LimitRef], reserved_tokens: int, used_tokens: int) -> None:
         """The request ended: free its slots, correct its tokens."""
         for ref in refs:
