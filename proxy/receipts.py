@@ -4,9 +4,10 @@ Every key of an account sees the whole account's: it pays from the account's bal
 answer tells it. Of other accounts there is nothing, as of ids that never were. What a provider
 bills is the operator's business, so `cost_usd` stays in the export.
 
-A look-up is free and counts towards no limit; it has few threads of its own, so that nothing but
-other look-ups waits for it. What was settled a moment ago may not be posted yet: then the ledger is
-asked to post it, and the books are asked again. A request that still runs has no receipt.
+A look-up is free and counts towards no limit. There are few threads for receipts and others for
+pages, so that nothing else waits for a long search. What was settled a moment ago may not be posted
+yet: then the ledger is asked to post it, and the books are asked again. A request that still runs
+has no receipt.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ T = TypeVar("T")
 PAGE_RECORDS = 50
 PAGE_RECORDS_MAX = 200
 _KEY_ID_MAX = 2**63 - 1
-_READERS_MAX = 2
+_RECEIPTS_AT_ONCE = 2
+_PAGES_AT_ONCE = 2
 _RETRY_AFTER_SECONDS = 1.0
 _PARAMETERS = ("limit", "after", "since", "until", "model", "key_id", "project")
 _IGNORED = "key"  # one of the places for an API key
@@ -74,7 +76,8 @@ class PostgresUsage:
 
     def __init__(self, conninfo: str) -> None:
         self._connections = Connections(conninfo)
-        self._readers = trio.CapacityLimiter(_READERS_MAX)
+        self._receipts = trio.CapacityLimiter(_RECEIPTS_AT_ONCE)
+        self._pages = trio.CapacityLimiter(_PAGES_AT_ONCE)
 
     async def aclose(self) -> None:
         """Close every connection; running calls end as they end."""
@@ -83,23 +86,26 @@ class PostgresUsage:
     async def receipt(self, account_id: int, request_id: UUID) -> Receipt | None:
         """As of UsageHistory."""
         return await self._call(
-            lambda connection: find_receipt(connection, account_id, request_id, ENDPOINTS)
+            lambda connection: find_receipt(connection, account_id, request_id, ENDPOINTS),
+            self._receipts,
         )
 
     async def page(self, wanted: Wanted) -> Page:
         """As of UsageHistory."""
-        return await self._call(lambda connection: find_page(connection, wanted, ENDPOINTS))
+        return await self._call(
+            lambda connection: find_page(connection, wanted, ENDPOINTS), self._pages
+        )
 
-    async def _call(self, work: Callable[[psycopg.Connection], T]) -> T:
+    async def _call(
+        self, work: Callable[[psycopg.Connection], T], limiter: trio.CapacityLimiter
+    ) -> T:
         try:
             return await trio.to_thread.run_sync(
-                partial(self._connections.run, work),
-                abandon_on_cancel=True,
-                limiter=self._readers,
+                partial(self._connections.run, work), abandon_on_cancel=True, limiter=limiter
             )
         except errors.QueryCanceled as error:
             raise InvalidRequest(
-                "There is too much usage to look through: narrow it by `since` and `until`."
+                "There is too much usage to look through: narrow a listing by `since` and `until`."
             ) from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise _unavailable() from error
