@@ -1,34 +1,100 @@
-"""The private listener: `/metrics`, `/healthz`, `/readyz`.
+"""The private listener: `/metrics`, `/healthz`, `/readyz`, `/status`.
 
 A small ASGI app on hypercorn, apart from the data plane's port, so that a scrape can be kept off
 the public network. `/healthz` says that the process runs, `/readyz` that it should be sent
-traffic: the ledger has a session and the gateway is not draining.
+traffic: the ledger has a session and the gateway is not draining. `/status` shows the processes.
+
+What it tells comes from an `Observed`: one worker in this process (`Alone`), or a supervisor's
+children (`Together`).
 """
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import hypercorn.config
 import hypercorn.trio
 import hypercorn.typing
+import msgspec
 import trio
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from farebox.supervise import ChildStatus, Supervisor
+from farebox.totals import report_of, text_of
+from farebox.worker import Worker
 
 Answer = tuple[int, str, bytes]
 
 
-class Admin:
-    """Answers the three paths. `problems` names why the gateway is not ready; empty: it is."""
+class Observed(Protocol):
+    """What the private listener shows."""
 
-    def __init__(
-        self, registries: Iterable[CollectorRegistry], problems: Callable[[], list[str]]
-    ) -> None:
-        self._registries = list(registries)
-        self._problems = problems
+    async def metrics(self) -> bytes:
+        """In Prometheus's text format."""
+        ...
+
+    def readiness(self) -> tuple[bool, list[str]]:
+        """Whether traffic should be sent here, and what is wrong."""
+        ...
+
+    async def processes(self) -> Sequence[ChildStatus]:
+        """Every process that serves, beside this one."""
+        ...
+
+
+class Alone:
+    """One worker in this process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    async def metrics(self) -> bytes:
+        """As of Observed."""
+        # Rendering takes milliseconds: it must not stop the streams of this process.
+        return await trio.to_thread.run_sync(
+            lambda: text_of(report_of(self._worker.metrics.registry))
+        )
+
+    def readiness(self) -> tuple[bool, list[str]]:
+        """As of Observed."""
+        problems = self._worker.problems()
+        return not problems, problems
+
+    async def processes(self) -> Sequence[ChildStatus]:
+        """As of Observed: there is no other."""
+        return ()
+
+
+class Together:
+    """The children of a supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    async def metrics(self) -> bytes:
+        """As of Observed."""
+        await self._supervisor.look()
+        return await trio.to_thread.run_sync(text_of, self._supervisor.figures())
+
+    def readiness(self) -> tuple[bool, list[str]]:
+        """As of Observed."""
+        return self._supervisor.readiness()
+
+    async def processes(self) -> Sequence[ChildStatus]:
+        """As of Observed."""
+        await self._supervisor.look()
+        return self._supervisor.status()
+
+
+class Admin:
+    """Answers the four paths."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._observed = observed
 
     async def __call__(
         self,
@@ -48,18 +114,17 @@ class Admin:
 
     async def _answer(self, path: str) -> Answer:
         if path == "/metrics":
-            # Rendering takes milliseconds: it must not stop the streams of this process.
-            return 200, CONTENT_TYPE_PLAIN_0_0_4, await trio.to_thread.run_sync(self._render)
+            return 200, CONTENT_TYPE_PLAIN_0_0_4, await self._observed.metrics()
         if path == "/healthz":
             return 200, "text/plain", b"ok\n"
         if path == "/readyz":
-            problems = self._problems()
-            text = "".join(f"{problem}\n" for problem in problems) or "ready\n"
-            return (503 if problems else 200), "text/plain", text.encode()
+            ready, problems = self._observed.readiness()
+            lines = ["ready", *problems] if ready else problems
+            return (200 if ready else 503), "text/plain", "\n".join([*lines, ""]).encode()
+        if path == "/status":
+            status = {"pid": os.getpid(), "processes": await self._observed.processes()}
+            return 200, "application/json", msgspec.json.encode(status) + b"\n"
         return 404, "text/plain", b"not found\n"
-
-    def _render(self) -> bytes:
-        return b"".join(generate_latest(registry) for registry in self._registries)
 
 
 async def _live(

@@ -1,41 +1,48 @@
 """`farebox serve`: from nothing to a running gateway, and back without losing anything.
 
 Order of start: configuration, Postgres (embedded unless a URL is given), migrations, the sandbox
-provider where no other is configured, the ledger's journal, the listening sockets, the worker.
-SIGTERM and SIGINT drain (a second one cuts the streams that still run), SIGHUP reloads models,
-prices and providers for new requests without dropping a connection.
+provider where no other is configured, the listening sockets, the ledger's journal, the workers.
+One worker serves in this process, with the ledger's engine in it; several are children, and so are
+their ledgers (`farebox.supervise`). Either way SIGTERM and SIGINT drain (a second one cuts the
+streams that still run), SIGHUP reloads models, prices and providers for new requests without
+dropping a connection.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from farebox import admin, demo, sandbox
-from farebox.catalogue import BuiltIn, demo_provider, sandbox_provider
+from farebox import admin, demo, maintenance, sandbox
+from farebox.books import Holder, OwnBooks, shard_directories
+from farebox.catalogue import BuiltIn, catalogue, demo_provider, sandbox_provider
 from farebox.config import Config, ConfigError, load
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.secret import ensure_secret
-from farebox.worker import Worker
+from farebox.supervise import Supervisor, keep_leftovers
+from farebox.worker import Worker, example_model, snapshot
 from ledger.directory import Directory, DirectoryUnavailable
 from ledger.migrate import MigrationError, migrate
 from ledger.money import parse_usd
 from ledger.segments import JournalError
 from proxy.listener import bind
-from proxy.settings import parse_address
+from proxy.settings import ServerSettings, parse_address
 
 _DEMO = "demo"
 _DEMO_PROJECT = "default"
 _DEMO_CREDIT = "25.00"
 _REVIVE_SECONDS = 0.5
+_PORT_PATIENCE_SECONDS = 5.0
+_PORT_POLL_SECONDS = 0.05
 
 
 class StartRefused(Exception):
@@ -53,6 +60,14 @@ class _Start:
     secret: bytes
     postgres: EmbeddedPostgres | None
     demo_model: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Addresses:
+    """Where we listen."""
+
+    public: tuple[str, int]
+    private: tuple[str, int]
 
 
 def main(config_path: Path | None, *, demo_model: bool = False) -> int:
@@ -95,27 +110,111 @@ def _refuse(problems: Sequence[str]) -> int:
     return 1
 
 
+def worker_count(server: ServerSettings) -> int:
+    """How many workers are to serve: as many as were asked for, or one for each of our CPUs."""
+    if server.workers:
+        return server.workers
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 async def _serve(start: _Start) -> None:
     config = start.config
+    workers = worker_count(config.server)
+    # Whoever was killed a moment ago may have left workers that are letting the port go.
+    patience = 0.0 if workers == 1 else _PORT_PATIENCE_SECONDS
     async with _built_in(start) as built_in:
         directory = Directory(start.conninfo, secret=start.secret, brand=config.server.brand)
         with (
             directory,
-            _open(config.server.listen) as public,
-            _open(config.server.admin_listen) as private,
+            await _open(config.server.listen, patience) as public,
+            await _open(config.server.admin_listen, patience) as private,
         ):
-            admin_address = private.getsockname()[:2]
-            worker = await Worker.build(config, start.conninfo, start.secret, built_in, public)
-            observed = admin.Admin([worker.metrics.registry], worker.problems)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_follow_signals, start, worker, built_in)
-                if start.postgres is not None:
-                    nursery.start_soon(_revive, start.postgres)
-                nursery.start_soon(admin.serve, observed, private, trio.sleep_forever)
-                await nursery.start(worker.run)
-                await _greet(config, directory, worker, admin_address)
-                await worker.stopped.wait()
-                nursery.cancel_scope.cancel()
+            addresses = _Addresses(public.getsockname()[:2], private.getsockname()[:2])
+            serve = _serve_alone if workers == 1 else _serve_together
+            await serve(start, built_in, directory, addresses, public, private)
+
+
+async def _serve_alone(
+    start: _Start,
+    built_in: BuiltIn | None,
+    directory: Directory,
+    addresses: _Addresses,
+    public: socket.socket,
+    private: socket.socket,
+) -> None:
+    """One worker, in this process."""
+    config = start.config
+    holder = await Holder.open(start.conninfo, shard_directories(config.data_dir, 1)[0])
+    await maintenance.prepare(start.conninfo)
+    worker = await Worker.build(
+        config, start.conninfo, start.secret, built_in, public, OwnBooks(holder)
+    )
+
+    async def reload(config: Config) -> bool:
+        await worker.reload(config, built_in)
+        return True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_follow_signals, start, built_in, worker.drain, reload)
+        nursery.start_soon(_look_after, start)
+        nursery.start_soon(keep_leftovers, config, start.conninfo, 1)
+        admin_app = admin.Admin(admin.Alone(worker))
+        nursery.start_soon(admin.serve, admin_app, private, trio.sleep_forever)
+        await nursery.start(worker.run)
+        key = await trio.to_thread.run_sync(_first_key, directory)
+        if key:
+            await worker.refresh()  # it works from the moment it is shown
+        _greet(config, addresses, key, worker.example_model)
+        await worker.stopped.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def _serve_together(
+    start: _Start,
+    built_in: BuiltIn | None,
+    directory: Directory,
+    addresses: _Addresses,
+    public: socket.socket,
+    private: socket.socket,
+) -> None:
+    """Several workers and their ledgers, as children."""
+    config = start.config
+    workers = worker_count(config.server)
+    supervisor = Supervisor(config, start.conninfo, start.secret, built_in, public, workers)
+
+    async def reload(config: Config) -> bool:
+        await trio.to_thread.run_sync(snapshot, config, catalogue(config, built_in), directory)
+        return await supervisor.reload(config, built_in)
+
+    await maintenance.prepare(start.conninfo)
+    served = catalogue(config, built_in)
+    known = await trio.to_thread.run_sync(snapshot, config, served, directory)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_follow_signals, start, built_in, supervisor.drain, reload)
+        await nursery.start(supervisor.run)
+        nursery.start_soon(_look_after, start)
+        admin_app = admin.Admin(admin.Together(supervisor))
+        nursery.start_soon(admin.serve, admin_app, private, trio.sleep_forever)
+        if await supervisor.ledgers_ready():
+            key = await trio.to_thread.run_sync(_first_key, directory)
+            if await supervisor.open():
+                _greet(config, addresses, key, example_model(known))
+        if refused := supervisor.refused:
+            supervisor.drain()
+        await supervisor.stopped.wait()
+        nursery.cancel_scope.cancel()
+    if refused:
+        raise StartRefused("\n".join(refused))
+
+
+async def _look_after(start: _Start) -> None:
+    """What goes on beside serving, once for all workers."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(maintenance.keep_tidy, start.conninfo, start.secret)
+        if start.postgres is not None:
+            nursery.start_soon(_revive, start.postgres)
 
 
 @contextlib.asynccontextmanager
@@ -131,33 +230,54 @@ async def _built_in(start: _Start) -> AsyncIterator[BuiltIn | None]:
             yield sandbox_provider(base_url)
 
 
-def _open(address: str) -> socket.socket:
+async def _open(address: str, patience_seconds: float) -> socket.socket:
     host, port = parse_address(address)
-    try:
-        return bind(host, port)
-    except OSError as error:
-        raise StartRefused(
-            f"Cannot listen on {address}: {error.strerror}. Stop whoever uses it, or set another "
-            "address under [server]."
-        ) from error
+    deadline = trio.current_time() + patience_seconds
+    while True:
+        try:
+            return bind(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or trio.current_time() >= deadline:
+                raise StartRefused(
+                    f"Cannot listen on {address}: {error.strerror}. Stop whoever uses it, or set "
+                    "another address under [server]."
+                ) from error
+        await trio.sleep(_PORT_POLL_SECONDS)
 
 
-async def _follow_signals(start: _Start, worker: Worker, built_in: BuiltIn | None) -> None:
+async def _follow_signals(
+    start: _Start,
+    built_in: BuiltIn | None,
+    drain: Callable[[], None],
+    reload: Callable[[Config], Awaitable[bool]],
+) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-        async for number in received:
-            if number != signal.SIGHUP:
-                worker.drain()
-                continue
-            try:
-                config = load(start.config_path, start.environ)
-                if config.sandbox and built_in is None:
-                    raise ConfigError(
-                        ["no provider is left that can serve; add one, the sandbox needs a restart"]
-                    )
-                await worker.reload(config, built_in)
-                sys.stderr.write("Reloaded: models, prices, providers, tiers and limits.\n")
-            except (ConfigError, DirectoryUnavailable) as error:
-                sys.stderr.write(f"Not reloaded, the old configuration stays: {error}\n")
+        async with trio.open_nursery() as nursery:
+            async for number in received:
+                if number == signal.SIGHUP:
+                    nursery.start_soon(_reload, start, built_in, reload)
+                else:
+                    drain()
+
+
+async def _reload(
+    start: _Start, built_in: BuiltIn | None, reload: Callable[[Config], Awaitable[bool]]
+) -> None:
+    """Read the configuration once, and take it over everywhere or nowhere."""
+    try:
+        config = load(start.config_path, start.environ)
+        if config.sandbox and built_in is None:
+            raise ConfigError(
+                ["no provider is left that can serve; add one, the sandbox needs a restart"]
+            )
+        done = await reload(config)
+    except (ConfigError, DirectoryUnavailable) as error:
+        sys.stderr.write(f"Not reloaded, the old configuration stays: {error}\n")
+        return
+    if done:
+        sys.stderr.write("Reloaded: models, prices, providers, tiers and limits.\n")
+    else:
+        sys.stderr.write("Reloaded, but not yet by every worker; see /status.\n")
 
 
 async def _revive(postgres: EmbeddedPostgres) -> None:
@@ -172,23 +292,18 @@ async def _revive(postgres: EmbeddedPostgres) -> None:
             await trio.sleep(_REVIVE_SECONDS)
 
 
-async def _greet(
-    config: Config, directory: Directory, worker: Worker, admin_address: tuple[str, int]
-) -> None:
+def _greet(config: Config, addresses: _Addresses, key: str, model: str) -> None:
     """Say where the gateway is, and on the first start how to make a first call."""
-    base = config.server.public_url or _url(worker.address)
+    base = config.server.public_url or _url(addresses.public)
     lines = [
         f"Farebox serves at {base}",
         f"  OpenAI SDKs     base_url={base}/v1",
         f"  Anthropic SDKs  base_url={base}/anthropic",
         f"  Gemini SDKs     base_url={base}/gemini",
-        f"  metrics         {_url(admin_address)}/metrics",
+        f"  metrics         {_url(addresses.private)}/metrics",
         *(f"  note            {warning}" for warning in config.warnings),
     ]
-    key = await trio.to_thread.run_sync(_first_key, directory)
-    model = worker.example_model
     if key:
-        await worker.refresh()  # it works from the moment it is shown
         lines += [
             f"A demo account with ${_DEMO_CREDIT} of credit was made. Its API key, shown only now:",
             f"  {key}",

@@ -3,7 +3,8 @@
 The nursery of services outlives that of connections, so that whatever an exchange still needs on
 its way out (the ledger above all) is there until the last one has ended. Draining is: accept no
 more, let exchanges finish for `drain_seconds`, cut the rest (each settles what it delivered), then
-post everything and give all credit back.
+hand over to the books what is still to be posted. The books may be in this process or, where
+several workers share them, in another (`farebox.books`).
 """
 
 from __future__ import annotations
@@ -11,26 +12,21 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import socket
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import trio
 
 from adapters.catalogue import Catalogue, Rates
-from adapters.errors import APIError
+from farebox.books import Books
 from farebox.catalogue import BuiltIn, catalogue
 from farebox.config import Config
 from ledger.accounts import Credential
-from ledger.client import Ledger
 from ledger.directory import Directory, DirectoryUnavailable, PriceRow
-from ledger.journal import Journal
 from ledger.limits import LimitKind, LimitRef
 from ledger.money import Price
-from ledger.postgres import PostgresStore
-from ledger.server import LedgerServer
-from ledger.store import StoreError
 from proxy.admit import Load
 from proxy.answers import PostgresAnswers
 from proxy.authenticate import Keyring, Principal
@@ -51,7 +47,6 @@ from proxy.upstream import Upstreams
 from proxy.watch import platform_watch
 
 _REFRESH_SECONDS = 0.25
-_MAINTENANCE_SECONDS = 6 * 3600.0
 _DAY_SECONDS = 86_400
 _LOG_FD = 1
 
@@ -117,6 +112,12 @@ def snapshot(config: Config, served: Catalogue, directory: Directory) -> Snapsho
     )
 
 
+def example_model(known: Snapshot) -> str:
+    """A chat model that is served, for a first call; "" where there is none."""
+    routes = known.routes.values()
+    return next((route.model.id for route in routes if route.model.kind == "chat"), "")
+
+
 class Worker:
     """A worker between start and end. Make one with `build`; `run` it; `drain` ends it."""
 
@@ -124,8 +125,7 @@ class Worker:
         self,
         config: Config,
         directory: Directory,
-        store: PostgresStore,
-        server: LedgerServer,
+        books: Books,
         gateway: Gateway,
         listener: Listener,
         responses: PostgresResponses,
@@ -134,8 +134,7 @@ class Worker:
         self.stopped = trio.Event()
         self._config = config
         self._directory = directory
-        self._store = store
-        self._server = server
+        self._books = books
         self._gateway = gateway
         self._listener = listener
         self._responses = responses
@@ -153,35 +152,29 @@ class Worker:
         secret: bytes,
         built_in: BuiltIn | None,
         listening: socket.socket,
+        books: Books,
     ) -> Worker:
         """Put the parts together: nothing is served yet.
 
-        `built_in` serves where no provider is configured. Raises ConfigError,
-        DirectoryUnavailable and the journal's refusals.
+        `built_in` serves where no provider is configured. Raises ConfigError and
+        DirectoryUnavailable.
         """
         directory = Directory(conninfo)
         served = catalogue(config, built_in)
         known = await trio.to_thread.run_sync(snapshot, config, served, directory)
-        journal, recovered = Journal.recover(config.data_dir / "ledger", boot_id=boot_id())
-        store = PostgresStore(conninfo)
-        await store.maintain()
-        server = LedgerServer(store, journal, recovered)
         metrics = Metrics()
-        ledger = Ledger(server)
-        metrics.watch_ledger(ledger.statistics)
-        metrics.watch_journal(journal.statistics)
-        ledger.on_flush(lambda seconds, _events: metrics.flush.observe(seconds))
+        books.watch(metrics)
         stored = PostgresResponses(conninfo, secret, wall_seconds)
         answers = PostgresAnswers(conninfo, secret)
         gateway = Gateway(
             settings=config.server,
             snapshot=known,
             keyring=Keyring(secret),
-            ledger=ledger,
+            ledger=books.ledger,
             upstreams=Upstreams(SocketDialer()),
             watch=platform_watch(),
             metrics=metrics,
-            log=Log(partial(os.write, _LOG_FD)),
+            log=Log(write_lines),
             load=Load(exchanges_max=config.server.max_connections),
             secret=secret,
             responses=Responses(stored, config.routing.retention_days * _DAY_SECONDS, wall_seconds),
@@ -194,34 +187,25 @@ class Worker:
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
         )
-        return cls(config, directory, store, server, gateway, listener, stored, answers)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where the public port is."""
-        return self._listener.address
+        return cls(config, directory, books, gateway, listener, stored, answers)
 
     @property
     def example_model(self) -> str:
-        """A chat model that is served, for a first call; "" where there is none."""
-        routes = self._gateway.snapshot.routes.values()
-        return next((route.model.id for route in routes if route.model.kind == "chat"), "")
+        """As of `example_model`."""
+        return example_model(self._gateway.snapshot)
 
     def problems(self) -> list[str]:
         """Why traffic should not be sent here now; empty when it should."""
         found = ["draining"] if self._gateway.draining else []
-        if not self._server.ready:
-            found.append("the ledger has no session with the database")
-        return found
+        return found + self._books.problems()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained."""
         await self.refresh()
         gateway = self._gateway
         async with trio.open_nursery() as services:
-            await services.start(self._server.run)
+            await services.start(self._books.run)
             services.start_soon(self._keep_fresh)
-            services.start_soon(self._keep_tidy)
             for service in (
                 gateway.watch,
                 gateway.deadlines,
@@ -239,7 +223,7 @@ class Worker:
             services.start_soon(self._cut_when_late)
             with self._connections:
                 await self._listener.run()
-            await self._server.drain()
+            await self._books.close()
             gateway.upstreams.close()
             services.cancel_scope.cancel()
         await self._responses.aclose()
@@ -286,16 +270,6 @@ class Worker:
             with contextlib.suppress(DirectoryUnavailable):  # the keys we know go on working
                 await self.refresh()
 
-    async def _keep_tidy(self) -> None:
-        """Rows of the days ahead have a place before they come; what has expired goes."""
-        while True:
-            with contextlib.suppress(APIError):  # there is a next time
-                await self._responses.purge(wall_seconds())
-                await self._answers.purge(wall_seconds())
-            await trio.sleep(_MAINTENANCE_SECONDS)
-            with contextlib.suppress(StoreError):  # a week's worth is there already
-                await self._store.maintain()
-
     async def refresh(self) -> None:
         """Take over what has changed in the directory since the last time."""
         self._version, changed = await trio.to_thread.run_sync(
@@ -312,9 +286,15 @@ class Worker:
         )
 
 
-def boot_id() -> str:
-    """What changes with every boot of the machine; "" where the system does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+def write_lines(batch: bytes) -> None:
+    """Write lines to standard output, never one in two pieces.
+
+    A pipe takes so many bytes whole; the lines of several processes mix, but stay lines.
+    """
+    start = 0
+    while start < len(batch):
+        end = batch.rfind(b"\n", start, start + select.PIPE_BUF) + 1
+        if not end:  # a line beyond that length
+            end = batch.find(b"\n", start) + 1 or len(batch)
+        os.write(_LOG_FD, batch[start:end])
+        start = end

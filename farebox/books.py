@@ -1,0 +1,177 @@
+"""Where a worker's reservations are kept: in its own process, or in one that several workers share.
+
+`Holder` is the lease holder itself, whoever's process it is in: the engine with its journal, its
+lanes to the database, and the reaper. With one worker it is in the worker's process (`OwnBooks`),
+with several it has a process of its own, to which they are linked (`SharedBooks`). A worker sees
+no difference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from ledger import reaper
+from ledger.client import Ledger, LedgerUnavailable
+from ledger.journal import Journal, JournalLocked, RecoveredState
+from ledger.link import LocalLink, SocketLink, WorkerIdentity
+from ledger.postgres import PostgresStore
+from ledger.server import LedgerServer, boottime
+from proxy.metrics import Metrics
+
+_LOCK_POLL_SECONDS = 0.1
+_CLOSE_SECONDS = 15.0
+
+
+class Books(Protocol):
+    """What a worker needs of its ledger, beside the ledger."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the data plane calls."""
+        ...
+
+    def watch(self, metrics: Metrics) -> None:
+        """Show in `metrics` what this process knows of the ledger's state."""
+        ...
+
+    def problems(self) -> list[str]:
+        """Why nothing can be reserved now; empty where it can."""
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        ...
+
+    async def close(self) -> None:
+        """No request runs any more: see to it that everything settled is taken care of."""
+        ...
+
+
+class Holder:
+    """The lease holder of this process. Make one with `open`; only one at a time can have it."""
+
+    def __init__(self, store: PostgresStore, journal: Journal, recovered: RecoveredState) -> None:
+        self.server = LedgerServer(store, journal, recovered)
+        self._store = store
+        self._journal = journal
+
+    @classmethod
+    async def open(cls, conninfo: str, directory: Path, *, patience_seconds: float = 0) -> Holder:
+        """Recover the journal in `directory`. A locked one is waited for as long as that.
+
+        Raises JournalError.
+        """
+        journal, recovered = await _recover(directory, patience_seconds)
+        return cls(PostgresStore(conninfo), journal, recovered)
+
+    def watch(self, metrics: Metrics) -> None:
+        """As of Books."""
+        metrics.watch_ledger(self.server.statistics)
+        metrics.watch_journal(self._journal.statistics)
+        self.server.observers.append(lambda seconds, _events: metrics.flush.observe(seconds))
+
+    def problems(self) -> list[str]:
+        """As of Books."""
+        return [] if self.server.ready else ["the ledger has no session with the database"]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """As of Books."""
+        async with trio.open_nursery() as services:
+            await services.start(self.server.run)
+            services.start_soon(reaper.run, self._store, boottime)
+            task_status.started()
+
+
+async def _recover(directory: Path, patience_seconds: float) -> tuple[Journal, RecoveredState]:
+    told = False
+    deadline = trio.current_time() + patience_seconds
+    while True:
+        try:
+            return Journal.recover(directory, boot_id=boot_id())
+        except JournalLocked:
+            if trio.current_time() >= deadline:
+                raise
+        if not told:
+            told = True
+            sys.stderr.write(
+                f"Another gateway, which may be ending, still uses the journal in {directory}; "
+                f"waiting for it, at most {patience_seconds:g} seconds.\n"
+            )
+        await trio.sleep(_LOCK_POLL_SECONDS)
+
+
+class OwnBooks:
+    """`Books` with the lease holder in the worker's own process."""
+
+    def __init__(self, holder: Holder) -> None:
+        self.ledger = Ledger([LocalLink(holder.server)])
+        self.watch = holder.watch
+        self.problems = holder.problems
+        self.run = holder.run
+        self._holder = holder
+
+    async def close(self) -> None:
+        """As of Books: everything is posted, and all credit given back."""
+        await self._holder.server.drain()
+
+
+class SharedBooks:
+    """`Books` with the lease holders in processes of their own, one at each of these sockets."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        identity = WorkerIdentity.of_this_process()
+        self._links = [SocketLink(path, worker=identity) for path in paths]
+        self.ledger = Ledger(self._links)
+
+    def watch(self, metrics: Metrics) -> None:
+        """As of Books: the lease holders report their state themselves."""
+
+    def problems(self) -> list[str]:
+        """As of Books."""
+        missing = not all(link.connected for link in self._links)
+        return ["no link with the ledger"] if missing else []
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """As of Books."""
+        async with trio.open_nursery() as links:
+            for link in self._links:
+                await links.start(link.run)
+            task_status.started()
+
+    async def close(self) -> None:
+        """As of Books: it is with the lease holders, and posted. One that restarts is waited for.
+
+        Within bounds: where only the database is away, their journals have it all by then.
+        """
+        with trio.move_on_after(_CLOSE_SECONDS):
+            while True:
+                try:
+                    await self.ledger.flush()
+                except LedgerUnavailable:
+                    continue
+                return
+
+
+def boot_id() -> str:
+    """What changes with every boot of the machine; "" where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def shard_directories(data_dir: Path, shards: int) -> list[Path]:
+    """Where the journals of `shards` lease holders are; the first is where a single one is."""
+    first = data_dir / "ledger"
+    return [first, *(first / f"shard-{number}" for number in range(1, shards))]
+
+
+def leftover_directories(data_dir: Path, shards: int) -> Sequence[Path]:
+    """Journals of a time with more shards than `shards`: what they hold must still be posted."""
+    current = shard_directories(data_dir, shards)
+    return sorted(set((data_dir / "ledger").glob("shard-*")) - set(current))
