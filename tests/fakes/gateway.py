@@ -17,7 +17,6 @@ import trio
 from adapters.catalogue import Catalogue, Model, Provider, Upstream
 from adapters.pricing import build_schedule
 from ledger.client import Ledger
-from ledger.journal import RecoveredState
 from ledger.keys import keyed_hash
 from ledger.limits import LimitRef
 from ledger.link import LocalLink
@@ -244,6 +243,16 @@ def principal_of(**options: object) -> Principal:
     return Principal(**(facts | options))  # type: ignore[arg-type] # keyword options
 
 
+async def _books(providers: int, credit: int) -> MemoryStore:
+    store = MemoryStore()
+    store.add_account(ACCOUNT)
+    for number in range(1, providers + 1):
+        store.add_provider(number)
+    if credit:
+        await store.credit_pool(ACCOUNT, credit, 5, 7, "opening")  # type: ignore[arg-type] # a pool id
+    return store
+
+
 @asynccontextmanager
 async def running(
     hosts: Mapping[str, Handler | OSError],
@@ -254,18 +263,19 @@ async def running(
     settings: ServerSettings | None = None,
     principal: Principal | None = None,
     answers: MemoryAnswers | None = None,
+    books: MemoryStore | None = None,
+    journal: MemoryJournal | None = None,
 ) -> AsyncIterator[World]:
-    """A worker that serves `models` (default: `gpt` at every host, in that order)."""
+    """A worker that serves `models` (default: `gpt` at every host, in that order).
+
+    With `books` and `journal` it goes on where another worker stopped.
+    """
     providers = providers_of(*hosts)
     served = models if models is not None else [model_of("gpt", *providers)]
     used = {u.provider.name: u.provider for model in served for u in model.upstreams}
-    store = MemoryStore()
-    store.add_account(ACCOUNT)
-    for number, _ in enumerate(used, start=1):
-        store.add_provider(number)
-    if credit:
-        await store.credit_pool(ACCOUNT, credit, 5, 7, "opening")  # type: ignore[arg-type] # a pool id
-    server = LedgerServer(store, MemoryJournal(), RecoveredState())
+    store = await _books(len(used), credit) if books is None else books
+    journal = MemoryJournal() if journal is None else journal
+    server = LedgerServer(store, journal, journal.state.copy())
     keyring = Keyring(SECRET)
     keyring.update([(keyed_hash(SECRET, KEY), principal or principal_of(limits=limits))])
     lines: list[bytes] = []
@@ -284,7 +294,7 @@ async def running(
             load=Load(exchanges_max=1000),
             secret=SECRET,
             responses=Responses(MemoryResponses(_wall), RETENTION_SECONDS, _wall),
-            answers=Answers(answers or MemoryAnswers(), _wall),
+            answers=Answers(MemoryAnswers() if answers is None else answers, _wall),
             usage=MemoryUsage(store),
             wall=_wall,
         )

@@ -472,7 +472,7 @@ async def test_after_it_a_connection_is_watched_again(autojump_clock: MockClock)
         await trio.sleep(1)
         client.transport.close()
         await trio.sleep(1)
-        assert world.gateway.ledger.statistics().open_reservations == 0
+        assert world.server.statistics().open_reservations == 0
 
 
 # -- stale rows -----------------------------------------------------------------------------------
