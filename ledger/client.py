@@ -362,7 +362,7 @@ class _Shard:
                 case messages.Closed() | messages.Refused():
                     reservation = self._reservations.pop(reply.reservation_id, None)
                 case messages.Flushed():
-                    if flushed := self._flushes.get(reply.number):
+                    if (flushed := self._flushes.get(reply.number)) is not None:
                         flushed.set()
                     continue
                 case _:
