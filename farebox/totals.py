@@ -12,6 +12,7 @@ Rules
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import msgspec
@@ -58,7 +59,11 @@ def report_of(registry: CollectorRegistry) -> list[Family]:
             metric.name,
             metric.type,
             metric.documentation,
-            tuple(Sample(each.name, each.labels, each.value) for each in metric.samples),
+            tuple(
+                Sample(each.name, each.labels, float(each.value))
+                for each in metric.samples
+                if math.isfinite(each.value)  # no sum is left of what is not
+            ),
         )
         for metric in registry.collect()
     ]
