@@ -182,5 +182,5 @@ def _of_node(holders: Sequence[HolderRow], node: str) -> list[HolderRow]:
     if found:
         return found
     close = difflib.get_close_matches(node, {holder.node for holder in holders}, 1, _CLOSE_ENOUGH)
-    hint = f"; did you mean {close[0]!r}?" if close else ": see `farebox ledger holders`"
-    raise NotDead(f"No gateway called {node!r} holds credit{hint}.")
+    hint = f"; did you mean {close[0]!r}?" if close else ": see 'ledger holders'."
+    raise NotDead(f"No gateway called {node!r} holds credit{hint}")

@@ -334,6 +334,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "key revoke": ("ID",),
     "ledger verify": (),
     "ledger holders": (),
+    "ledger declare-dead": ("NODE",),
     "ledger journal verify": (),
     "usage export": ("ACCOUNT", "--since", "--format"),
 }

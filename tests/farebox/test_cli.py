@@ -8,17 +8,21 @@ import io
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import psycopg
 import pytest
+import trio
 
 from farebox import cli
 from farebox.embedded import EmbeddedPostgres
 from ledger.journal import Journal
+from ledger.postgres import PostgresStore
 from ledger.records import Reserve
+from tests.fakes.model_holder import ModelHolder
 
 KEY_RECORD = [
     "id",
@@ -246,6 +250,48 @@ def test_holders_and_journal_of_a_gateway_that_never_ran(books: Farebox) -> None
     assert (journal["records"], journal["open_reservations"]) == (0, 0)
 
 
+async def hold(database: str, *, fenced: bool) -> None:
+    """A gateway on node-1 was granted half a dollar of account 1, and fell silent."""
+    store = PostgresStore(database)
+    holder = ModelHolder(store, "node-1")
+    await holder.open()
+    await holder.grant(1, 500_000_000, 500_000_000)
+    if fenced:
+        (row,) = await store.holders()
+        assert await store.fence_holder(row.holder_id, row.heartbeat)
+    await store.aclose()
+
+
+def test_holders_say_what_they_hold_and_when_they_were_heard(books: Farebox, database: str) -> None:
+    books.ok("account", "create", "acme", "--credit", "1")
+    trio.run(partial(hold, database, fenced=False))
+    holder = books.record("ledger", "holders")
+    assert (holder["node"], holder["state"]) == ("node-1", "active")
+    assert (holder["leases"], holder["outstanding_usd"]) == (1, "0.5")
+    seen_at = dt.datetime.fromisoformat(str(holder["seen_at"]))
+    assert abs(dt.datetime.now(dt.UTC) - seen_at) < dt.timedelta(minutes=1)
+
+
+def test_a_node_is_declared_dead_by_who_knows_that_it_is_off(books: Farebox, database: str) -> None:
+    books.ok("account", "create", "acme", "--credit", "1")
+    trio.run(partial(hold, database, fenced=True))
+    refusal = books.refused("ledger", "declare-dead", "node-1")
+    assert refusal.startswith("Is the machine of 'node-1' off?")
+    assert books.record("account", "show", "acme")["reserved_usd"] == "0.5"
+
+    misspelt = books("ledger", "declare-dead", "nod-1", "--yes")
+    assert misspelt.code == 1
+    assert misspelt.err.endswith("called 'nod-1' holds credit; did you mean 'node-1'?\n")
+
+    assert books.record("ledger", "declare-dead", "node-1", "--yes") == {
+        "holder": 1,
+        "node": "node-1",
+        "returned_usd": "0.5",
+    }
+    assert books.record("account", "show", "acme")["reserved_usd"] == "0"
+    assert books.record("ledger", "holders")["state"] == "reclaimed"
+
+
 def test_an_export_of_nothing_is_a_head_or_no_line(books: Farebox) -> None:
     books.ok("account", "create", "acme")
     (head,) = csv.reader(io.StringIO(books.ok("usage", "export", "acme", "--since", "7d")))
@@ -365,6 +411,13 @@ def test_check_says_what_is_fine_and_what_has_no_effect(farebox: Farebox, tmp_pa
         'not in this version yet: models["a"].hedge_after_percentile',
         'models["b"] has no price and is left out; add [models.price]',
     ]
+
+
+def test_check_says_when_the_database_does_not_answer(farebox: Farebox, tmp_path: Path) -> None:
+    (tmp_path / "farebox.toml").write_text('[database]\nurl = "host=/nowhere dbname=x"\n')
+    done = farebox("check")
+    assert done.code == 0
+    assert done.err.startswith("database.url: the database does not answer: ")
 
 
 def test_check_refuses_a_price_that_is_not_exact(farebox: Farebox, tmp_path: Path) -> None:
