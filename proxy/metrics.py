@@ -248,6 +248,21 @@ _LEDGER_FIGURES: Sequence[_Figure[LedgerStatistics]] = (
         lambda state: state.halted is not None,
     ),
     _Figure(
+        "farebox_ledger_workers",
+        "Workers that the ledger serves now",
+        lambda state: state.workers,
+    ),
+    _Figure(
+        "farebox_ledger_orphaned_reservations_total",
+        "Reservations given back because their worker had died",
+        lambda state: state.orphaned,
+    ),
+    _Figure(
+        "farebox_ledger_fleet_disconnected",
+        "1 while limits cannot be shared with the fleet's other nodes",
+        lambda state: state.fleet_connected is False,
+    ),
+    _Figure(
         "farebox_ledger_refused_settlements_total",
         "Settlements of reservations that were closed already: a bug",
         lambda state: state.refused_settlements,
