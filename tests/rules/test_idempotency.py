@@ -620,18 +620,22 @@ async def live_until(
 ) -> tuple[MemoryStore, MemoryJournal]:
     """One process that serves one request with a key and dies; the books and what is on disk."""
     journal = MortalJournal(life)
-    async with running({"p": upstream}, answers=MortalAnswers(life, answers), journal=journal) as w:
-        books = w.store
-        life.on_death = w.nursery.cancel_scope.cancel
-        client = w.connect()
+    mortal = MortalAnswers(life, answers)
+    try:
+        async with running({"p": upstream}, answers=mortal, journal=journal) as world:
+            books = world.store
+            life.on_death = world.nursery.cancel_scope.cancel
+            client = world.connect()
 
-        async def call(client: Client) -> None:
-            with contextlib.suppress(h11.RemoteProtocolError, OSError):
-                await client.call(CHAT, ask, headers=KEYED)
+            async def call(client: Client) -> None:
+                with contextlib.suppress(h11.RemoteProtocolError, OSError):
+                    await client.call(CHAT, ask, headers=KEYED)
 
-        w.nursery.start_soon(call, client)
-        await trio.sleep(seconds)
-        life.die()
+            world.nursery.start_soon(call, client)
+            await trio.sleep(seconds)
+            life.die()
+    except* JournalFailed:
+        assert life.dead
     return books, MemoryJournal(journal.state)
 
 
