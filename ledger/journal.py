@@ -96,7 +96,7 @@ class _Retired:
     path: Path
     size: int
     last_seq: int
-    acked_at: float = math.inf  # monotonic, when the store had all its events
+    acked_at: float = math.inf  # on trio's clock, when the store had all its events
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,7 +502,7 @@ class Journal:
     async def _keep_house(self) -> None:
         if self._spare_room() < self._segment_bytes // 2:
             await self._prepare_spare()
-        await self._drop_history(time.monotonic())
+        await self._drop_history(trio.current_time())
 
     async def _prepare_spare(self) -> None:
         """Allocate the next segment ahead of time; a full disk shows in `headroom`."""

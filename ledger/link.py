@@ -22,7 +22,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ class _Outgoing:
             self._some.set()
 
     @contextmanager
-    def sending(self, stream: trio.SocketStream, nursery: trio.Nursery) -> Iterator[None]:
+    def sending(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> Iterator[None]:
         """Send, in a task of `nursery`, for the time of the block."""
         scope = trio.CancelScope()
         nursery.start_soon(self._send, stream, scope)
@@ -131,7 +131,7 @@ class _Outgoing:
         finally:
             scope.cancel()
 
-    async def _send(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    async def _send(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
         with scope, suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             while True:  # until the link breaks, which the receiving side sees as well
                 await self._some.wait()
@@ -152,7 +152,7 @@ class Frames:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes | bytearray) -> Iterator[bytes]:
         """The frames that are complete by now. Raises ValueError for one that is too large."""
         self._buffer += data
         offset = 0
@@ -168,12 +168,15 @@ class Frames:
         del self._buffer[:offset]
 
 
-class SocketLink:
-    """A worker's end of a link; `run` keeps it connected."""
+class StreamLink:
+    """A worker's end of a link over any stream; `run` keeps it connected."""
 
-    def __init__(self, path: str | Path, *, worker: WorkerIdentity) -> None:
+    def __init__(
+        self, connect: Callable[[], Awaitable[trio.abc.Stream]], *, worker: WorkerIdentity
+    ) -> None:
+        """`connect` raises OSError where there is nobody."""
         self.instance = worker.instance
-        self._path = path
+        self._connect = connect
         self._worker = worker
         self._listener: Listener | None = None
         self._outgoing: _Outgoing | None = None
@@ -216,15 +219,6 @@ class SocketLink:
                 await trio.sleep(RECONNECT_SECONDS)
         raise LinkRejected("another worker goes by the same number")
 
-    async def _connect(self) -> trio.SocketStream:
-        peer = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            await peer.connect(os.fspath(self._path))
-        except BaseException:
-            peer.close()
-            raise
-        return trio.SocketStream(peer)
-
     def _introduce(self) -> _Outgoing:
         """From here on the messages of this link are complete and in order."""
         assert self._listener is not None, "nobody listens"
@@ -235,7 +229,7 @@ class SocketLink:
         self._outgoing.add([hello, *again])
         return self._outgoing
 
-    async def _listen(self, stream: trio.SocketStream) -> None:
+    async def _listen(self, stream: trio.abc.Stream) -> None:
         """Until the link ends. Raises BrokenResourceError."""
         assert self._listener is not None, "nobody listens"
         frames = Frames()
@@ -246,13 +240,30 @@ class SocketLink:
                 self._listener.hear(replies)
 
 
+class SocketLink(StreamLink):
+    """A worker's end of a link through a unix socket."""
+
+    def __init__(self, path: str | Path, *, worker: WorkerIdentity) -> None:
+        super().__init__(self._to_socket, worker=worker)
+        self._path = path
+
+    async def _to_socket(self) -> trio.SocketStream:
+        peer = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await peer.connect(os.fspath(self._path))
+        except BaseException:
+            peer.close()
+            raise
+        return trio.SocketStream(peer)
+
+
 # -- the ledger's end ----------------------------------------------------------------------------
 
 
 class _Door:
     """A worker's link as the server sees it."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self.outgoing = _Outgoing()
         self.closed = trio.Event()
         self.stream = stream
@@ -269,26 +280,38 @@ async def serve(
 ) -> None:
     """Serve workers until cancelled. `listening` is a unix socket, open and listening."""
     listening.setblocking(False)
-    accepting = trio.socket.from_stdlib_socket(listening)
-    house = _House(server)
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+    await serve_streams(server, listener, process_ended, task_status=task_status)
+
+
+async def serve_streams(
+    server: LedgerServer,
+    listener: trio.abc.Listener[trio.abc.Stream],
+    ended: Callable[[Worker], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve workers over any streams until cancelled; `ended` returns when a worker is dead."""
+    house = _House(server, ended)
     async with trio.open_nursery() as nursery:
         for worker in server.workers:
             nursery.start_soon(house.watch, worker)
         task_status.started()
         while True:
-            peer, _ = await accepting.accept()
-            nursery.start_soon(house.receive, trio.SocketStream(peer), nursery)
+            stream = await listener.accept()
+            nursery.start_soon(house.receive, stream, nursery)
 
 
 class _House:
     """Every worker of a node and how it is known to be alive."""
 
-    def __init__(self, server: LedgerServer) -> None:
+    def __init__(self, server: LedgerServer, ended: Callable[[Worker], Awaitable[None]]) -> None:
         self._server = server
+        self._ended = ended
         self._watched: set[int] = set()
         self._doors: dict[int, _Door] = {}
 
-    async def receive(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+    async def receive(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
         """One link, from its first byte to its last."""
         door = _Door(stream)
         instance = 0
@@ -338,7 +361,7 @@ class _House:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_silent, worker, nursery.cancel_scope)
-                await _process_ended(worker)
+                await self._ended(worker)
                 nursery.cancel_scope.cancel()
             door = self._doors.pop(worker.instance, None)
             if door is not None:
@@ -365,7 +388,7 @@ class _Stranger(Exception):
     """Whoever connected is not a worker of ours."""
 
 
-async def _process_ended(worker: Worker) -> None:
+async def process_ended(worker: Worker) -> None:
     """Return when the process has ended; never where the system cannot tell."""
     if not hasattr(os, "pidfd_open"):
         await trio.sleep_forever()
