@@ -23,27 +23,34 @@ _SEEN_MAX = 2000
 class _Histogram:
     """Output tokens of one model."""
 
-    __slots__ = ("_counts", "_seen")
+    __slots__ = ("_counts", "_highest", "_seen")
 
     def __init__(self) -> None:
         self._counts = [0] * _BUCKETS
+        self._highest = 0  # no bucket above it has any
         self._seen = 0
 
     def add(self, tokens: int) -> None:
-        self._counts[min(_bucket(tokens), _BUCKETS - 1)] += 1
+        bucket = min(_bucket(tokens), _BUCKETS - 1)
+        self._counts[bucket] += 1
+        self._highest = max(self._highest, bucket)
         self._seen += 1
         if self._seen >= _SEEN_MAX:
-            self._counts = [count // 2 for count in self._counts]
-            self._seen = sum(self._counts)
+            self._age()
 
     def quantile(self, percent: int) -> int:
         """At most this long were `percent` of all answers; 0 where none was seen."""
         above = self._seen * (100 - percent) // 100  # how many may be longer
-        for bucket in reversed(range(_BUCKETS)):
+        for bucket in range(self._highest, -1, -1):
             if self._counts[bucket] > above:
                 return _tokens(bucket)
             above -= self._counts[bucket]
         return 0
+
+    def _age(self) -> None:
+        self._counts = [count // 2 for count in self._counts]
+        self._highest = max(bucket for bucket, count in enumerate(self._counts) if count)
+        self._seen = sum(self._counts)
 
 
 class Outputs:

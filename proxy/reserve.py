@@ -115,7 +115,7 @@ class Need:
         whole = self.amount(route)
         if available <= fixed or whole <= fixed or not self.output_tokens:
             return 0
-        return (available - fixed) * self.output_tokens // (whole - fixed)
+        return (available - fixed) * self.output_tokens // (whole - fixed) // self.choices
 
     def amount_at(self, candidate: Candidate, output_tokens: int) -> int:
         """Nano-dollars for so much output at one upstream, with margin."""
@@ -325,8 +325,7 @@ class Hold:
         need = self._need
         if self._outputs is None or need.output_cap is None or self._clients_cap:
             return False
-        affordable = need.affordable_output_tokens(self._route, available) // need.choices
-        cap = min(affordable, need.output_cap)
+        cap = min(need.affordable_output_tokens(self._route, available), need.output_cap)
         if cap < OUTPUT_TOKENS_MIN:
             return False
         self._need = need = need.capped(cap)

@@ -452,6 +452,19 @@ async def test_a_clients_cap_is_never_lowered(autojump_clock: MockClock) -> None
         assert talker.caps == [fits]
 
 
+async def test_what_is_affordable_is_the_cap_of_each_answer(autojump_clock: MockClock) -> None:
+    talker = Talker("openai", 5000)
+    async with running({"p": talker}, models=[long_model()], credit=charge_of(600, 100)) as world:
+        refused = await call(world, stream=False, n=2)
+        assert refused.status == 402
+        fits = int(str(refused.error["affordable_output_tokens"]))
+        assert 250 < fits < 350
+        assert (await call(world, stream=False, n=2, max_tokens=fits + 1)).status == 402
+        adaptive(world)
+        assert (await call(world, stream=False, n=2)).status == 200
+        assert talker.caps == [fits]
+
+
 async def test_account_and_budget_may_each_have_less(autojump_clock: MockClock) -> None:
     """Each says only what it has itself: the cap is lowered for one, then for the other."""
     caller = principal_of(pools=(ACCOUNT, BUDGET))
