@@ -299,10 +299,10 @@ async def replay(connection: Connection, record: Record, answer: Answer) -> None
 def _lost(request_id: bytes) -> IdempotentAnswerLost:
     receipt = str(uuid.UUID(bytes=request_id))
     return IdempotentAnswerLost(
-        f"This request was answered before, as request {receipt}, under which its charge is "
-        f"found. The answer itself is not here: it was too large to be kept "
-        f"(over {ANSWER_BYTES_MAX} bytes, or too many at once), or has been deleted. Send a new "
-        "Idempotency-Key to have it made, and charged, again.",
+        f"This request was answered before: its charge is at /v1/usage/{receipt}. The answer is "
+        f"not here: it was too large to be kept (over {ANSWER_BYTES_MAX} bytes, or too many at "
+        "once), or has been deleted. Send a new Idempotency-Key to have it made, and charged, "
+        "again.",
         should_retry=False,
         details={"request_id": receipt},
     )
