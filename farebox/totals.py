@@ -24,6 +24,7 @@ _MAXIMA = frozenset(
     {
         "farebox_build_info",
         "farebox_circuit_state",
+        "farebox_ledger_oldest_event_seconds",
         "farebox_ledger_oldest_reservation_seconds",
     }
 )

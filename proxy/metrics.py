@@ -190,7 +190,7 @@ class _Figure(Generic[_T]):
     read: Callable[[_T], float]
 
     def metric(self, snapshot: _T) -> Metric:
-        value = self.read(snapshot)
+        value = float(self.read(snapshot))
         if self.name.endswith("_total"):
             return CounterMetricFamily(self.name, self.documentation, value)
         return GaugeMetricFamily(self.name, self.documentation, value)
