@@ -265,12 +265,13 @@ class PostgresStore:
     async def reaper_lock(self) -> AsyncIterator[bool]:
         """Whether no other session has it. It belongs to the connection of the operations below,
         so whoever loses the one hears of it from the next of the others (StoreUncertain)."""
-        statement = "SELECT pg_try_advisory_lock(%s)"
+        row = await self._row("reaper", "SELECT pg_try_advisory_lock(%s)", [_REAPER_LOCK])
+        acquired = bool(row[0])
         try:
-            row = await self._row("reaper", statement, [_REAPER_LOCK])
-            yield bool(row[0])
+            yield acquired
         finally:
-            self._discard("reaper")
+            if acquired:
+                self._discard("reaper")
 
     async def holders(self) -> list[HolderRow]:
         """Everyone who may have credit."""

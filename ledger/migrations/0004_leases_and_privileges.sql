@@ -235,17 +235,25 @@ BEGIN
   PERFORM farebox.allow('EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger, directory, stored');
 END $$;
 
+-- All that the role may do. Called once more where the role was made after the migrations.
+CREATE FUNCTION farebox.grant_privileges() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM farebox.secure_functions();
+  PERFORM farebox.allow(privileges) FROM unnest(ARRAY[
+    'USAGE ON SCHEMA ledger, directory, stored',
+    'SELECT ON ALL TABLES IN SCHEMA ledger, directory, stored',
+    'INSERT, UPDATE ON directory.account, directory.project, directory.api_key',
+    'INSERT ON directory.model, directory.provider, directory.price',
+    'INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA stored'
+  ]) AS privileges;
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'farebox_app') THEN
+    REVOKE INSERT, UPDATE, DELETE ON stored.project_key FROM farebox_app;  -- functions do that
+  END IF;
+  PERFORM farebox.allow_on_new_tables('ledger', 'SELECT'),
+          farebox.allow_on_new_tables('directory', 'SELECT, INSERT, UPDATE'),
+          farebox.allow_on_new_tables('stored', 'SELECT, INSERT, UPDATE, DELETE');
+END $$;
+
 REVOKE ALL ON SCHEMA farebox, ledger, directory, stored FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA farebox, ledger, directory, stored FROM PUBLIC;
-SELECT farebox.secure_functions();
-SELECT farebox.allow(privileges) FROM unnest(ARRAY[
-  'USAGE ON SCHEMA ledger, directory, stored',
-  'SELECT ON ALL TABLES IN SCHEMA ledger, directory, stored',
-  'INSERT, UPDATE ON directory.account, directory.project, directory.api_key',
-  'INSERT ON directory.model, directory.provider, directory.price',
-  'INSERT, UPDATE, DELETE ON stored.response',
-  'INSERT ON stored.item'
-]) AS privileges;
-SELECT farebox.allow_on_new_tables('ledger', 'SELECT'),
-       farebox.allow_on_new_tables('directory', 'SELECT, INSERT, UPDATE'),
-       farebox.allow_on_new_tables('stored', 'SELECT, INSERT, UPDATE, DELETE');
+SELECT farebox.grant_privileges();

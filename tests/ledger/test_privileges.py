@@ -113,16 +113,16 @@ async def use(conninfo: str) -> None:
 
 
 async def test_a_user_that_may_not_make_roles_does_the_work_itself(empty_database: str) -> None:
-    user = f"tenant_{uuid.uuid4().hex}"
+    user = f"tenant_{uuid.uuid4().hex}"  # roles stay on the server
     with psycopg.connect(empty_database, autocommit=True) as connection:
         name = sql.Identifier(user)
-        connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(name))
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
         connection.execute(
             sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
                 sql.Identifier(connection.info.dbname), name
             )
         )
-    conninfo = make_conninfo(empty_database, user=user, password="secret")
+    conninfo = make_conninfo(empty_database, user=user)
     migrate(conninfo)
     with connect(conninfo) as connection:
         assert connection.execute("SELECT current_user").fetchone() == (user,)
@@ -138,22 +138,48 @@ def test_nothing_is_said_before_the_first_migration(empty_database: str) -> None
     assert remark(empty_database) is None
 
 
-def test_databases_of_one_server_make_the_role_together(tmp_path: Path) -> None:
-    """As a user that may make roles, but is no superuser: the usual one of a hosted server."""
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[str]:
+    """A server on which nobody has made the role, with users that are no superusers."""
     server = EmbeddedPostgres(tmp_path, settings=FAST)
     try:
         conninfo = server.start()
-        names = [f"farebox_{n}" for n in range(4)]
         with psycopg.connect(conninfo, autocommit=True) as connection:
-            connection.execute("CREATE ROLE hosted LOGIN CREATEROLE PASSWORD 'secret'")
-            for name in names:
-                connection.execute(f"CREATE DATABASE {name} OWNER hosted".encode())
-        each = [make_conninfo(conninfo, user="hosted", password="secret", dbname=n) for n in names]
-        program = "import sys; from ledger.migrate import migrate; migrate(sys.argv[1])"
-        migrations = [subprocess.Popen([sys.executable, "-c", program, one]) for one in each]
-        assert [process.wait(timeout=60) for process in migrations] == [0] * len(names)
-        for one in each:
-            assert remark(one) is None
-        trio.run(use, each[0])
+            connection.execute("CREATE ROLE tenant LOGIN")
+            connection.execute("CREATE ROLE hosted LOGIN CREATEROLE")
+        yield conninfo
     finally:
         server.stop()
+
+
+def database_of(server: str, owner: str, name: str) -> str:
+    """The conninfo of a new database for its owner."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} OWNER {owner}".encode())
+    return make_conninfo(server, user=owner, dbname=name)
+
+
+def test_databases_of_one_server_make_the_role_together(own_server: str) -> None:
+    """As a user that may make roles, but is no superuser: the usual one of a hosted server."""
+    each = [database_of(own_server, "hosted", f"farebox_{n}") for n in range(4)]
+    program = "import sys; from ledger.migrate import migrate; migrate(sys.argv[1])"
+    migrations = [subprocess.Popen([sys.executable, "-c", program, one]) for one in each]
+    assert [process.wait(timeout=60) for process in migrations] == [0] * len(each)
+    for one in each:
+        assert remark(one) is None
+    trio.run(use, each[0])
+
+
+def test_the_role_may_come_later(own_server: str) -> None:
+    conninfo = database_of(own_server, "tenant", "farebox")
+    migrate(conninfo)
+    with psycopg.connect(own_server, autocommit=True) as connection:
+        connection.execute("CREATE ROLE farebox_app NOLOGIN")
+        connection.execute("GRANT farebox_app TO tenant")
+    with connect(conninfo) as connection:  # no use of a role that may do nothing here
+        assert connection.execute("SELECT current_user").fetchone() == ("tenant",)
+    assert remark(conninfo) is not None
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("SELECT farebox.grant_privileges()")
+    assert remark(conninfo) is None
+    trio.run(use, conninfo)
