@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Generic, TypeVar
 
+import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -313,16 +314,26 @@ _JOURNAL_FIGURES: Sequence[_Figure[JournalStatistics]] = (
 
 
 class _Collector(Collector, Generic[_T]):
-    """Figures of a snapshot that is taken at each scrape."""
+    """Figures of a snapshot that is taken at each scrape.
+
+    It is taken in the thread of the trio run in which this was made: a scrape is rendered in
+    another, and must not look at what is being changed.
+    """
 
     def __init__(self, figures: Sequence[_Figure[_T]], snapshot: Callable[[], _T]) -> None:
         self._figures = figures
         self._snapshot = snapshot
+        self._run = trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else None
 
     def collect(self) -> list[Metric]:
         """The figures now."""
-        snapshot = self._snapshot()
+        snapshot = self._taken()
         return [figure.metric(snapshot) for figure in self._figures]
+
+    def _taken(self) -> _T:
+        if self._run is None or trio.lowlevel.in_trio_run():
+            return self._snapshot()
+        return trio.from_thread.run_sync(self._snapshot, trio_token=self._run)
 
 
 class _Remembered(Generic[_T]):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -149,6 +151,20 @@ def test_the_journal_says_how_it_is(tmp_path: Path) -> None:
     }
     assert figures["farebox_journal_room_bytes"] > 0
     assert figures["farebox_journal_failed"] == 0
+
+
+async def test_a_state_is_asked_for_in_the_thread_that_it_belongs_to() -> None:
+    """A scrape is rendered in another thread, while this one changes what is looked at."""
+    asked: list[int] = []
+
+    def statistics() -> LedgerStatistics:
+        asked.append(threading.get_ident())
+        return ledger_state()
+
+    metrics = Metrics()
+    metrics.watch_ledger(statistics)
+    await trio.to_thread.run_sync(lambda: list(metrics.registry.collect()))
+    assert set(asked) == {threading.get_ident()}
 
 
 def test_what_only_grows_is_a_counter_and_the_rest_are_gauges(tmp_path: Path) -> None:
