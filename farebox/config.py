@@ -25,7 +25,9 @@ from console.settings import ConsoleSettings, StripeSettings
 from evals.settings import RoutingSettings
 from farebox.decode import Problems, map_strings, nearest, table
 from farebox.presets import AUTH_BY_PROTOCOL, PRESETS
+from ledger.fleet import LIMIT_MAX
 from ledger.settings import DatabaseSettings
+from ledger.valkey import client_missing, parse_url
 from proxy.settings import (
     BASIS_POINTS,
     BillingSettings,
@@ -124,6 +126,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     assert isinstance(raw, dict)
     _check_server(file.server, problems)
     _check_billing(file, problems)
+    _check_fleet(file, problems)
     _check_console(file.console, problems)
     providers = _providers(file, environ, problems)
     _check_models(file, providers, problems)
@@ -219,6 +222,25 @@ def _check_billing(file: _File, problems: Problems) -> None:
             "limits.default_tier",
             f'there is no tier "{tier}"{nearest(tier, file.tiers) or "; add [tiers." + tier + "]"}',
         )
+
+
+def _check_fleet(file: _File, problems: Problems) -> None:
+    """What `limits.valkey_url` needs: a URL, the client library, limits that Valkey can count."""
+    if not file.limits.valkey_url:
+        return
+    try:
+        parse_url(file.limits.valkey_url)
+    except ValueError as error:
+        problems.add("limits.valkey_url", str(error))
+    if (why := client_missing()) is not None:
+        problems.add("limits.valkey_url", why)
+    for name, tier in file.tiers.items():
+        for kind in ("rpm", "tpm"):
+            if getattr(tier, kind) > LIMIT_MAX:
+                problems.add(
+                    f"tiers.{name}.{kind}",
+                    f"is at most {LIMIT_MAX:,} where nodes share limits (limits.valkey_url)",
+                )
 
 
 def _check_console(console: ConsoleSettings, problems: Problems) -> None:
@@ -400,7 +422,6 @@ def _not_yet(
 ) -> Iterable[str]:
     """A sentence for each setting that is understood but has no effect in this version."""
     later = {
-        "limits.valkey_url (limits hold for this node)": bool(file.limits.valkey_url),
         "console": "console" in raw,
         "stripe": "stripe" in raw,
     }

@@ -11,7 +11,8 @@
 -- Rights are a hash {level, at}; slots a hash holder -> "slots expires draw".
 
 local LEVEL_MAX = 9000000000000000 -- below 2^53, up to which numbers are exact
-local KEEP_MAX = 3600000            -- milliseconds; a debt of hours is forgotten after one
+local KEEP_MAX = 3600000           -- milliseconds; a debt of hours is forgotten after one
+local SPARE = 60000                -- milliseconds; keys expire by a clock that `now` need not follow
 
 -- Numbers that become text keep all their digits.
 local function integer(number) return string.format('%.0f', number) end
@@ -71,7 +72,7 @@ for i, key in ipairs(KEYS) do
     local level = ask.level + granted * UNITS
     if level > 0 then
       redis.call('HSET', key, 'level', integer(level), 'at', integer(ask.at))
-      local keep = math.ceil(level / ask.limit / 1000) + 1
+      local keep = math.ceil(level / ask.limit / 1000) + SPARE
       redis.call('PEXPIRE', key, integer(math.min(keep, KEEP_MAX)))
     else
       redis.call('DEL', key)

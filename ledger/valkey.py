@@ -3,8 +3,8 @@
 `fleet` decides what to ask; here it is asked. A draw is one call of the script, with all keys on
 one hash tag, so it is one step for the server: nothing is consumed unless all of it is. The clock
 is the server's, in microseconds, so the nodes' clocks do not matter. Every figure is an integer;
-every key expires once what it says is worth nothing: the level when it has flowed off, slots 30 s
-after the last word of the last holder.
+every key expires once what it says is worth nothing: a level a minute after it has flowed off,
+slots 30 s after the last word of the last holder.
 
 The client is valkey-glide, the Valkey project's own, which runs on trio. It is an extra
 (`farebox[fleet]`), imported only where a URL is set. It connects when first used, reconnects by

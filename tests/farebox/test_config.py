@@ -341,6 +341,34 @@ def test_a_problem_never_repeats_a_secret(tmp_path: Path) -> None:
     assert "sk-very-secret" not in problem
 
 
+@pytest.mark.parametrize("url", ["redis://:p@h:6379/2", "rediss://h", "valkey://h", "valkeys://h"])
+def test_limits_may_be_shared_through_valkey(tmp_path: Path, url: str) -> None:
+    config = read(tmp_path, '[limits]\nvalkey_url = "env:VALKEY_URL"', {"VALKEY_URL": url})
+    assert config.limits.valkey_url == url
+    assert config.warnings == ()
+
+
+def test_a_valkey_url_that_cannot_work_is_said(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path, '[limits]\nvalkey_url = "http://:secret@h"')
+    assert problem.startswith("limits.valkey_url: expected a URL that starts with")
+    assert "secret" not in problem
+
+
+def test_limits_too_large_to_share_are_said(tmp_path: Path) -> None:
+    huge = "[tiers.pro]\ntpm = 100000001\n"
+    assert read(tmp_path, huge).tiers["pro"].tpm == 100_000_001
+    (problem,) = refused(tmp_path, huge + '[limits]\nvalkey_url = "valkey://h"')
+    assert problem.startswith("tiers.pro.tpm: is at most 100,000,000 where nodes share limits")
+
+
+def test_shared_limits_without_the_client_library_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.config.client_missing", lambda: "needs the package")
+    (problem,) = refused(tmp_path, '[limits]\nvalkey_url = "valkey://h"')
+    assert problem == "limits.valkey_url: needs the package"
+
+
 def test_what_is_no_toml_is_said_with_its_place(tmp_path: Path) -> None:
     (problem,) = refused(tmp_path, "[server\n")
     assert "is not valid TOML" in problem
@@ -355,7 +383,6 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ('[limits]\nvalkey_url = "redis://h"', "limits.valkey_url"),
         ("[routing]\nenabled = false", "routing.enabled"),
         (
             '[[providers]]\nname = "a"\nbase_url = "http://a"\n[[models]]\nid = "m"\n'
