@@ -52,10 +52,14 @@ Work = Callable[[psycopg.Connection], T]
 
 _THREADS_MAX = 16  # threads of abandoned calls stay until their call ends
 
-# SQLSTATE classes that leave the outcome open: connection, rolled back (serialisation, deadlock),
-# out of resources, cancelled or shut down (57014 is the statement time-out), system, internal.
-_UNCERTAIN_CLASSES = ("08", "40", "53", "57", "58", "XX")
-_LOCK_NOT_AVAILABLE = "55P03"
+# SQLSTATEs, by their beginning, that speak of the database and not of what it was asked, or leave
+# the outcome open: connection, read-only, wrong user, no such database, rolled back (serialisation,
+# deadlock), missing rights, columns, functions or tables (it is of another version), out of
+# resources, locked, cancelled or shut down (57014 is the statement time-out), system, internal.
+_UNCERTAIN_CODES = (
+    *("08", "25", "28", "3D", "40", "42501", "42703", "42883", "42P01"),
+    *("53", "55", "57", "58", "XX"),
+)
 
 # In the order of exchange's e_* arguments, up to the two that need converting.
 _EVENT_COLUMNS = (
@@ -416,7 +420,7 @@ def _sort(error: psycopg.Error) -> StoreError:
         # From the driver itself: a lost connection, or a value that it could not even send.
         lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
         return StoreUncertain(message) if lost else StoreRefused("22000", message)
-    if code.startswith(_UNCERTAIN_CLASSES) or code == _LOCK_NOT_AVAILABLE:
+    if code.startswith(_UNCERTAIN_CODES):
         return StoreUncertain(f"{code}: {message}")
     return StoreRefused(code, message)
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ledger.memory import PROMOTIONS, Batch, MemoryStore, grant_amount
 from ledger.memory import Holder as HolderRow
 from ledger.store import (
     Ask,
+    CreditHint,
     EventStatus,
+    Hint,
+    HolderState,
     PoolGrant,
     PoolId,
     PoolReport,
+    RecallHint,
     Session,
     StoreRefused,
     UsageEvent,
     emptied,
 )
 from tests.fakes.holder import JOURNAL_ID, Holder, finish
-from tests.fakes.ledger import ACCOUNT, BUDGET, PROVIDER, funded_store, request
+from tests.fakes.ledger import ACCOUNT, BUDGET, PROVIDER, funded_store, request, top_up
 
 POOL = PoolId(ACCOUNT)
 
@@ -259,3 +265,74 @@ def test_a_gap_between_batches_is_noticed(store: MemoryStore) -> None:
     store.holder_rows[1] = HolderRow(JOURNAL_ID, applied_seq=2)
     store.batches.append(Batch(1, 2, 2, 0, 0))
     assert "C4" in {violation.check for violation in finish(store.check())}
+
+
+# -- failovers and hints --------------------------------------------------------------------------
+
+
+def test_a_standby_that_takes_over_knows_what_it_was_told(
+    store: MemoryStore, session: Session
+) -> None:
+    standby = store.copy()
+    lease(store, session, 600)
+    store.synchronous_replication = False
+    store.fail_over(standby)
+    assert store.pools[ACCOUNT].available == 1_000
+    again = finish(store.open_session(session.holder_id, JOURNAL_ID))
+    assert (again.epoch, dict(again.leases)) == (session.epoch + 1, {})
+    assert again.timeline != session.timeline
+    assert lease(store, again, 1).granted == 0
+    assert not finish(store.end_learning())
+    assert finish(store.reattest(again, {POOL: 600, PoolId(99): 5})) == 600
+    assert finish(store.end_learning())
+    assert lease(store, again, 1).outstanding == 601
+    assert not finish(store.check())
+
+
+def test_what_was_granted_and_spent_twice_is_ours(store: MemoryStore, session: Session) -> None:
+    standby = store.copy()
+    lease(store, session, 1_000)
+    store.fail_over(standby)  # which nobody knows to be lossy
+    other = finish(store.register_holder(b"o" * 16, "other"))
+    second = finish(store.open_session(other, b"o" * 16))
+    lease(store, second, 1_000)
+    first = finish(store.open_session(session.holder_id, JOURNAL_ID))
+    assert finish(store.reattest(first, {POOL: 1_000})) == 1_000
+    assert store.pools[ACCOUNT].available == -1_000
+    assert not finish(store.check())
+
+    finish(store.exchange(first, [event(1, 1_000)], [report(1_000)]))
+    finish(store.exchange(second, [event(1, 300)], [report(300, sync=True)]))
+    assert [t.amount for t in store.transfers if t.code == 12] == [300]
+    pool = store.pools[ACCOUNT]
+    assert (pool.funded, pool.spent, pool.available, pool.overgranted) == (1_300, 1_300, 0, 0)
+    assert not finish(store.check())
+
+
+def test_what_a_dead_holder_still_has_is_noticed(store: MemoryStore, session: Session) -> None:
+    lease(store, session, 600)
+    store.holder_rows[session.holder_id].state = HolderState.RECLAIMED
+    assert [violation.check for violation in finish(store.check())] == ["C7"]
+
+
+async def test_hints_are_heard_from_when_one_listens(autojump_clock: MockClock) -> None:
+    store = await funded_store(1_000)
+    session = await store.open_session(await store.register_holder(JOURNAL_ID, "n"), JOURNAL_ID)
+    other = await store.open_session(await store.register_holder(b"o" * 16, "o"), b"o" * 16)
+    await store.grant_lease(session, [Ask(POOL, 1_000, 1_000)])
+    heard, receiver = trio.open_memory_channel[Hint](9)
+
+    async def listen() -> None:
+        async for hint in store.hints():
+            await heard.send(hint)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await wait_all_tasks_blocked()
+        await store.grant_lease(other, [Ask(POOL, 1, 1)])
+        await top_up(store, 5, "more")
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert receiver.receive_nowait() == RecallHint(POOL)
+    assert receiver.receive_nowait() == CreditHint(ACCOUNT)
+    await top_up(store, 5, "nobody listens any more")

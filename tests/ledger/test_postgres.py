@@ -776,6 +776,24 @@ async def test_a_lock_that_does_not_come_is_uncertain(database: str, holder: Mod
     assert (await holder.grant(1, 1, 1)).granted == 1
 
 
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        ("ALTER DATABASE {} SET default_transaction_read_only = on", "25006"),  # a standby
+        ("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger FROM farebox_app", "42501"),
+        ("ALTER FUNCTION ledger.exchange RENAME TO exchanged", "42883"),  # of another version
+    ],
+)
+async def test_a_database_that_is_unfit_says_nothing_of_the_events(
+    database: str, store: PostgresStore, holder: ModelHolder, failure: str, code: str
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(failure.format(connection.info.dbname).encode())
+    await store.aclose()  # the next call connects anew
+    with pytest.raises(StoreUncertain, match=code):
+        await holder.store.exchange(holder.session, [event(1, 1)], [report(1, covered=110)])
+
+
 async def test_the_lanes_do_not_wait_for_each_other(database: str, holder: ModelHolder) -> None:
     async with trio.open_nursery() as nursery:
         with psycopg.connect(database) as connection:
