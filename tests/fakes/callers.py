@@ -41,9 +41,11 @@ async def call(
     *,
     stream: bool = False,
     leave_after: int | None = None,
+    once: str = "",
     **fields: object,
 ) -> Outcome:
-    """One chat completion. With `leave_after` the client hangs up after so many bytes of body.
+    """One chat completion. With `leave_after` the client hangs up after so many bytes of body;
+    `once` is an idempotency key.
 
     A connection that breaks is an outcome, not an error.
     """
@@ -54,14 +56,19 @@ async def call(
     with trio.move_on_after(CALL_SECONDS):
         try:
             async with await trio.open_tcp_stream(parts.hostname or "", parts.port or 80) as peer:
-                await _exchange(peer, key, data, outcome, leave_after)
+                await _exchange(peer, key, data, outcome, leave_after, once)
         except (OSError, trio.BrokenResourceError, h11.RemoteProtocolError):
             return outcome
     return outcome
 
 
 async def _exchange(
-    peer: trio.SocketStream, key: str, data: bytes, outcome: Outcome, leave_after: int | None
+    peer: trio.SocketStream,
+    key: str,
+    data: bytes,
+    outcome: Outcome,
+    leave_after: int | None,
+    once: str,
 ) -> None:
     connection = h11.Connection(h11.CLIENT)
     request = h11.Request(
@@ -73,6 +80,7 @@ async def _exchange(
             ("content-type", "application/json"),
             ("content-length", str(len(data))),
             ("connection", "close"),
+            *([("idempotency-key", once)] if once else []),
         ],
     )
     head = connection.send(request) or b""

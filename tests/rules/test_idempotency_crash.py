@@ -1,0 +1,110 @@
+"""`Idempotency-Key` where processes really are several, and really die: real workers on one port,
+real Postgres, real clients, `kill -9`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import trio
+
+from tests.fakes.callers import Outcome, call
+from tests.fakes.process import LOOPBACK, GatewayProcess
+
+ROUNDS = int(os.environ.get("IDEMPOTENCY_CRASH_ROUNDS", "1"))
+CALLERS = 16
+KEYS = 24
+MODELS = ("sandbox", "sandbox-slow", "sandbox-long")
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, database: str) -> Iterator[GatewayProcess]:
+    """Two workers on a database that outlives them; the test ends it."""
+    config = f"{LOOPBACK}workers = 2\n[database]\nurl = {json.dumps(database)}\n"
+    process = GatewayProcess(tmp_path, config)
+    try:
+        process.start()
+        yield process
+    finally:
+        process.kill()
+
+
+def charged(gateway: GatewayProcess) -> Counter[str]:
+    """How often each request was charged."""
+    records = gateway.records("usage", "export", "acme", "--format", "jsonl")
+    return Counter(
+        str(each["request_id"]) for each in records if each["billing_status"] == "charged"
+    )
+
+
+async def test_many_at_once_make_one_answer(gateway: GatewayProcess) -> None:
+    key = gateway.new_key("acme", "100.00")
+    outcomes: list[Outcome] = []
+
+    async def insist() -> None:
+        """Ask until there is an answer, as an SDK that retries does."""
+        while True:
+            outcome = await call(gateway.base_url, key, "sandbox", stream=True, once="one")
+            if outcome.status != 409:
+                outcomes.append(outcome)
+                return
+            assert outcome.code == "idempotency_key_in_use"
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(CALLERS):
+            nursery.start_soon(insist)
+    assert {outcome.status for outcome in outcomes} == {200}
+    assert len({outcome.body for outcome in outcomes}) == 1
+    assert len({outcome.request_id for outcome in outcomes}) == 1
+    fresh = [each for each in outcomes if "idempotent-replayed" not in each.headers]
+    assert len(fresh) == 1
+    assert gateway.stop() == 0, gateway.tail()
+    assert charged(gateway) == {outcomes[0].request_id: 1}
+
+
+async def test_killed_at_any_moment_no_key_is_charged_twice(
+    gateway: GatewayProcess, database: str
+) -> None:
+    seed = random.randrange(2**32)
+    randomness = random.Random(seed)
+    key = gateway.new_key("acme", "100.00")
+    complete: dict[str, Outcome] = {}
+
+    async def ask(name: str, number: int) -> Outcome:
+        model = MODELS[number % len(MODELS)]
+        outcome = await call(
+            gateway.base_url, key, model, stream=number % 2 == 0, max_tokens=300, once=name
+        )
+        if outcome.complete and outcome.status == 200:
+            first = complete.setdefault(name, outcome)
+            assert outcome.body == first.body, f"seed {seed}: {name} has two answers"
+        return outcome
+
+    async def ask_for_all(round_: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(KEYS):
+                nursery.start_soon(ask, f"{round_}/{number}", number)
+
+    for round_ in range(ROUNDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_for_all, round_)
+            await trio.sleep(randomness.uniform(0.0, 1.0))
+            await trio.to_thread.run_sync(gateway.kill)
+        await trio.to_thread.run_sync(gateway.start)
+        with psycopg.connect(database) as connection:  # as if a quarter of an hour had passed
+            connection.execute("UPDATE stored.answer SET stale_at = begun_at")
+        await ask_for_all(round_)
+    assert len(complete) == ROUNDS * KEYS, f"seed {seed}: a key is stuck"
+    assert gateway.stop() == 0, gateway.tail()
+    gateway.run("ledger", "verify")
+    counts = charged(gateway)
+    assert len(counts) <= ROUNDS * KEYS, f"seed {seed}: a key was charged twice"
+    assert max(counts.values()) == 1, f"seed {seed}"
+    assert gateway.record("account", "show", "acme")["reserved_usd"] == "0"
