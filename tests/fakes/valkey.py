@@ -14,7 +14,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,8 +200,6 @@ class ModelValkey:
 
 
 # -- nodes ----------------------------------------------------------------------------------------
-
-Ask = Callable[[Sequence[Draw]], list[DrawReply]]
 
 
 @dataclass(eq=False)
