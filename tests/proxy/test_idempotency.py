@@ -9,7 +9,7 @@ import h11
 import psycopg
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters import registry
@@ -460,3 +460,64 @@ def test_the_room_for_answers_is_bounded() -> None:
     assert not room.take(1)
     room.give_back(1)
     assert room.take(1)
+
+
+# -- what charging once rests on ------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["claim", "keep", "forget"]),
+        st.integers(0, 3),  # whose turn it is
+        st.integers(0, 600),  # minutes that pass before it
+    ),
+    max_size=40,
+)
+
+
+async def play(store: AnswerStore, steps: list[tuple[str, int, int]], key: str) -> list[object]:
+    """What several callers hear who do things with one key, each when it likes.
+
+    Whoever may charge is the only one for as long as the answer lasts, however the key was had.
+    """
+    heard: list[object] = []
+    now, over = NOW, 0.0
+    charged: bytes | None = None
+    requests = [asked(key) for _ in range(4)]
+    for step, index, minutes in steps:
+        now += minutes * 60
+        request = requests[index]
+        if step == "claim":
+            made = {"request_id": new_request_id(), "stale": now + 1000, "expires": now + 86_400}
+            request = requests[index] = asked(key, **made)
+            earlier = await store.claim(request, now)
+            if charged is not None and now < over:
+                assert earlier is not None
+                assert (earlier.request_id, earlier.answer) == (charged, SAID)
+            heard.append(None if earlier is None else (earlier.state, earlier.answer))
+        elif step == "keep" and await store.keep(request, SAID, ""):
+            assert charged in (None, request.request_id) or over <= now
+            charged, over = request.request_id, request.expires
+            heard.append(index)
+        elif step == "forget":
+            await store.forget(request)
+    return heard
+
+
+@given(steps=STEPS)
+def test_one_a_day_may_charge(steps: list[tuple[str, int, int]]) -> None:
+    trio.run(play, MemoryAnswers(), steps, "k")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_one_a_day_may_charge_in_the_database_too(
+    database: str, projects: Directory, steps: list[tuple[str, int, int]]
+) -> None:
+    """And both stores say the same at every step."""
+
+    async def compare() -> None:
+        async with opened(database) as store:
+            key = new_request_id().hex()
+            assert await play(store, steps, key) == await play(MemoryAnswers(), steps, key)
+
+    trio.run(compare)
