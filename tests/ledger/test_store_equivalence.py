@@ -205,16 +205,10 @@ async def recover(twins: TwinStore, holder: ModelHolder, chance: random.Random) 
         await holder.open()
 
 
-async def fail_over(
-    database: str, twins: TwinStore, holders: Sequence[ModelHolder], chance: random.Random
+def lose_grant(
+    database: str, twins: TwinStore, pool: int, holder_id: int, lost: int, *, synchronous: bool
 ) -> None:
-    """A standby takes over that had not heard of some of a lease; most holders attest theirs."""
-    held = {key: row.outstanding for key, row in twins.memory.leases.items() if row.outstanding}
-    if not held:
-        return
-    (pool, holder_id), outstanding = chance.choice(sorted(held.items()))
-    lost = chance.randrange(outstanding) + 1
-    synchronous = chance.random() < 0.2
+    """A standby takes over that had not heard of a grant."""
     twins.memory.pools[pool].available += lost
     twins.memory.pools[pool].leased -= lost
     twins.memory.leases[pool, holder_id].outstanding -= lost
@@ -237,6 +231,23 @@ async def fail_over(
             "UPDATE ledger.cluster SET timeline = '0', synchronous_replication = %s", [synchronous]
         )
         connection.execute("UPDATE ledger.holder SET timeline = NULL")
+
+
+async def fail_over(
+    database: str, twins: TwinStore, holders: Sequence[ModelHolder], chance: random.Random
+) -> None:
+    """Some of a lease is lost, and granted to another if it is fast; most holders attest theirs."""
+    held = {key: row.outstanding for key, row in twins.memory.leases.items() if row.outstanding}
+    if not held:
+        return
+    (pool, holder_id), outstanding = chance.choice(sorted(held.items()))
+    lost = chance.randrange(outstanding) + 1
+    lose_grant(database, twins, pool, holder_id, lost, synchronous=chance.random() < 0.5)
+    other = chance.choice(holders)
+    if other.session.holder_id != holder_id:
+        await recover(twins, other, chance)
+        if other.session.state is HolderState.ACTIVE:
+            await other.grant(pool, lost, lost)
     for holder in holders:
         state = twins.memory.holder_rows[holder.session.holder_id].state
         if state is HolderState.RECLAIMED:
@@ -300,7 +311,7 @@ async def step_of(
     match chance.random():
         case dice if dice < 0.1:
             await reap(twins, chance)
-        case dice if dice < 0.12:
+        case dice if dice < 0.13:
             await fail_over(database, twins, holders, chance)
         case _:
             refused = await outcome(lawful(twins, holder, chance, step))
@@ -329,6 +340,25 @@ async def test_the_same_calls_have_the_same_answers_and_end_in_the_same_tables(
             with pytest.raises(StoreRefused) as refused:
                 await call
             assert refused.value.code == code
+    assert await twins.check() == []
+    assert in_postgres(database) == in_memory(twins.memory)
+
+
+async def test_what_a_failover_lets_be_spent_twice_is_booked_alike(
+    database: str, twins: TwinStore
+) -> None:
+    first, second = ModelHolder(twins, "first"), ModelHolder(twins, "second")
+    await twins.credit_pool(PoolId(3), 1000, 1, 4, "x")
+    await first.open()
+    await first.grant(3, 1000, 1000)
+    lose_grant(database, twins, 3, first.session.holder_id, 1000, synchronous=True)
+    await second.open()
+    await second.grant(3, 1000, 1000)
+    assert await first.attest() == 1000
+    for holder, charge in ((first, 900), (second, 700)):
+        holder.settle(3, charge, charge)
+        await holder.exchange()
+    assert [t.amount for t in twins.memory.transfers if t.code == 12] == [600]
     assert await twins.check() == []
     assert in_postgres(database) == in_memory(twins.memory)
 
