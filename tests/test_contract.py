@@ -141,13 +141,17 @@ def values(table: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, table
 
 
+_ADDRESSES = {"DATABASE_URL": "postgresql://x", "VALKEY_URL": "valkey://x"}
+
+
 def variables(document: object) -> dict[str, str]:
     """An environment with every variable that a document names."""
     found: dict[str, str] = {}
 
     def note(text: str, _: str) -> str:
         if text.startswith("env:"):
-            found[text.removeprefix("env:")] = "postgresql://x" if "URL" in text else "x" * 32
+            name = text.removeprefix("env:")
+            found[name] = _ADDRESSES.get(name, "x" * 32)
         return text
 
     map_strings(document, "", note, spare=frozenset())
