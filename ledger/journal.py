@@ -20,9 +20,11 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -64,6 +66,8 @@ __all__ = [
     "truncate_corrupt",
     "verify",
 ]
+
+T = TypeVar("T")
 
 SEGMENT_BYTES = 64 << 20
 RETENTION_SECONDS = 3600.0
@@ -117,6 +121,22 @@ class JournalStatistics:
     failed: bool
 
 
+class Blocking(Protocol):
+    """How what may wait for the disk is called. Tests, whose disk is memory, call it as it is."""
+
+    async def __call__(self, work: Callable[[], T]) -> T: ...
+
+
+class OwnThread:
+    """One thread, so that syncs never wait for others' work."""
+
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+
 class Journal:
     """The one writer of a journal directory. Made by `recover`; `run` must be running for `sync`.
 
@@ -139,6 +159,7 @@ class Journal:
         last_number: int,
         position: int,
         history: Sequence[_Retired],
+        blocking: Blocking,
     ) -> None:
         self.journal_id = journal_id
         self.synced = position
@@ -161,7 +182,7 @@ class Journal:
         self._syncs = 0
         self._sync_seconds = 0.0
         self._rescues = 0
-        self._limiter = trio.CapacityLimiter(1)  # one thread: syncs never wait for others' work
+        self._blocking = blocking
         self._dirty = trio.Event()
         self._group_full = trio.Event()
         self._progress = trio.Event()
@@ -179,6 +200,7 @@ class Journal:
         retention_seconds: float = RETENTION_SECONDS,
         retention_bytes: int = RETENTION_BYTES,
         files: Files | None = None,
+        blocking: Blocking | None = None,
     ) -> tuple[Journal, RecoveredState]:
         """Take the directory, read what it remembers, and begin a durable segment of its own.
 
@@ -208,6 +230,7 @@ class Journal:
                 retention_bytes=retention_bytes,
                 last_number=segment_number(paths[-1]) if paths else 0,
                 position=0 if newest is None else newest.end_position,
+                blocking=blocking or OwnThread(),
                 history=[_Retired(path, segment_bytes, state.next_seq - 1) for path in born],
             )
             journal.flush()
@@ -260,11 +283,14 @@ class Journal:
         needed = (open_reservations + 1) * SETTLEMENT_BYTES
         return self._segment.free >= needed or self._spare_room() >= needed
 
-    def events_after(self, applied_seq: int) -> list[UsageEvent]:
+    async def events_after(self, applied_seq: int) -> list[UsageEvent]:
         """Events above `applied_seq`, also acknowledged ones, for a store that lost them.
 
-        Reads segments from disk, newest first, as far back as needed and still retained; blocks.
+        Reads segments from disk, newest first, as far back as needed and still retained.
         """
+        return await self._blocking(partial(self._events_after, applied_seq))
+
+    def _events_after(self, applied_seq: int) -> list[UsageEvent]:
         found: dict[int, UsageEvent] = {}
         for path in reversed([*(retired.path for retired in self._retired), self._segment.path]):
             data = self._files.read(path)
@@ -443,9 +469,7 @@ class Journal:
         position = self._segment.start + self._segment.offset
         segments = list(self._unsynced)
         try:
-            elapsed = await trio.to_thread.run_sync(
-                self._sync_files, segments, limiter=self._limiter
-            )
+            elapsed = await self._blocking(partial(self._sync_files, segments))
         except OSError:
             await self._rescue(segments)
         else:
@@ -460,9 +484,7 @@ class Journal:
             if self._segment is segments[-1]:
                 self._roll()
             position = self._segment.start + self._segment.offset
-            await trio.to_thread.run_sync(
-                self._files.sync, self._segment.file, limiter=self._limiter
-            )
+            await self._blocking(partial(self._files.sync, self._segment.file))
         except (OSError, JournalError) as error:
             raise self._fail(error) from error
         finally:
@@ -508,9 +530,7 @@ class Journal:
         """Allocate the next segment ahead of time; a full disk shows in `headroom`."""
         number, size = self._next_number(), self._wanted_bytes()
         try:
-            fresh = await trio.to_thread.run_sync(
-                self._allocate, number, size, limiter=self._limiter
-            )
+            fresh = await self._blocking(partial(self._allocate, number, size))
         except JournalFull:
             return
         useless: _Segment | None = fresh
@@ -527,7 +547,7 @@ class Journal:
             retired.acked_at = min(retired.acked_at, now)
         while self._retired and self._expired(self._retired[0], now):
             path = self._retired.popleft().path
-            await trio.to_thread.run_sync(self._files.remove, path, limiter=self._limiter)
+            await self._blocking(partial(self._files.remove, path))
 
     def _expired(self, oldest: _Retired, now: float) -> bool:
         if oldest.acked_at > now:

@@ -140,7 +140,7 @@ class Lanes:
         sent_at: float,
         session: Session,
     ) -> None:
-        """The store's word on what happened: drop what it has applied, recompute what is free."""
+        """The store's word on what happened: drop what it has applied, recompute all the rest."""
         book, outbox = self._book, self._book.outbox
         if session.applied_seq < outbox.applied_seq:
             raise book.diverged(
@@ -148,7 +148,9 @@ class Lanes:
                 f"but has acknowledged {outbox.applied_seq}"
             )
         for event in outbox.applied(session.applied_seq):
-            self._posted(event)
+            for pool, part, rest in book.charges(event):
+                if pool.balance is not None:
+                    pool.balance -= part + rest
         self._in_flight = None
         self._grant_marks.clear()
         self._wanted = 0
@@ -159,8 +161,13 @@ class Lanes:
         for pool in book.pools:
             pool.lane = Lane.IDLE
             pool.posting = False
-            pool.returning = 0
+            pool.returning = pool.unposted = pool.charged = 0
             pool.spent_total = None
+        for event in outbox:
+            for pool, part, rest in book.charges(event):
+                pool.unposted += part
+                pool.charged += part + rest
+        for pool in book.pools:
             book.set_outstanding(pool, session.leases.get(pool.pool_id, 0))
             pool.free = pool.outstanding - pool.pending - pool.unposted
             book.active[pool] = None
@@ -191,17 +198,9 @@ class Lanes:
         book = self._book
         book.outbox.uncover()
         for pool in book.pools:
-            pool.pending = pool.unposted = 0
+            pool.pending = 0
         for hold in book.open.values():
             hold.amount = 0
-
-    def _posted(self, event: UsageEvent) -> None:
-        """The store applied this although its answer was lost."""
-        for pool, part, rest in self._book.charges(event):
-            pool.unposted -= part
-            pool.charged -= part + rest
-            if pool.balance is not None:
-                pool.balance -= part + rest
 
     # -- the grant lane -----------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
@@ -84,7 +85,7 @@ class JournalPort(Protocol):
 
     def headroom(self, open_reservations: int) -> bool: ...
 
-    def events_after(self, applied_seq: int) -> list[UsageEvent]: ...
+    async def events_after(self, applied_seq: int) -> list[UsageEvent]: ...
 
     def begin_anew(self) -> None: ...
 
@@ -105,6 +106,7 @@ class LedgerSettings:
 
     engine: EngineSettings = field(default_factory=EngineSettings)
     node: str = "local"
+    max_request_seconds: float = 900.0
     flush_seconds: float = 0.25
     flush_events: int = 2_000
     linger_seconds: float = 0.002
@@ -192,6 +194,8 @@ class LedgerServer:
         self._drain_tried = False
         self._session: Session | None = None
         self._timeline = recovered.timeline
+        self._applied_max = recovered.acked_seq
+        self._forgiven = ""  # the timeline that has explained a divergence
         self._sessions = 0
         self._flushes = 0
         self._last_flush_seconds = 0.0
@@ -444,7 +448,9 @@ class LedgerServer:
         while True:
             sent_at = self._clock()
             try:
-                session = await self._reconcile(await self._within_bounds(self._call_open_session))
+                session = await self._within_bounds(self._call_open_session)
+                self._explain_divergence(session)
+                session = await self._reconcile(session)
             except StoreError as error:
                 log.warning("no session with the database: %s", error)
                 self._begin_anew_if_closed(error)
@@ -452,9 +458,7 @@ class LedgerServer:
                 self.engine.lanes.session_opened(self._clock(), sent_at, session)
                 self._acknowledge()
                 self._session = session
-                if session.timeline != self._timeline:
-                    self._timeline = session.timeline
-                    self._journalise_settlements([Timeline(session.timeline)])
+                self._remember_timeline(session)
                 self._sessions += 1
                 return session
             await trio.sleep(delay * self._jitter())
@@ -462,8 +466,26 @@ class LedgerServer:
 
     async def _call_open_session(self) -> Session:
         journal_id = self._journal.journal_id
-        holder = await self._store.register_holder(journal_id, self.settings.node)
+        holder = await self._store.register_holder(
+            journal_id,
+            self.settings.node,
+            validity_seconds=math.ceil(self.settings.engine.validity_seconds),
+            max_request_seconds=math.ceil(self.settings.max_request_seconds),
+        )
         return await self._store.open_session(holder, journal_id)
+
+    def _explain_divergence(self, session: Session) -> None:
+        """The two sides' books disagree: go on only if a failover is to blame, once for each.
+
+        Connections need not break in one: a pooler may hide it. Raises LedgerDivergence.
+        """
+        if self._divergence is None:
+            return
+        if session.timeline in (self._timeline, self._forgiven):
+            raise self._divergence
+        self._forgiven = session.timeline
+        self._divergence = None
+        self.engine.book.halted = None
 
     async def _reconcile(self, session: Session) -> Session:
         """Give a store that has lost acknowledged work, as its new timeline admits, its due."""
@@ -472,11 +494,11 @@ class LedgerServer:
         lanes = self.engine.lanes
         acknowledged = self.engine.book.outbox.applied_seq
         if session.applied_seq < acknowledged:
-            found = await trio.to_thread.run_sync(self._journal.events_after, session.applied_seq)
+            found = await self._journal.events_after(session.applied_seq)
             lost = [event for event in found if event.seq <= acknowledged]
             log.critical("the database has lost %d events; they are posted again", len(lost))
             lanes.restore(self._clock(), lost)
-        missing = lanes.missing(session)
+        missing = lanes.missing(session)  # also where nothing is: others may wait for our word
         total = await self._within_bounds(lambda: self._store.reattest(session, missing))
         if total:
             log.critical("the database has lost leases of %d nano-dollars in use", total)
@@ -489,8 +511,6 @@ class LedgerServer:
             lanes.start_soon(self._lane, self._grant_lane, session, lanes.cancel_scope)
         self._session = None
         self.engine.lanes.session_lost(self._clock())
-        if self._divergence is not None:
-            raise self._divergence
 
     async def _lane(
         self,
@@ -502,7 +522,8 @@ class LedgerServer:
             await lane(session)
         except StoreError as error:
             log.warning("the session with the database ends: %s", error)
-        except LedgerDivergence as divergence:  # not through the nursery, which would wrap it
+        except LedgerDivergence as divergence:  # the next session tells whether it is explained
+            log.critical("the books disagree: %s", divergence)
             self._divergence = divergence
         finally:
             both.cancel()
@@ -539,6 +560,7 @@ class LedgerServer:
         now = self._clock()
         self.engine.lanes.exchanged(now, sent_at, replies)
         self._acknowledge()
+        self._remember_timeline(session)
         self._answer_flushes()
         self._flushes += 1
         self._last_flush_seconds = now - sent_at
@@ -574,6 +596,14 @@ class LedgerServer:
             else:
                 self._awaiting_flush.append((peer, number, upto))
 
+    def _remember_timeline(self, session: Session) -> None:
+        """Once the store has again all that it ever acknowledged; a crash before begins anew."""
+        applied = self.engine.book.outbox.applied_seq
+        self._applied_max = max(self._applied_max, applied)
+        if session.timeline != self._timeline and applied == self._applied_max:
+            self._timeline = session.timeline
+            self._journalise_settlements([Timeline(session.timeline)])
+
     # -- after the leases were given away -------------------------------------------------------
 
     @property
@@ -597,6 +627,7 @@ class LedgerServer:
             return
         log.warning("the leases were given away after a long silence; going on as another holder")
         self.engine.begin_anew(self._clock())
+        self._applied_max = 0
         for worker in self._workers.values():
             self.engine.worker_known(worker)
         self._journalise_settlements()

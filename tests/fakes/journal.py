@@ -66,7 +66,7 @@ class MemoryJournal:
             return self.headroom_seen
         return not self.full and not self.failed
 
-    def events_after(self, applied_seq: int) -> list[UsageEvent]:
+    async def events_after(self, applied_seq: int) -> list[UsageEvent]:
         records = self.records[self._born :]
         written = [each.event for each in records if isinstance(each, Settle | Attempt | Void)]
         return [event for event in written if event is not None and event.seq > applied_seq]

@@ -191,18 +191,35 @@ def test_next_segment_starts_with_a_checkpoint() -> None:
     assert recover(files=disk)[1] == sum_of(records)
 
 
-def test_acknowledged_events_can_be_read_again() -> None:
+async def test_a_journal_can_begin_anew_as_another_holders() -> None:
+    disk = MemoryDisk()
+    journal, _ = recover(files=disk)
+    journal.append(request(1))
+    journal.acknowledge(1)
+    first = journal.journal_id
+    journal.begin_anew()
+    assert journal.journal_id != first
+    assert journal.statistics().unacknowledged_events == 0
+    journal.append(request(1))
+    disk.kill()
+    again, state = recover(files=disk)
+    assert again.journal_id == journal.journal_id
+    assert state == sum_of(request(1))
+    assert [e.seq for e in await again.events_after(0)] == [1]
+
+
+async def test_acknowledged_events_can_be_read_again() -> None:
     disk = MemoryDisk()
     journal, _ = recover(files=disk)
     for number in range(1, 101):
         journal.append(request(number))
         journal.acknowledge(number)
     assert journal.statistics().retained_segments > 2
-    assert [e.seq for e in journal.events_after(40)] == list(range(41, 101))
+    assert [e.seq for e in await journal.events_after(40)] == list(range(41, 101))
     journal.close()
     again, state = recover(files=disk)
     assert state.events == []
-    assert [e.seq for e in again.events_after(90)] == list(range(91, 101))
+    assert [e.seq for e in await again.events_after(90)] == list(range(91, 101))
 
 
 # -- torn tails and damage ----------------------------------------------------------------------
