@@ -18,7 +18,7 @@ import trio
 from ledger import reaper
 from ledger.client import Ledger, LedgerUnavailable
 from ledger.journal import Journal, JournalLocked, RecoveredState
-from ledger.link import LocalLink, SocketLink, WorkerIdentity
+from ledger.link import LocalLink, SocketLink, WorkerIdentity, is_alive
 from ledger.postgres import PostgresStore
 from ledger.server import LedgerServer, boottime
 from proxy.metrics import Metrics
@@ -56,7 +56,9 @@ class Holder:
     """The lease holder of this process. Make one with `open`; only one at a time can have it."""
 
     def __init__(self, store: PostgresStore, journal: Journal, recovered: RecoveredState) -> None:
-        self.server = LedgerServer(store, journal, recovered)
+        # Workers that outlived their ledger come back, with what they have open.
+        alive = {number for number, worker in recovered.workers.items() if is_alive(worker)}
+        self.server = LedgerServer(store, journal, recovered, alive=alive)
         self._store = store
         self._journal = journal
 

@@ -1,9 +1,10 @@
 """One of the gateway's processes, started by `farebox.supervise`: a worker, or a shard's ledger.
 
-    python -m farebox.child FD          FD: its end of the control channel (`farebox.control`)
+    python -m farebox.child NAME FD     FD: its end of the control channel (`farebox.control`)
 
 Rules
 - What it is to be, it reads from the channel; nothing secret is in its arguments or environment.
+  The name is for whoever lists processes, and lets a worker load its code while it waits.
 - Signals are the supervisor's: a Ctrl-C, or a service manager's SIGTERM to the whole group, reaches
   that one too, which then says here what to do, and in which order.
 - An end of the channel that nobody announced means that the supervisor is dead. A worker then
@@ -15,12 +16,13 @@ Rules
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 from prometheus_client import CollectorRegistry
@@ -47,12 +49,14 @@ from farebox.control import (
     childs_end,
 )
 from farebox.totals import report_of
-from farebox.worker import Worker
 from ledger import link
 from ledger.directory import DirectoryUnavailable
 from ledger.segments import JournalError
 from ledger.store import StoreError
 from proxy.metrics import Metrics
+
+if TYPE_CHECKING:
+    from farebox.worker import Worker
 
 LOCK_PATIENCE_SECONDS = 15.0
 
@@ -220,6 +224,8 @@ async def build(start: Start) -> Part:
     """The part that `start` asks for. Raises one of the refusals."""
     match start:
         case BeWorker(served=served):
+            from farebox.worker import Worker
+
             books = SharedBooks(start.ledgers)
             listening = socket.socket(fileno=start.listening)
             worker = await Worker.build(
@@ -338,12 +344,14 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return leaves
 
 
-def main(descriptor: int) -> int:
+def main(name: str, descriptor: int) -> int:
     """Live; the process's exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if name.startswith("worker"):  # a ledger is back sooner without the data plane
+        importlib.import_module("farebox.worker")
     return trio.run(_live, socket.socket(fileno=descriptor))
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -136,6 +136,7 @@ class ChildStatus:
     pid: int
     ready: bool
     restarts: int
+    open_streams: int
     requests: int
     problems: tuple[str, ...]
 
@@ -213,6 +214,7 @@ class Child:
             pid=life.pid if life else 0,
             ready=self.ready,
             restarts=self.restarts,
+            open_streams=int(value_of(life.figures, "farebox_open_streams")) if life else 0,
             requests=int(value_of(life.figures, "farebox_requests_total")) if life else 0,
             problems=life.problems if life else (),
         )
@@ -283,7 +285,7 @@ class Child:
         try:
             with theirs:
                 process = await trio.lowlevel.open_process(
-                    [sys.executable, "-m", "farebox.child", str(theirs.fileno())],
+                    [sys.executable, "-m", "farebox.child", self.name, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno(), *self._inherited],
                     start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's
