@@ -133,14 +133,14 @@ async def serve_exchange(
             await _serve(gateway, connection, head, operation, request, record, None)
             return
         printed = await idempotency.fingerprint(gateway.secret, operation, ask, body)
-        seconds_max = gateway.settings.max_request_seconds
-        asked = idempotency.asked(key, principal, record, printed, gateway.wall(), seconds_max)
-        async with Claim(gateway.answers, gateway.watch, connection, asked) as claim:
-            if claim.replay is not None:
+        async with gateway.answers.claim(
+            key, printed, principal, record, connection, gateway.watch
+        ) as claim:
+            if claim.replay is None:
+                await _serve(gateway, connection, head, operation, request, record, claim)
+            else:
                 record.ask(request.model, stream=request.stream)
                 await idempotency.replay(connection, record, claim.replay)
-            else:
-                await _serve(gateway, connection, head, operation, request, record, claim)
         if connection.client_gone:
             record.status = CLIENT_CLOSED
 

@@ -85,6 +85,28 @@ class Answers:
         self.wall = wall
         self.recorded_bytes = 0
 
+    def claim(
+        self,
+        key: str,
+        printed: bytes,
+        principal: Principal,
+        record: Record,
+        connection: Connection,
+        watch: Watch,
+    ) -> Claim:
+        """The claim of a request, `printed` being its fingerprint, to a key of its account."""
+        now = self.wall()
+        asked = Asked(
+            account_id=principal.account_id,
+            key=key,
+            project_id=principal.project_id,
+            request_id=record.request_id,
+            fingerprint=printed,
+            stale=now + connection.settings.max_request_seconds + STALE_MARGIN_SECONDS,
+            expires=now + KEPT_SECONDS,
+        )
+        return Claim(self, watch, connection, asked)
+
     def take(self, size: int) -> bool:
         """Room for so many bytes; False where there is none."""
         if self.recorded_bytes + size > RECORDED_BYTES_MAX:
@@ -127,21 +149,6 @@ async def fingerprint(secret: bytes, operation: Operation, ask: Ask, body: bytes
         return hashed.digest()
 
     return digest() if len(body) <= _LONG_BYTES else await trio.to_thread.run_sync(digest)
-
-
-def asked(
-    key: str, principal: Principal, record: Record, printed: bytes, now: float, seconds_max: float
-) -> Asked:
-    """A request as it claims its key; it ends after at most `seconds_max`, one way or another."""
-    return Asked(
-        account_id=principal.account_id,
-        key=key,
-        project_id=principal.project_id,
-        request_id=record.request_id,
-        fingerprint=printed,
-        stale=now + seconds_max + STALE_MARGIN_SECONDS,
-        expires=now + KEPT_SECONDS,
-    )
 
 
 class Claim:
