@@ -378,6 +378,27 @@ async def test_what_the_deadline_cuts_is_charged_and_kept(autojump_clock: MockCl
         await world.assert_books_are_clean()
 
 
+async def test_a_cancelled_response_is_kept_as_it_was(autojump_clock: MockClock) -> None:
+    upstream = ScriptedProvider([STREAM_HEAD, delta("Hello"), 100.0])
+    path, body = SURFACES["responses"]
+    async with running({"p": upstream}) as world:
+        client = world.connect()
+        await client.send(path, body | {"stream": True}, headers=KEYED)
+        assert isinstance(await client.event(), h11.Response)
+        begun = await client.event()
+        assert isinstance(begun, h11.Data)
+        name = json.loads(bytes(begun.data).split(b"data: ")[1].split(b"\n")[0])["response"]["id"]
+        stopped = await world.connect().call(f"/v1/responses/{name}/cancel")
+        assert stopped.json["status"] == "cancelled"
+        heard = bytes(begun.data)
+        while isinstance(event := await client.event(), h11.Data):
+            heard += event.data
+        again = await world.connect().call(path, body | {"stream": True}, headers=KEYED)
+        assert again.body == heard
+        assert upstream.calls == 1
+        assert len(await charges(world)) == 1
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_what_is_too_large_to_keep_is_served_and_refused_later(
     streaming: bool, monkeypatch: pytest.MonkeyPatch
@@ -460,6 +481,21 @@ async def test_unheard_the_deadline_still_holds(autojump_clock: MockClock) -> No
         await trio.sleep(30)
         assert len(answers) == 0
         await world.assert_books_are_clean()
+
+
+async def test_a_draining_gateway_still_finishes_it(autojump_clock: MockClock) -> None:
+    answers = MemoryAnswers()
+    upstream = ScriptedProvider(provider.stream("a", "b", "c", gap=3))
+    async with running({"p": upstream}, answers=answers) as world:
+        client = world.connect()
+        await client.send(CHAT, ASK_STREAM, headers=KEYED)
+        await trio.sleep(1)
+        client.transport.close()
+        world.gateway.drain()
+        await trio.sleep(20)
+        again = await world.connect().call(CHAT, ASK_STREAM, headers=KEYED)
+        assert again.headers["idempotent-replayed"] == "true"
+        assert await charges(world) == [CHARGE]
 
 
 async def test_after_it_a_connection_is_watched_again(autojump_clock: MockClock) -> None:

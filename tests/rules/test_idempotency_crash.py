@@ -69,6 +69,25 @@ async def test_many_at_once_make_one_answer(gateway: GatewayProcess) -> None:
     assert charged(gateway) == {outcomes[0].request_id: 1}
 
 
+async def test_a_drain_waits_for_it_although_its_client_has_left(
+    gateway: GatewayProcess, database: str
+) -> None:
+    key = gateway.new_key("acme", "100.00")
+    left = await call(gateway.base_url, key, "sandbox-slow", stream=True, leave_after=1, once="one")
+    assert left.status == 200
+    assert await trio.to_thread.run_sync(gateway.stop) == 0, gateway.tail()
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT state FROM stored.answer").fetchall() == [(2,)]
+    gateway.start()
+    again = await call(gateway.base_url, key, "sandbox-slow", stream=True, once="one")
+    assert again.request_id == left.request_id
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.body.startswith(left.body)
+    assert again.body.endswith(b"data: [DONE]\n\n")
+    assert gateway.stop() == 0, gateway.tail()
+    assert charged(gateway) == {left.request_id: 1}
+
+
 async def test_killed_at_any_moment_no_key_is_charged_twice(
     gateway: GatewayProcess, database: str
 ) -> None:
