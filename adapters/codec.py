@@ -203,10 +203,11 @@ class StreamRelay(Relay, Protocol):
     once. Where `failure` is then None, the answer is complete: settle, and only then send
     `terminal`, so that a completely received answer is always charged.
 
-    A limited one (see `Call.stream`) may be given a `limit` while it runs. It is then `cut` before
-    the first event that would bring its output above that, and ends as an answer does that has
-    reached its output cap; no more than the limit is counted then, whatever its provider tells of
-    what came behind the cut. An event that ends the answer is never cut.
+    A limited one (see `Call.stream`) may be given a `limit` while it runs. It is then `full` before
+    the first event that would bring its output above that: this event and all behind it wait for a
+    higher limit, or to be `cut_short`. The answer then ends as one does that has reached its output
+    cap, and no more than the limit is counted, whatever its provider tells of what came behind the
+    cut. An event that ends the answer always has room.
     """
 
     @property
@@ -215,12 +216,21 @@ class StreamRelay(Relay, Protocol):
         ...
 
     @property
+    def full(self) -> bool:
+        """Whether an event waits for which the limit has no room."""
+        ...
+
+    @property
     def cut(self) -> bool:
         """Whether the answer was ended at its limit."""
         ...
 
-    def limit(self, output_tokens: int, input_text_bytes: int) -> None:
-        """Count no more than `output_tokens` from here on; `input_text_bytes` as for `counted`."""
+    def limit(self, output_tokens: int | None) -> bytes:
+        """Count no more than so much output (None: any) from here on; what waited comes out."""
+        ...
+
+    def cut_short(self, input_text_bytes: int) -> None:
+        """End a full one here; `input_text_bytes` as for `counted`."""
         ...
 
     @property

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adapters import sse
-from adapters.canonical import Usage
+from adapters.canonical import Event, Usage
 from adapters.codec import EMPTY_ANSWER, Counted, Reader, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
 from adapters.stream import Meter, cut_at
@@ -90,9 +90,12 @@ class PassingStream:
         "_meter",
         "_reader",
         "_splitter",
+        "_unread",
+        "_waiting",
         "cut",
         "ended",
         "failure",
+        "full",
     )
 
     def __init__(
@@ -100,6 +103,7 @@ class PassingStream:
     ) -> None:
         self.ended = False
         self.cut = False
+        self.full = False
         self.failure: UpstreamFailure | None = None
         self._reader = reader
         self._meter = meter
@@ -109,15 +113,31 @@ class PassingStream:
         self._held_bytes = 0
         self._limited = limited
         self._limit: int | None = None
+        self._unread: list[Event] = []  # of the first raw event that waits
+        self._waiting: list[bytes] = []  # raw events without room
         self._input_text_bytes = 0
 
     @property
     def waiting_bytes(self) -> int:
         return self._splitter.waiting_bytes
 
-    def limit(self, output_tokens: int, input_text_bytes: int) -> None:
+    def limit(self, output_tokens: int | None) -> bytes:
         assert self._limited, "the relay was made without"
-        self._limit, self._input_text_bytes = output_tokens, input_text_bytes
+        self._limit = output_tokens
+        if not self.full:
+            return b""
+        self.full = False
+        (first, *rest), self._waiting = self._waiting, []
+        out = self._pass(first, self._unread)
+        return out + b"".join([self._pass(raw) for raw in rest])
+
+    def cut_short(self, input_text_bytes: int) -> None:
+        self.full, self.cut, self.ended = False, True, True
+        self._input_text_bytes = input_text_bytes
+        self._meter.read_on(self._unread)
+        for raw in self._waiting[1:]:
+            self._read_on(raw)
+        self._waiting.clear()
 
     @property
     def has_content(self) -> bool:
@@ -142,13 +162,15 @@ class PassingStream:
     def close(self) -> bytes:
         rest = self._splitter.close()
         out = self._pass(sse.terminated(rest)) if sse.data_of(rest) else b""
-        if not self.ended:
+        if not (self.ended or self.full):
             self._reader.close()
             self._reader.composer.finish()
-            self._look()
+            self._look(self._reader.composer.take())
         return out
 
     def read_on(self, data: bytes) -> bool:
+        if self.full:
+            self.cut_short(0)
         if not self.cut:
             self.feed(data)
             return self.ended
@@ -166,16 +188,22 @@ class PassingStream:
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._manner.error_event(error, request_id)
 
-    def _pass(self, raw: bytes) -> bytes:
-        if self.ended:
-            if self.cut:
-                self._read_on(raw)
+    def _pass(self, raw: bytes, unread: list[Event] | None = None) -> bytes:
+        """What the client sees of one raw event; `unread` is what the reader saw of it before."""
+        if self.ended or self.full:
+            self._keep_back(raw)
             return b""
         payload = sse.data_of(raw)
         if payload:
-            self._reader.read(payload)
-            self._look()
-            if self.failure is not None or self.cut:
+            if unread is None:
+                self._reader.read(payload)
+                unread = self._reader.composer.take()
+            if self._limit is not None and not self._has_room(unread, self._limit):
+                self.full, self._unread = True, unread
+                self._waiting.append(raw)
+                return b""
+            self._look(unread)
+            if self.failure is not None:
                 return b""
             if self._limited:
                 self._manner.remember(payload)
@@ -188,15 +216,18 @@ class PassingStream:
             self._fail(UpstreamFailure("protocol", "The stream goes on after its end."))
         return b""
 
-    def _look(self) -> None:
+    def _keep_back(self, raw: bytes) -> None:
+        if self.full:
+            self._waiting.append(raw)
+        elif self.cut:
+            self._read_on(raw)
+
+    def _has_room(self, events: list[Event], limit: int) -> bool:
+        return self._reader.composer.has_reason or self._meter.has_room(events, limit)
+
+    def _look(self, events: list[Event]) -> None:
         """Count what the reader saw, and whether it was the end."""
         composer = self._reader.composer
-        events = composer.take()
-        if self._limit is not None and not composer.has_reason:
-            self.cut = self.ended = not self._meter.has_room(events, self._limit)
-            if self.cut:
-                self._meter.read_on(events)
-                return
         for event in events:
             self._meter.read(event)
         if composer.failure is not None:

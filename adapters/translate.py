@@ -6,6 +6,7 @@ through the same writer, so the two cannot come to differ.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -133,6 +134,7 @@ class _Answer:
         "cut",
         "limit",
         "meter",
+        "waiting",
     )
 
     def __init__(
@@ -150,6 +152,7 @@ class _Answer:
         self.meter = meter
         self.limit: int | None = None
         self.cut = False
+        self.waiting: list[Event] = []  # those that the limit has no room for
 
     def read(self, data: bytes) -> list[Event]:
         self._reader.read(data)
@@ -191,20 +194,31 @@ class _Answer:
         """Whether the upstream has said its last word."""
         return self._reader.composer.ended
 
+    def resume(self) -> list[Event]:
+        """What waited, as far as there is room by now."""
+        events, self.waiting = self.waiting, []
+        limit = sys.maxsize if self.limit is None else self.limit
+        return self._passed_on(self._within(events, limit))
+
+    def cut_short(self) -> None:
+        self.cut = True
+        self.meter.read_on(self.waiting)
+        self.waiting.clear()
+
     def _taken(self) -> list[Event]:
         events = self._reader.composer.take()
-        if self.limit is not None and not self._reader.composer.has_reason:
+        if self.limit is not None:
             return self._passed_on(self._within(events, self.limit))
         for event in events:
             self.meter.read(event)
         return self._passed_on(events)
 
     def _within(self, events: list[Event], limit: int) -> list[Event]:
-        """Count the first of `events`, as many as the limit has room for."""
+        """Count the first of `events`, as many as the limit has room for; the others wait."""
+        ends = self._reader.composer.has_reason
         for at, event in enumerate(events):
-            if not self.meter.has_room((event,), limit):
-                self.cut = True
-                self.meter.read_on(events[at:])
+            if not (ends or self.meter.has_room((event,), limit)):
+                self.waiting = events[at:]
                 return events[:at]
             self.meter.read(event)
         return events
@@ -226,7 +240,7 @@ class _Answer:
 class TranslatedStream:
     """A stream of one protocol that leaves as another. Implements `codec.StreamRelay`."""
 
-    __slots__ = ("_answer", "_splitter", "_terminal", "_writer", "ended", "failure")
+    __slots__ = ("_answer", "_splitter", "_terminal", "_waiting", "_writer", "ended", "failure")
 
     def __init__(self, answer: _Answer, writer: Writer) -> None:
         self.ended = False
@@ -235,6 +249,7 @@ class TranslatedStream:
         self._answer = answer
         self._writer = writer
         self._splitter = sse.Splitter()
+        self._waiting: list[bytes] = []  # payloads behind the event that waits
 
     @property
     def waiting_bytes(self) -> int:
@@ -244,8 +259,24 @@ class TranslatedStream:
     def cut(self) -> bool:
         return self._answer.cut
 
-    def limit(self, output_tokens: int, input_text_bytes: int) -> None:
+    @property
+    def full(self) -> bool:
+        return bool(self._answer.waiting)
+
+    def limit(self, output_tokens: int | None) -> bytes:
         self._answer.limit = output_tokens
+        if not self.full:
+            return b""
+        out = self._write(self._answer.resume())
+        waiting, self._waiting = self._waiting, []
+        return out + b"".join([self._read(payload) for payload in waiting])
+
+    def cut_short(self, input_text_bytes: int) -> None:
+        self._answer.cut_short()
+        self.ended = True
+        for payload in self._waiting:
+            self._answer.read_on(payload)
+        self._waiting.clear()
 
     @property
     def terminal(self) -> bytes:
@@ -272,11 +303,13 @@ class TranslatedStream:
         out = b""
         if not self.ended and (payload := sse.data_of(self._splitter.close())):
             out = self._read(payload)
-        if not self.ended:
+        if not (self.ended or self.full):
             out += self._write(self._answer.close())
         return out
 
     def read_on(self, data: bytes) -> bool:
+        if self.full:
+            self.cut_short(0)
         if not self.ended:
             self.feed(data)
         elif not self._answer.complete:
@@ -295,6 +328,9 @@ class TranslatedStream:
         return self._writer.error_event(error, request_id)
 
     def _read(self, payload: bytes) -> bytes:
+        if self.full:
+            self._waiting.append(payload)
+            return b""
         if not self.ended:
             return self._write(self._answer.read(payload))
         if not self._answer.complete:
@@ -310,8 +346,6 @@ class TranslatedStream:
             out.append(self._writer.write(event))
         if self._answer.failure is not None:
             self.failure, self.ended = self._answer.failure, True
-        elif self.cut:
-            self.ended = True
         return b"".join(out)
 
     def _finish(self, event: Finish) -> None:

@@ -4,14 +4,14 @@ With `billing.reserve = "adaptive"` a stream without a cap of the client's begin
 its model's answers usually take. Once its counted output passes three quarters of what is held, the
 reservation is asked to grow, without waiting: the ledger has the last quarter's time to decide. A
 refusal is met with a smaller wish, down to the least; where even that is refused and the output
-has reached what is held, the stream is given its limit (`StreamRelay.limit`) and ends there, as at
-its output cap.
+has reached what is held, the stream ends there, as at its output cap.
 
 Output is counted by looking at the relay, which costs too much to do for every piece that arrives.
 But nothing that is counted is shorter on the wire than four bytes a token, save figures of the
 provider's: so as long as fewer bytes have come than what is held has room for, no look is needed,
 and the question is one of two integers. At least every few kilobytes there is one, for figures.
-What a single read brings beyond the room waits until the hold has grown, or is known not to.
+Where more bytes come than that, the relay has a limit, and looks at each event: the first without
+room waits in it (`StreamRelay.full`) until the hold has grown, or is known not to.
 
 Nothing here can make a stream cost more than is held, with one exception: tokens that are not in
 the stream, such as reasoning that a provider does not show and tells of only at the end. They are
@@ -90,32 +90,37 @@ class Allowance:
         return self._unseen_bytes >= 0
 
     async def feed(self, relay: StreamRelay, data: bytes) -> bytes:
-        """Feed what was not taken, as far as there is room; the client's bytes of it."""
-        out = []
-        while data and not relay.ended:
-            room = await self._room(relay)
-            out.append(relay.feed(data[:room]))
-            self._unseen_bytes = room - len(data)
-            data = data[room:]
-        if data and relay.cut:
-            relay.read_on(data)
-        return b"".join(out)
+        """Feed what was not taken, or close the relay; the client's bytes of it."""
+        self._look(relay, len(data))
+        out = relay.feed(data) if data else relay.close()
+        while relay.full:
+            if await self._grown():
+                out += relay.limit(self._limit())
+            else:
+                relay.cut_short(self._input_text_bytes)
+        if not (data or relay.ended):  # the last event had to wait
+            out += relay.close()
+        return out
 
-    async def _room(self, relay: StreamRelay) -> int:
-        """How many bytes may be fed before the next look; above 0."""
-        while True:
+    def _look(self, relay: StreamRelay, size: int) -> None:
+        """Count, and find out how much may be fed from here on without another look."""
+        held = self._covered()
+        if held >= self._max:
+            relay.limit(None)
+            self._unseen_bytes = _UNLIMITED_BYTES
+            return
+        counted = relay.counted(self._input_text_bytes).usage.output_tokens
+        if 4 * counted > 3 * held:
+            self._ask(held)
             held = self._covered()
-            if held >= self._max:
-                return _UNLIMITED_BYTES
-            counted = relay.counted(self._input_text_bytes).usage.output_tokens
-            if 4 * counted > 3 * held:
-                self._ask(held)
-            room = _BYTES_PER_TOKEN * (held - counted) - relay.waiting_bytes
-            if room > 0:
-                return min(room, _LOOK_BYTES_MAX)
-            if not await self._grown(held):
-                relay.limit(held, self._input_text_bytes)
-                return _UNLIMITED_BYTES
+        room = _BYTES_PER_TOKEN * (held - counted) - relay.waiting_bytes - size
+        relay.limit(self._limit() if room < 0 else None)
+        self._unseen_bytes = min(room, _LOOK_BYTES_MAX)
+
+    def _limit(self) -> int | None:
+        """What the relay may let pass; None: all that comes."""
+        held = self._covered()
+        return held if held < self._max else None
 
     def _covered(self) -> int:
         """The output that is held now."""
@@ -136,15 +141,17 @@ class Allowance:
         self._asked = self._wanted(held)
         self._reservation.ask_for(self._price(self._asked))
 
-    async def _grown(self, held: int) -> bool:
+    async def _grown(self) -> bool:
         """Whether there is more, where the output was faster than the decision: wait for one."""
-        while True:
+        held = self._covered()
+        while held < self._max:
             extra = self._price(self._wanted(held)) - self._reservation.amount
-            if extra <= 0 or await self._reservation.extend(extra):
+            if await self._reservation.extend(extra):
                 return True
             if self._step == OUTPUT_TOKENS_MIN:
                 return False
             self._shrink(held)
+        return True
 
     def _wanted(self, held: int) -> int:
         return min(held + (self._step or held), self._max)

@@ -215,10 +215,8 @@ async def _first_content(
         while not relay.has_content and not relay.ended:
             scope.deadline = trio.current_time() + idle_seconds
             data = await response.receive()
-            if not data:
-                held += relay.close()
-            elif allowance is None:
-                held += relay.feed(data)
+            if allowance is None:
+                held += relay.feed(data) if data else relay.close()
             else:
                 held += await allowance.feed(relay, data)
             if len(held) > _HELD_BYTES_MAX:

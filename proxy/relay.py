@@ -236,10 +236,8 @@ async def _pass_on(
             return UpstreamFailure("truncated", str(failed))
         received = trio.current_time()
         record.upstream_seconds += received - now
-        if not data:
-            out = relay.close()
-        elif allowance is None or allowance.takes(len(data)):
-            out = relay.feed(data)
+        if allowance is None or (data and allowance.takes(len(data))):
+            out = relay.feed(data) if data else relay.close()
         else:
             out = await allowance.feed(relay, data)
         idle.at = pulse.since = NEVER  # how slowly the client reads is not the upstream's doing

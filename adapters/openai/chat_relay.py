@@ -56,9 +56,11 @@ class ChatStreamRelay:
         "_shown_model",
         "_splitter",
         "_upstream_model",
+        "_waiting",
         "cut",
         "ended",
         "failure",
+        "full",
     )
 
     def __init__(
@@ -71,6 +73,7 @@ class ChatStreamRelay:
     ) -> None:
         self.ended = False
         self.cut = False
+        self.full = False
         self.failure: UpstreamFailure | None = None
         self._splitter = sse.Splitter()
         self._meter = ChatMeter(pieces)
@@ -81,6 +84,7 @@ class ChatStreamRelay:
         self._model_member = b""
         self._limited = limited
         self._limit: int | None = None
+        self._waiting: list[bytes] = []  # events without room
         self._input_text_bytes = 0
         self._last = b""  # chunk that passed, of a stream that may be cut
         self._ending = b""  # of one that was
@@ -90,9 +94,18 @@ class ChatStreamRelay:
     def waiting_bytes(self) -> int:
         return self._splitter.waiting_bytes
 
-    def limit(self, output_tokens: int, input_text_bytes: int) -> None:
+    def limit(self, output_tokens: int | None) -> bytes:
         assert self._limited, "the relay was made without"
-        self._limit, self._input_text_bytes = output_tokens, input_text_bytes
+        self._limit = output_tokens
+        waiting, self._waiting, self.full = self._waiting, [], False
+        return b"".join([self._pass(event) for event in waiting])
+
+    def cut_short(self, input_text_bytes: int) -> None:
+        self.full, self.cut, self.ended = False, True, True
+        self._input_text_bytes = input_text_bytes
+        for event in self._waiting:
+            self._read_on(event)
+        self._waiting.clear()
 
     @property
     def terminal(self) -> bytes:
@@ -118,7 +131,7 @@ class ChatStreamRelay:
     def close(self) -> bytes:
         rest = self._splitter.close()
         out = self._pass(sse.terminated(rest)) if sse.data_of(rest) else b""
-        if self.ended:
+        if self.ended or self.full:
             return out
         if self._meter.finished:
             self._end()
@@ -127,6 +140,8 @@ class ChatStreamRelay:
         return out
 
     def read_on(self, data: bytes) -> bool:
+        if self.full:
+            self.cut_short(0)
         if not self.cut:
             self.feed(data)
             return self.ended
@@ -146,9 +161,8 @@ class ChatStreamRelay:
 
     def _pass(self, event: bytes) -> bytes:
         """Read one event; return what the client sees of it."""
-        if self.ended:
-            if self.cut:
-                self._read_on(event)
+        if self.ended or self.full:
+            self._keep_back(event)
             return b""
         data = sse.data_of(event)
         if not data:
@@ -165,8 +179,8 @@ class ChatStreamRelay:
             self.failure, self.ended = failure, True
             return b""
         if self._limit is not None and not self._meter.has_room(chunk, self._limit):
-            self.cut = self.ended = True
-            self._meter.read_on(chunk)
+            self.full = True
+            self._waiting.append(event)
             return b""
         if self._limited:
             self._last = data
@@ -185,6 +199,12 @@ class ChatStreamRelay:
         self._meter.close()
         if self._meter.empty:
             self.failure = EMPTY_ANSWER
+
+    def _keep_back(self, event: bytes) -> None:
+        if self.full:
+            self._waiting.append(event)
+        elif self.cut:
+            self._read_on(event)
 
     def _read_on(self, event: bytes) -> None:
         """An event behind the cut, whatever it is worth."""

@@ -14,7 +14,7 @@ from adapters import sse
 from adapters.catalogue import Protocol
 from adapters.codec import StreamRelay
 from adapters.envelope import Envelopes
-from tests.adapters.test_matrix import FINISHES, PAIRS, Exchange, answered
+from tests.adapters.test_matrix import FINISHES, PAIRS, Exchange, answered, comparable
 from tests.fakes import askers
 from tests.fakes.askers import Ask
 from tests.fakes.readers import STREAMS, Meaning
@@ -38,15 +38,13 @@ def events_of(found: Exchange) -> list[bytes]:
 def limited(found: Exchange, limit: int, *, size: int = 1) -> tuple[Meaning, StreamRelay, bytes]:
     """What the client understands where `limit` tokens are allowed; `size` events come at once."""
     relay = found.call.stream(limited=True)
-    relay.limit(limit, TEXT_BYTES)
-    events = events_of(found)
-    out = b"".join(
-        [
-            relay.feed(b"".join(events[at : at + size]))
-            for at in range(0, len(events), size)
-            if not relay.ended
-        ]
-    )
+    relay.limit(limit)
+    events, out = events_of(found), b""
+    for at in range(0, len(events), size):
+        if not relay.ended:
+            out += relay.feed(b"".join(events[at : at + size]))
+        if relay.full:
+            relay.cut_short(TEXT_BYTES)
     if not relay.ended:
         out += relay.close()
     assert relay.failure is None
@@ -95,13 +93,15 @@ def test_the_providers_figures_count_as_far_as_the_answer_went(
         assert relay.cut
         if size == 1:
             relay = found.call.stream(limited=True)
-            relay.limit(5, TEXT_BYTES)
+            relay.limit(5)
             out, known = b"", False
             for event in events_of(found):
                 if relay.ended:
                     known = relay.read_on(event)
                 else:
                     out += relay.feed(event)
+                if relay.full:
+                    relay.cut_short(TEXT_BYTES)
             assert known or protocol == "gemini"  # which only the end of its body ends
             meaning = STREAMS[surface](out + relay.terminal)
         told = uncut.counted(TEXT_BYTES).usage
@@ -130,4 +130,44 @@ def test_a_stream_that_was_not_limited_remembers_nothing() -> None:
     found = answered("openai", "openai", ASKS["short"].streamed())
     relay = found.call.stream()
     with pytest.raises(AssertionError, match="without"):
-        relay.limit(5, 0)
+        relay.limit(5)
+
+
+@pytest.mark.parametrize("name", ASKS)
+@pytest.mark.parametrize(("surface", "protocol"), PAIRS)
+def test_what_waited_comes_out_as_it_would_have(
+    surface: Protocol, protocol: Protocol, name: str
+) -> None:
+    """A limit that is raised again and again leaves no trace, however the stream arrives."""
+    found = answered(surface, protocol, ASKS[name].streamed())
+    full, uncut, _ = limited(found, 10**6)
+    for size in (1, 7, 10**6):
+        relay, limit = found.call.stream(limited=True), 0
+        relay.limit(limit)
+        events, out = events_of(found), b""
+        for at in range(0, len(events), size):
+            out += relay.feed(b"".join(events[at : at + size]))
+            while relay.full:
+                limit += 1 + limit // 3
+                out += relay.limit(limit)
+        if not relay.ended:
+            out += relay.close()
+        assert not relay.cut
+        meaning = STREAMS[surface](out + relay.terminal)
+        assert comparable(meaning) == comparable(full)
+        assert relay.counted(TEXT_BYTES) == uncut.counted(TEXT_BYTES)
+
+
+@pytest.mark.parametrize(("surface", "protocol"), PAIRS)
+def test_a_client_that_leaves_before_more_is_allowed_pays_for_what_it_got(
+    surface: Protocol, protocol: Protocol
+) -> None:
+    found = answered(surface, protocol, ASKS["text"].streamed())
+    relay = found.call.stream(limited=True)
+    relay.limit(5)
+    relay.feed(found.played.body)
+    assert relay.full
+    relay.read_on(b"")
+    counted = relay.counted(TEXT_BYTES)
+    assert counted.usage.output_tokens == 5
+    assert counted.usage.input_tokens > 0

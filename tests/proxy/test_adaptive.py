@@ -10,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from adapters.codec import Counted
+from adapters.codec import Counted, Request
 from adapters.openai.chat_relay import ChatStreamRelay
+from adapters.openai.responses_passing import ResponsesManner
+from adapters.openai.responses_reader import ResponsesReader
+from adapters.openai.responses_wire import event
+from adapters.passing import PassingStream
+from adapters.stream import Meter
 from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance
 from proxy.outputs import START_TOKENS_MIN, Outputs
 from tests.fakes.provider import delta
@@ -20,6 +25,7 @@ FIXED = 1000
 RATE = 7
 MAX = 16_384
 WORD = "word"
+REQUEST = Request(fields={}, body_bytes=0, model="m", protocol="openai-responses")
 
 
 def price(output_tokens: int) -> int:
@@ -79,8 +85,11 @@ def relay() -> CountingRelay:
 
 def words(count: int) -> list[bytes]:
     """Events of one token each."""
-    event = delta(WORD).partition(b"\r\n")[2].removesuffix(b"\r\n")
-    return [event] * count
+    return [one_event(WORD)] * count
+
+
+def one_event(text: str) -> bytes:
+    return delta(text).partition(b"\r\n")[2].removesuffix(b"\r\n")
 
 
 def output_of(stream: ChatStreamRelay) -> int:
@@ -149,12 +158,36 @@ async def test_output_that_is_faster_than_the_decision_waits_for_it(
     assert trio.current_time() == pytest.approx(0.3)
 
 
+async def test_what_goes_on_beyond_its_cap_is_the_providers_fault() -> None:
+    """All that was asked for is held: nothing is cut then, as with the whole cap."""
+    held, stream = FakeReservation(1024, MAX), relay()
+    allowance = Allowance(held, price, 2000, 0)
+    out = await fed(allowance, stream, [b"".join(words(1500)), b"".join(words(3000))])
+    assert out.count(WORD.encode()) == 4500
+    assert tokens_of(held.amount) == 2000
+
+
+async def test_events_that_only_repeat_what_was_said_make_nothing_grow() -> None:
+    """A Responses stream ends in events that say all of its text again, several times."""
+    held = FakeReservation(1024, MAX)
+    reader, manner = ResponsesReader(passing=True), ResponsesManner(REQUEST)
+    stream = PassingStream(reader, Meter({}), manner, limited=True)
+    allowance = Allowance(held, price, MAX, 0)
+    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    for _ in range(700):
+        said = event("response.output_text.delta", {**place, "delta": WORD})
+        await allowance.feed(stream, said)
+    whole = {"text": WORD * 700, "more": "x" * 50_000}
+    await allowance.feed(stream, event("response.output_text.done", {**place, **whole}))
+    assert not stream.full
+    assert held.asked == held.waited == []
+
+
 async def test_one_event_that_is_larger_than_all_that_is_held() -> None:
     for credit, fits in ((1024, False), (4000, False), (5000, True)):
         held, stream = FakeReservation(1024, credit), relay()
         allowance = Allowance(held, price, MAX, 0)
-        huge = delta(WORD * 4500).partition(b"\r\n")[2].removesuffix(b"\r\n")
-        out = await fed(allowance, stream, [huge])
+        out = await fed(allowance, stream, [one_event(WORD * 4500)])
         assert stream.cut is not fits
         assert bool(out) is fits
         assert output_of(stream) <= tokens_of(held.amount)
@@ -176,8 +209,7 @@ def test_nothing_is_counted_that_is_not_held(
     async def main() -> None:
         held, stream = FakeReservation(begin, max(begin, credit)), relay()
         allowance = Allowance(held, price, MAX, 0)
-        event = delta("x" * letters).partition(b"\r\n")[2].removesuffix(b"\r\n")
-        data, at, turn = event * words_, 0, 0
+        data, at, turn = one_event("x" * letters) * words_, 0, 0
         out = b""
         while at < len(data) and not stream.ended:
             size = sizes[turn % len(sizes)]
