@@ -3,6 +3,10 @@
 A file's content is remembered by its hash: an applied file is history and may not change. Several
 processes may call `migrate` at once; a session lock lets one work and the others find nothing to
 do. The connection must be a direct one, since the lock belongs to its session.
+
+The gateway works as the role `farebox_app` (see `connection`). What a migration makes is its to use
+only where the migration says so: functions with `SELECT farebox.secure_functions()` at its end, and
+tables of a new schema with `farebox.allow(…)`.
 """
 
 from __future__ import annotations
