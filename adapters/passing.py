@@ -198,15 +198,15 @@ class PassingStream:
             if unread is None:
                 self._reader.read(payload)
                 unread = self._reader.composer.take()
-            if self._limit is not None and not self._has_room(unread, self._limit):
-                self.full, self._unread = True, unread
-                self._waiting.append(raw)
-                return b""
+            if self._limited:
+                if self._limit is not None and not self._has_room(unread, self._limit):
+                    self.full, self._unread = True, unread
+                    self._waiting.append(raw)
+                    return b""
+                self._manner.remember(payload)
             self._look(unread)
             if self.failure is not None:
                 return b""
-            if self._limited:
-                self._manner.remember(payload)
         shown = self._manner.shown(raw, payload)
         if not self._reader.composer.has_reason:
             return shown

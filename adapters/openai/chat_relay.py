@@ -178,11 +178,11 @@ class ChatStreamRelay:
         if chunk.error and (failure := read_error_object(chunk.error)) is not None:
             self.failure, self.ended = failure, True
             return b""
-        if self._limit is not None and not self._meter.has_room(chunk, self._limit):
-            self.full = True
-            self._waiting.append(event)
-            return b""
         if self._limited:
+            if self._limit is not None and not self._meter.has_room(chunk, self._limit):
+                self.full = True
+                self._waiting.append(event)
+                return b""
             self._last = data
         self._meter.read(chunk)
         if chunk.usage and not self._show_usage:

@@ -340,6 +340,95 @@ async def test_a_stream_that_may_not_grow_ends_at_what_is_held(
         assert world.gateway.outputs.start("gpt") == 1024, "a cut answer tells nothing"
 
 
+@pytest.mark.parametrize("protocol", ["openai-responses", "openai"])
+async def test_a_response_that_was_cut_is_kept_as_it_was_told(
+    autojump_clock: MockClock, protocol: Protocol
+) -> None:
+    talker = Talker(protocol, 5000, gap=0.01)
+    models = [long_model(protocol)]
+    async with running({"p": talker}, models=models, credit=charge_of(1500, 400)) as world:
+        adaptive(world)
+        answer = await call(world, "openai-responses")
+        told = json.loads(answer.body.rstrip().rpartition(b"data: ")[2])["response"]
+        assert told["status"] == "incomplete"
+        path = f"{PATHS['openai-responses']}/{told['id']}"
+        kept = await world.connect().call(path, method="GET")
+        assert kept.json == told
+
+
+async def test_an_answer_that_was_cut_is_the_same_when_it_is_asked_for_again(
+    autojump_clock: MockClock,
+) -> None:
+    talker = Talker("openai", 5000, gap=0.01)
+    async with running({"p": talker}, models=[long_model()], credit=charge_of(1500, 400)) as world:
+        adaptive(world)
+        path, body = asked()
+        headers = {"idempotency-key": "one"}
+        first = await world.connect().call(path, body, headers=headers)
+        again = await world.connect().call(path, body, headers=headers)
+        assert first.body == again.body
+        assert STREAMS["openai"](again.body).finish == "length"
+        assert len(talker.caps) == len(await world.flushed()) == 1
+
+
+async def test_an_array_of_chunks_that_was_cut_is_an_array(autojump_clock: MockClock) -> None:
+    talker = Talker("gemini", 5000, gap=0.01)
+    models = [long_model("gemini")]
+    async with running({"p": talker}, models=models, credit=charge_of(1500, 400)) as world:
+        adaptive(world)
+        path, body = asked("gemini")
+        answer = await world.connect().call(path.removesuffix("?alt=sse"), body)
+        chunks = json.loads(answer.body)
+        assert chunks[-1]["candidates"][0]["finishReason"] == "MAX_TOKENS"
+        assert "finishReason" not in chunks[-2]["candidates"][0]
+
+
+async def test_every_choice_ends_where_the_stream_is_cut(autojump_clock: MockClock) -> None:
+    def said(index: int) -> bytes:
+        choice = {"index": index, "delta": {"content": WORD}, "finish_reason": None}
+        return provider.chunk({"id": "c", "object": "o", "created": 1, "choices": [choice]})
+
+    words = [said(number % 2) for number in range(5000)]
+    upstream = ScriptedProvider([STREAM_HEAD, *words, None])
+    async with running(
+        {"p": upstream}, models=[long_model()], credit=charge_of(2500, 400)
+    ) as world:
+        adaptive(world)
+        answer = await call(world, n=2)
+        chunks = [
+            json.loads(line.removeprefix(b"data: "))
+            for line in answer.body.split(b"\n\n")
+            if line and b"[DONE]" not in line
+        ]
+        ends = [
+            (choice["index"], choice["finish_reason"])
+            for chunk in chunks
+            for choice in chunk["choices"]
+            if choice["finish_reason"]
+        ]
+        assert ends == [(0, "length"), (1, "length")]
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        (event,) = await world.flushed()
+        assert event.output_tokens == sum(len(chunk["choices"]) for chunk in chunks) - len(ends)
+        await world.assert_books_are_clean()
+
+
+async def test_a_client_that_leaves_while_its_stream_waits_for_more(
+    autojump_clock: MockClock,
+) -> None:
+    talker = Talker("openai", 5000, burst=10**6)
+    async with running({"p": talker}, models=[long_model()]) as world:
+        adaptive(world)
+        client = world.connect()
+        await client.send(*asked())
+        await client.event()
+        client.transport.close()
+        await trio.sleep(5)
+        (event,) = await world.flushed()
+        assert event.charge <= event.reserved
+        await world.assert_books_are_clean()
+
+
 async def test_what_a_provider_says_behind_the_cut_is_not_charged(
     autojump_clock: MockClock,
 ) -> None:
