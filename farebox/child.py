@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
-from prometheus_client import CollectorRegistry
 
 from farebox.books import Holder, SharedBooks
 from farebox.catalogue import BuiltIn
@@ -72,7 +71,7 @@ class Part(Protocol):
     """What a child is, once it has been told."""
 
     @property
-    def registry(self) -> CollectorRegistry:
+    def metrics(self) -> Metrics:
         """What it counts."""
         ...
 
@@ -107,7 +106,7 @@ class WorkerPart:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._draining = False
-        self.registry = worker.metrics.registry
+        self.metrics = worker.metrics
         self.problems = worker.problems
         self.run = worker.run
         self.reload = worker.reload
@@ -137,9 +136,8 @@ class LedgerPart:
     """The lease holder of a shard, at the service of the workers."""
 
     def __init__(self, holder: Holder, listening: socket.socket, lifeline: int) -> None:
-        metrics = Metrics()
-        holder.watch(metrics)
-        self.registry = metrics.registry
+        self.metrics = Metrics()
+        holder.watch(self.metrics)
         self.problems = holder.problems
         self._holder = holder
         self._listening = listening
@@ -177,9 +175,8 @@ class LeftoverPart:
     """The lease holder of a shard that is no more: it posts what it has, gives back, and ends."""
 
     def __init__(self, holder: Holder) -> None:
-        metrics = Metrics()
-        holder.watch(metrics)
-        self.registry = metrics.registry
+        self.metrics = Metrics()
+        holder.watch(self.metrics)
         self._holder = holder
         self._end = trio.Event()
 
@@ -229,7 +226,13 @@ async def build(start: Start) -> Part:
             books = SharedBooks(start.ledgers)
             listening = socket.socket(fileno=start.listening)
             worker = await Worker.build(
-                served.config, start.conninfo, start.secret, served.built_in, listening, books
+                served.config,
+                start.conninfo,
+                start.secret,
+                served.built_in,
+                listening,
+                books,
+                shared=True,
             )
             return WorkerPart(worker)
         case BeLedger():
@@ -301,7 +304,7 @@ class Child:
     async def _report(self, part: Part) -> None:
         # Rendering takes milliseconds: it must not stop the streams of this process.
         number = self._asked
-        families = await trio.to_thread.run_sync(report_of, part.registry)
+        families = await trio.to_thread.run_sync(report_of, part.metrics.registry)
         report = Report(number=number, problems=tuple(part.problems()), families=tuple(families))
         with contextlib.suppress(ChannelClosed):
             await self._channel.send(report)

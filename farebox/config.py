@@ -7,7 +7,6 @@ one plain sentence each. What is legal but without effect in this version is in
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections import Counter
@@ -40,6 +39,7 @@ from proxy.settings import (
 DEFAULT_FILE = "farebox.toml"
 SECRET_BYTES_MIN = 32
 MARGIN_MAX = 10
+WORKERS_MAX = 256
 
 _PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a slash would split upstream names
 
@@ -200,11 +200,9 @@ def _check_server(server: ServerSettings, problems: Problems) -> None:
         problems.add("server.admin_listen", "is the same address as server.listen; choose another")
     if server.public_url:
         _check_url("server.public_url", server.public_url, problems)
-    if server.workers == 0 and os.cpu_count() == 1:
-        return
-    if server.workers != 1:
+    if server.workers > WORKERS_MAX:
         problems.add(
-            "server.workers", "this version runs one proxy process; write 1 or leave it out"
+            "server.workers", f"is at most {WORKERS_MAX}; 0 means as many as there are CPUs"
         )
 
 

@@ -153,11 +153,13 @@ class Worker:
         built_in: BuiltIn | None,
         listening: socket.socket,
         books: Books,
+        *,
+        shared: bool = False,
     ) -> Worker:
         """Put the parts together: nothing is served yet.
 
-        `built_in` serves where no provider is configured. Raises ConfigError and
-        DirectoryUnavailable.
+        `built_in` serves where no provider is configured; `listening` may be `shared` with other
+        workers. Raises ConfigError and DirectoryUnavailable.
         """
         directory = Directory(conninfo)
         served = catalogue(config, built_in)
@@ -186,6 +188,7 @@ class Worker:
             listening,
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
+            shared=shared,
         )
         return cls(config, directory, books, gateway, listener, stored, answers)
 

@@ -2,6 +2,10 @@
 
 A full machine (no file descriptors, no memory) is waited out; anything else that goes wrong while
 accepting is a bug and ends the worker. What goes wrong inside a connection ends that connection.
+
+Where several workers share a socket, whoever is awake could take a whole burst of connections, and
+keep it: clients hold on to theirs. So after a few a worker steps back for a moment, which is long
+enough for another to be woken.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from proxy.transport import SocketTransport, Transport, detached
 
 _MACHINE_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _FULL_PAUSE_SECONDS = 0.1
+_IN_A_ROW_MAX = 2
+_STEP_BACK_SECONDS = 0.001
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n"
     b"connection: close\r\n\r\n"
@@ -41,13 +47,25 @@ def bind(host: str, port: int, *, backlog: int = 4096) -> socket.socket:
 
 
 class Listener:
-    """Serves every connection of one socket with `handler`, which closes nothing itself."""
+    """Serves every connection of one socket with `handler`, which closes nothing itself.
 
-    def __init__(self, listening: socket.socket, handler: Handler, *, max_connections: int) -> None:
+    `shared`: others accept from the same socket.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        handler: Handler,
+        *,
+        max_connections: int,
+        shared: bool = False,
+    ) -> None:
         listening.setblocking(False)
         self._socket = trio.socket.from_stdlib_socket(listening)
         self._handler = handler
         self._max_connections = max_connections
+        self._shared = shared
+        self._accepted = 0
         self._accepting = trio.CancelScope()
         self.connections = 0
 
@@ -72,6 +90,9 @@ class Listener:
                         continue
                     self.connections += 1
                     connections.start_soon(self._serve, accepted)
+                    self._accepted += 1
+                    if self._shared and self._accepted % _IN_A_ROW_MAX == 0:
+                        await trio.sleep(_STEP_BACK_SECONDS)
             self._socket.close()
 
     async def _accept(self) -> trio.socket.SocketType:

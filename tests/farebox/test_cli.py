@@ -380,7 +380,7 @@ def test_a_database_that_is_away_is_a_sentence(farebox: Farebox, tmp_path: Path)
 
 
 def test_a_broken_configuration_is_a_sentence(farebox: Farebox, tmp_path: Path) -> None:
-    (tmp_path / "farebox.toml").write_text('[server]\nlisen = "x"\nworkers = 7\n')
+    (tmp_path / "farebox.toml").write_text('[server]\nlisen = "x"\nworkers = 700\n')
     assert farebox.refused("account", "list") == (
         'server.lisen: unknown key; did you mean "listen"? (and 1 more: see `farebox check`)'
     )
@@ -390,7 +390,7 @@ def test_a_broken_configuration_is_a_sentence(farebox: Farebox, tmp_path: Path) 
 
 
 def test_check_says_every_problem_on_its_line(farebox: Farebox, tmp_path: Path) -> None:
-    (tmp_path / "farebox.toml").write_text('[server]\nlisen = "x"\nworkers = 7\n')
+    (tmp_path / "farebox.toml").write_text('[server]\nlisen = "x"\nworkers = 700\n')
     done = farebox("check")
     assert (done.code, done.out) == (1, "")
     assert [line.partition(":")[0] for line in done.err.splitlines()] == [

@@ -206,8 +206,8 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             "server.admin_listen: is the same address as server.listen; choose another",
         ),
         (
-            "[server]\nworkers = 4",
-            "server.workers: this version runs one proxy process; write 1 or leave it out",
+            "[server]\nworkers = 257",
+            "server.workers: is at most 256; 0 means as many as there are CPUs",
         ),
         (
             '[server]\npublic_url = "farebox.example"',
@@ -326,7 +326,7 @@ def test_one_problem_is_one_sentence(tmp_path: Path, text: str, sentence: str) -
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     problems = refused(
         tmp_path,
-        '[server]\nlisen = "x"\nworkers = 2\n[billing]\nmargin = 1\n[limits]\ndefault_tier = "x"',
+        '[server]\nlisen = "x"\nworkers = 257\n[billing]\nmargin = 1\n[limits]\ndefault_tier = "x"',
     )
     assert [problem.partition(":")[0] for problem in problems] == [
         "server.lisen",
