@@ -373,9 +373,11 @@ class LedgerServer:
                 try:
                     await self._serve()
                 finally:
-                    await self._post_the_rest()
-                    self._journal_scope.cancel()
-                    services.cancel_scope.cancel()
+                    try:
+                        await self._post_the_rest()
+                    finally:  # whatever happens: a shielded task must not outlive this
+                        self._journal_scope.cancel()
+                        services.cancel_scope.cancel()
         finally:
             self._closed.set()
             self._journal.close()

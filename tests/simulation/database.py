@@ -1,0 +1,267 @@
+"""Postgres and the network before it: every statement may be lost, answered, hang, or come late.
+
+The books are the real `MemoryStore`. A statement that was sent is executed by the world, whatever
+becomes of who sent it: after its session has moved on, or its process has died. Only a failover,
+which breaks all connections, makes an end of what is under way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import outcome
+import trio
+
+from ledger.memory import MemoryStore
+from ledger.store import (
+    Ask,
+    Hint,
+    HolderId,
+    HolderRow,
+    PoolGrant,
+    PoolId,
+    PoolReport,
+    Session,
+    StoreError,
+    StoreRefused,
+    StoreUncertain,
+    UsageEvent,
+    Violation,
+)
+from tests.simulation.process import Process
+
+T = TypeVar("T")
+
+
+@dataclass
+class StatementFaults:
+    """How likely a statement meets each fate, 0 to 1."""
+
+    lost: float = 0.0  # before it happened, or only its answer
+    hanging: float = 0.0
+    late: float = 0.0  # it fails for the caller, and happens up to 40 s later
+    hint_lost: float = 0.0
+
+
+@dataclass
+class _Statement(Generic[T]):
+    """One call on its way."""
+
+    name: str
+    run: Callable[[], Awaitable[T]]
+    generation: int
+    done: trio.Event = field(default_factory=trio.Event)
+    result: outcome.Outcome[T] | None = None
+
+    def answer(self, result: outcome.Outcome[T]) -> None:
+        if self.result is None:
+            self.result = result
+            self.done.set()
+
+
+class Database:
+    """The world's one database. `after_commit` is told each statement that was executed."""
+
+    def __init__(
+        self,
+        books: MemoryStore,
+        generator: random.Random,
+        *,
+        after_commit: Callable[[str], None],
+        validity_seconds: int,
+        max_request_seconds: int,
+    ) -> None:
+        self.books = books
+        self.faults = StatementFaults()
+        self.down = False
+        self.generation = 0
+        self.poison: set[bytes] = set()
+        self.injected: dict[str, int] = {}
+        self.validity_seconds = validity_seconds
+        self.max_request_seconds = max_request_seconds
+        self._generator = generator
+        self._after_commit = after_commit
+        self._inbox, self._requests = trio.open_memory_channel[_Statement[object]](10_000)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Execute what arrives, in tasks of the world."""
+        async with trio.open_nursery() as statements:
+            task_status.started()
+            async for statement in self._requests:
+                statements.start_soon(self._execute, statement)
+
+    def break_connections(self) -> None:
+        """Nobody hears the answers of what is under way, and what has not happened never will."""
+        self.generation += 1
+
+    async def call(self, process: Process, name: str, run: Callable[[], Awaitable[T]]) -> T:
+        """Send a statement and wait for its answer."""
+        process.check()
+        statement = _Statement(name, run, self.generation)
+        self._inbox.send_nowait(statement)  # type: ignore[arg-type]  # each has its own result
+        await statement.done.wait()
+        process.check()
+        assert statement.result is not None
+        return statement.result.unwrap()
+
+    async def _execute(self, statement: _Statement[object]) -> None:
+        fate = self._fate()
+        if fate != "none":
+            self.injected[f"statement {fate}"] = self.injected.get(f"statement {fate}", 0) + 1
+        await trio.sleep(self._generator.uniform(0.0005, 0.004))
+        if fate == "late":
+            if self._generator.random() < 0.5:
+                statement.answer(outcome.Error(StoreUncertain("the connection broke")))
+            await trio.sleep(40 * self._generator.random() ** 3)
+        elif fate == "before" or self.down:
+            statement.answer(outcome.Error(StoreUncertain("the request was lost")))
+            return
+        if statement.generation != self.generation or self.down:
+            statement.answer(outcome.Error(StoreUncertain("the connection is broken")))
+            return
+        if fate == "hang" and self._generator.random() < 0.5:
+            return
+        result = await self._committed(statement)
+        if fate == "hang":
+            return
+        await trio.sleep(self._generator.uniform(0.0005, 0.002))
+        if fate in ("after", "late") or statement.generation != self.generation:
+            result = outcome.Error(StoreUncertain("the answer was lost"))
+        statement.answer(result)
+
+    async def _committed(self, statement: _Statement[object]) -> outcome.Outcome[object]:
+        try:
+            value = await statement.run()
+        except StoreError as error:
+            return outcome.Error(error)
+        self._after_commit(statement.name)
+        return outcome.Value(value)
+
+    def _fate(self) -> str:
+        faults, dice = self.faults, self._generator.random()
+        for fate, likely in (
+            ("before", faults.lost / 2),
+            ("after", faults.lost / 2),
+            ("hang", faults.hanging),
+            ("late", faults.late),
+        ):
+            if dice < likely:
+                return fate
+            dice -= likely
+        return "none"
+
+    def forgets(self, likely: float) -> bool:
+        """Whether something of no consequence is lost."""
+        return self._generator.random() < likely
+
+
+class Client:
+    """One process's `LedgerStore`."""
+
+    def __init__(self, database: Database, process: Process) -> None:
+        self._database = database
+        self._process = process
+
+    async def _call(self, name: str, run: Callable[[MemoryStore], Awaitable[T]]) -> T:
+        database = self._database
+        return await database.call(self._process, name, lambda: run(database.books))
+
+    async def register_holder(
+        self,
+        journal_id: bytes,
+        node: str,
+        *,
+        validity_seconds: int = 0,
+        max_request_seconds: int = 0,
+    ) -> HolderId:
+        database = self._database
+        return await self._call(
+            "register_holder",
+            lambda books: books.register_holder(
+                journal_id,
+                node,
+                validity_seconds=database.validity_seconds,
+                max_request_seconds=database.max_request_seconds,
+            ),
+        )
+
+    async def open_session(self, holder: HolderId, journal_id: bytes) -> Session:
+        return await self._call(
+            "open_session", lambda books: books.open_session(holder, journal_id)
+        )
+
+    async def exchange(
+        self, session: Session, events: Sequence[UsageEvent], pools: Sequence[PoolReport]
+    ) -> list[PoolGrant]:
+        async def post(books: MemoryStore) -> list[PoolGrant]:
+            if any(event.request_id in self._database.poison for event in events):
+                raise StoreRefused("22P02", "invalid input syntax")
+            return await books.exchange(session, events, pools)
+
+        return await self._call("exchange", post)
+
+    async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
+        return await self._call("grant_lease", lambda books: books.grant_lease(session, asks))
+
+    async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None:
+        await self._call("quarantine", lambda books: books.quarantine(session, event, error))
+
+    async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
+        return await self._call("reattest", lambda books: books.reattest(session, held))
+
+    async def close_holder(self, session: Session) -> None:
+        await self._call("close_holder", lambda books: books.close_holder(session))
+
+    async def hints(self) -> AsyncIterator[Hint]:
+        database, generation = self._database, self._database.generation
+        if database.down:
+            raise StoreUncertain("nobody there")
+        async for hint in database.books.hints():
+            self._process.check()
+            if database.down or database.generation != generation:
+                raise StoreUncertain("the connection broke")
+            if not database.forgets(database.faults.hint_lost):
+                yield hint
+
+    def reaper_lock(self) -> AbstractAsyncContextManager[bool]:
+        return self._database.books.reaper_lock()
+
+    async def holders(self) -> list[HolderRow]:
+        return await self._call("holders", lambda books: books.holders())
+
+    async def fence_holder(self, holder: HolderId, heartbeat_seen: int) -> bool:
+        return await self._call(
+            "fence_holder", lambda books: books.fence_holder(holder, heartbeat_seen)
+        )
+
+    async def reclaim_holder(self, holder: HolderId, epoch_seen: int) -> int | None:
+        return await self._call(
+            "reclaim_holder", lambda books: books.reclaim_holder(holder, epoch_seen)
+        )
+
+    async def end_learning(self) -> bool:
+        return await self._call("end_learning", lambda books: books.end_learning())
+
+    async def credit_pool(
+        self, pool: PoolId, amount: int, code: int, contra: int, ref: str
+    ) -> bool:
+        return await self._call(
+            "credit_pool", lambda books: books.credit_pool(pool, amount, code, contra, ref)
+        )
+
+    async def debit_pool(
+        self, pool: PoolId, amount: int, code: int, contra: int, ref: str, *, forced: bool = False
+    ) -> bool:
+        return await self._call(
+            "debit_pool",
+            lambda books: books.debit_pool(pool, amount, code, contra, ref, forced=forced),
+        )
+
+    async def check(self) -> list[Violation]:
+        return await self._database.books.check()
+
+

@@ -1,0 +1,412 @@
+"""A fleet in one process on virtual time, decided by a seed: built, disturbed, and brought to rest.
+
+`run(seed)` draws a `Plan` (how many nodes, which faults, how often), lets the world live for a
+while under `faults.Chaos`, then ends all faults and waits for what must follow: everything settled,
+every lease given back, every account spendable to its last nano-dollar. Meanwhile, after every step
+of a ledger's task its engine must agree with itself, and after every statement with the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import trio
+from trio.testing import MockClock
+
+from ledger.client import LedgerError
+from ledger.errors import LedgerDivergence
+from ledger.memory import FAILOVER_LOSS, OVERRUN_LOSS, PROMOTIONS, MemoryStore
+from ledger.store import HolderState, PoolId, StoreError
+from tests.fakes.ledger import PROVIDER
+from tests.simulation.client import Customer
+from tests.simulation.database import Database
+from tests.simulation.faults import Chaos
+from tests.simulation.node import Node, Worker
+from tests.simulation.oracle import Oracle, Violated
+from tests.simulation.plan import Plan
+from tests.simulation.process import Process, process_of
+from tests.simulation.scheduling import Scheduler, deterministic, virtual_threads
+
+REST_SECONDS = 60.0
+CHECK_EVERY = 200  # statements: C1 to C8 read all rows
+
+
+@dataclass
+class Report:
+    """What a seed did."""
+
+    seed: int
+    steps: int = 0
+    virtual_seconds: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+    requests: int = 0
+    permitted: int = 0
+    settled: int = 0
+    lost: int = 0
+    violation: str = ""
+    digest: int = 0
+
+
+class World:
+    """Everything there is."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.generator = plan.generator
+        self.books = MemoryStore(synchronous_replication=plan.synchronous)
+        self.oracle = Oracle(is_silent=self._is_silent)
+        self.scheduler = Scheduler(process_of, self._after_step)
+        self.database = Database(
+            self.books,
+            self.generator,
+            after_commit=self._after_commit,
+            validity_seconds=int(plan.node.engine.validity_seconds),
+            max_request_seconds=plan.max_request_seconds,
+        )
+        self.nodes: list[Node] = []
+        self.paid: dict[str, tuple[int, int]] = {}  # reference → account, amount
+        self.refunded: dict[int, int] = {}
+        self.busy = True  # customers come
+        self.lost_by_failover = False
+        self.violation = ""  # found between two steps
+        self.ended = trio.Event()
+        self.digest = 0
+        self._commits = 0
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def live(self, story: Callable[[World], Awaitable[None]]) -> None:
+        """Be there for a story."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.database.run)
+            nursery.start_soon(self._complain)
+            self.books.add_provider(PROVIDER)
+            for account, credit_limit in self.plan.accounts.items():
+                self.books.add_account(account, credit_limit=credit_limit)
+            for account, budget in self.plan.habits.budgets.items():
+                self.books.add_budget(budget, account, self.plan.budget)
+            for account in self.plan.accounts:
+                await self.pay(account, self.plan.balance)
+            for number in range(self.plan.nodes):
+                self.add_node(f"node {number}")
+            for node in self.nodes:
+                nursery.start_soon(node.run)
+            await story(self)
+            for node in self.nodes:
+                node.destroyed = True
+                node._die()
+            nursery.cancel_scope.cancel()
+
+    async def _complain(self) -> None:
+        await self.ended.wait()
+        raise Violated(self.violation)
+
+    def add_node(self, name: str) -> Node:
+        """One more machine."""
+        node = Node(
+            name,
+            self.database,
+            self.oracle,
+            self.scheduler,
+            self.generator,
+            self.plan.node,
+            self._traffic,
+        )
+        self.nodes.append(node)
+        return node
+
+    async def _traffic(self, node: Node, worker: Worker) -> None:
+        customer = self.customer(worker)
+        async with trio.open_nursery() as customers:
+            while True:
+                await trio.sleep(self.generator.expovariate(self.plan.requests_per_second))
+                if self.busy:
+                    customers.start_soon(customer.ask)
+                else:
+                    await trio.sleep(10)
+
+    def customer(self, worker: Worker) -> Customer:
+        """Somebody who is served by this worker."""
+        return Customer(
+            worker.process,
+            worker.ledger,
+            self.oracle,
+            self.generator,
+            self.plan.habits,
+            self.database.poison,
+        )
+
+    # -- money ----------------------------------------------------------------------------------
+
+    async def pay(self, account: int, amount: int) -> None:
+        """A customer pays, for certain; the payment provider says so again after a failover."""
+        ref = f"payment {len(self.paid)}"
+        self.paid[ref] = account, amount
+        await self.books.credit_pool(PoolId(account), amount, 6, PROMOTIONS, ref)
+
+    async def repeat_payments(self) -> None:
+        """What was paid is paid, whatever the database remembers."""
+        for ref, (account, amount) in self.paid.items():
+            await self.books.credit_pool(PoolId(account), amount, 6, PROMOTIONS, ref)
+
+    async def refund(self, account: int, amount: int) -> None:
+        """Credit that nobody has leased goes back to who paid it."""
+        try:
+            ref = f"refund {sum(self.refunded.values())} {account}"
+            if await self.books.debit_pool(PoolId(account), amount, 3, PROMOTIONS, ref):
+                self.refunded[account] = self.refunded.get(account, 0) + amount
+        except StoreError:
+            return
+
+    def fail_over(self, standby: MemoryStore) -> None:
+        """A standby takes over that has not heard of everything."""
+        books = self.books
+        lost = [event for _, event in books.events[len(standby.events) :]]
+        self.lost_by_failover = True
+        self.database.break_connections()
+        books.fail_over(standby)
+        kept = self.oracle.kept(
+            node.journal.journal_id
+            for node in self.nodes
+            if node.journal is not None and not node.destroyed
+        )
+        self.oracle.failed_over(lost, kept)
+
+    # -- what always holds ------------------------------------------------------------------------
+
+    def _after_step(self, process: Process | None) -> None:
+        if process is None or self.violation:
+            return
+        for node in self.nodes:
+            if node.ledgerd is process and node.server is not None and process.alive:
+                node.look()
+                try:
+                    self._check_engine(node)
+                except Violated as violation:  # trio would not let it through
+                    self.violation = str(violation)
+                    self.ended.set()
+
+    def _check_engine(self, node: Node) -> None:
+        """The holder agrees with itself, and made no promise after its leases were given away."""
+        assert node.server is not None
+        engine = node.server.engine
+        try:
+            engine.check()
+        except (LedgerDivergence, AssertionError) as error:
+            raise Violated(f"{node.name}: {error}") from error
+        if engine.book.halted:
+            raise Violated(f"{node.name} halted: {engine.book.halted}")
+        fresh = engine.book.open.keys() - node.seen_open
+        if fresh:
+            node.seen_open.clear()
+            node.seen_open.update(engine.book.open)
+            journal_id = node.journal.journal_id if node.journal else b""
+            for row in self.books.holder_rows.values():
+                late = row.state in (HolderState.RECLAIMED, HolderState.CLOSED)
+                if row.journal_id == journal_id and late and not self.lost_by_failover:
+                    raise Violated(f"{node.name} reserved after its leases were given away")
+
+    def _after_commit(self, name: str) -> None:
+        self._commits += 1
+        self.digest = zlib.crc32(f"{name} {trio.current_time()}".encode(), self.digest)
+        for pool in self.books.pools.values():
+            if pool.gl_account_id is not None and pool.funded - pool.spent + pool.credit_limit < 0:
+                raise Violated(f"account {pool.pool_id} owes more than its limit")
+            if pool.available + pool.credit_limit + pool.overgranted < 0 and (
+                pool.gl_account_id is not None
+            ):
+                raise Violated(f"account {pool.pool_id} was leased more than there is")
+        self._check_collected()
+        for node in self.nodes:
+            self._check_lease(node)
+
+    def _check_collected(self) -> None:
+        """What was collected is never more than what was paid, plus the credit limit."""
+        paid: dict[int, int] = {}
+        for account, amount in self.paid.values():
+            paid[account] = paid.get(account, 0) + amount
+        borne = {account: 0 for account in paid}
+        for transfer in self.books.transfers:
+            if transfer.debit in (OVERRUN_LOSS, FAILOVER_LOSS):
+                borne[transfer.account_id] += transfer.amount
+        for account, amount in paid.items():
+            pool = self.books.pools[account]
+            credit = amount - self.refunded.get(account, 0) + pool.credit_limit
+            if pool.spent - borne[account] > credit:
+                raise Violated(f"account {account} paid {credit}, and {pool.spent} was collected")
+
+    def _check_lease(self, node: Node) -> None:
+        """Invariant H against the store: a holder never holds more than is leased to it."""
+        server, journal = node.server, node.journal
+        if server is None or journal is None or server._session is None:
+            return
+        session = server._session
+        row = self.books.holder_rows.get(session.holder_id)
+        current = row is not None and row.journal_id == journal.journal_id
+        if not current or row is None or row.epoch != session.epoch:
+            return
+        if row.state is not HolderState.ACTIVE or row.timeline != self.books.server_timeline:
+            return
+        unposted: dict[int, int] = {}
+        for event in server.engine.book.outbox:
+            if event.seq > row.applied_seq:
+                for pool_id, part in zip(event.pools, event.covered, strict=True):
+                    unposted[pool_id] = unposted.get(pool_id, 0) + part
+        for pool in server.engine.book.pools:
+            held = pool.free + pool.pending + unposted.get(pool.pool_id, 0)
+            lease = self.books.leases.get((pool.pool_id, session.holder_id))
+            leased = lease.outstanding if lease else 0
+            if held > leased:
+                raise Violated(
+                    f"{node.name} holds {held} of pool {pool.pool_id}, and {leased} is leased"
+                )
+
+    def _is_silent(self, process: Process) -> bool:
+        return any(
+            node.is_silent(process)
+            for node in self.nodes
+            if any(worker.process is process for worker in node.workers.values())
+        )
+
+    # -- rest -------------------------------------------------------------------------------------
+
+    async def come_to_rest(self) -> None:
+        """All faults are over: what must follow, within the time that it may take."""
+        self.busy = False
+        seconds = REST_SECONDS + self.plan.patience_seconds(self.nodes)
+        with trio.move_on_after(seconds):
+            while self._restless():
+                await trio.sleep(1)
+        await self._books_balance()
+        if restless := self._restless():
+            raise Violated(f"no rest within {seconds:g} s: {restless}")
+        await self._spend_the_rest()
+        await self._books_balance()
+        for complaint in self.oracle.verdict(
+            self.books, quarantined={event.request_id for event, _ in self.books.quarantine_rows.values()}
+        ):
+            raise Violated(complaint)
+
+    def _restless(self) -> str:
+        """What is not at rest yet."""
+        for node in self.nodes:
+            if node.destroyed:
+                continue
+            if node.server is None or not node.server.ready:
+                return f"{node.name} is not ready"
+            engine = node.server.engine
+            if engine.open_reservations or engine.pending_events:
+                open_, pending = engine.open_reservations, engine.pending_events
+                return f"{node.name} has {open_} open and {pending} unposted"
+        for pool in self.books.pools.values():
+            if pool.leased:
+                return f"{pool.leased} of pool {pool.pool_id} is leased"
+        return ""
+
+    async def _books_balance(self) -> None:
+        for violation in await self.books.check():
+            raise Violated(f"{violation.check} {violation.subject}: {violation.detail}")
+
+    async def _spend_the_rest(self) -> None:
+        """Each account can be spent to its last nano-dollar, on whatever node is left."""
+        nodes = [node for node in self.nodes if not node.destroyed]
+        if not nodes:
+            return
+        for account in self.plan.accounts:
+            pool = self.books.pools[account]
+            left = pool.available + pool.credit_limit
+            worker = self.generator.choice(list(self.generator.choice(nodes).workers.values()))
+            if left > 0:
+                await self._spend(worker, account, left)
+        with trio.move_on_after(REST_SECONDS):
+            while self._restless():
+                await trio.sleep(1)
+        if restless := self._restless():
+            raise Violated(f"no rest after the last request: {restless}")
+        for account in self.plan.accounts:
+            pool = self.books.pools[account]
+            left = pool.available + pool.credit_limit
+            if left > 0:
+                raise Violated(f"{left} of account {account} cannot be spent")
+
+    async def _spend(self, worker: Worker, account: int, amount: int) -> None:
+        customer = self.customer(worker)
+        request = customer.request(account)
+        self.database.poison.clear()
+        for _ in range(10):  # another holder may have to give back first
+            try:
+                reservation = await customer.reserve(request, amount)
+            except LedgerError as error:
+                refusal = error
+                await trio.sleep(1.5)
+                continue
+            request.contacted = True
+            customer.settle(request, reservation, amount)
+            await customer.deliver(request, reservation)
+            return
+        raise Violated(f"{amount} of account {account} cannot be reserved: {refusal!r}")
+
+
+# -- one seed -------------------------------------------------------------------------------------
+
+
+async def chaos(world: World) -> None:
+    """The story of a seed: disturbed life, then rest."""
+    chaos = Chaos(world)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chaos.run)
+        await trio.sleep(world.plan.active_seconds)
+        nursery.cancel_scope.cancel()
+    await chaos.end()
+    await world.come_to_rest()
+
+
+def run(seed: int, plan: Plan | None = None, story: Callable[[World], Awaitable[None]] = chaos) -> Report:
+    """Everything that follows from a seed; `Report.violation` says what is wrong."""
+    plan = plan or Plan.of(seed)
+    report = Report(seed)
+
+    async def main() -> None:
+        world = World(plan)
+        trio.lowlevel.add_instrument(world.scheduler)
+        started = trio.current_time()
+        try:
+            await world.live(story)
+        except* Violated as violations:
+            report.violation = str(_first(violations))
+        finally:
+            requests = world.oracle.requests.values()
+            report.steps = world.scheduler.steps
+            report.virtual_seconds = trio.current_time() - started
+            report.faults = {**plan.injected, **world.database.injected}
+            report.requests = len(requests)
+            report.permitted = sum(request.permitted for request in requests)
+            report.settled = sum(request.charge is not None for request in requests)
+            report.lost = world.oracle.lost_events
+            report.digest = world.digest
+
+    with _quiet(), deterministic(plan.scheduling), virtual_threads(plan.disk_seconds):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    return report
+
+
+def _first(group: BaseExceptionGroup[Violated]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The ledger complains of what is done to it here; nobody reads that."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
