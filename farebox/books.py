@@ -8,6 +8,7 @@ no difference.
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from ledger.client import Ledger, LedgerUnavailable
 from ledger.journal import Journal, JournalLocked, RecoveredState
 from ledger.link import LocalLink, SocketLink, WorkerIdentity, is_alive
 from ledger.postgres import PostgresStore
-from ledger.server import LedgerServer, boottime
+from ledger.server import LedgerServer, LedgerSettings, boottime
 from proxy.metrics import Metrics
 
 _LOCK_POLL_SECONDS = 0.1
@@ -58,7 +59,8 @@ class Holder:
     def __init__(self, store: PostgresStore, journal: Journal, recovered: RecoveredState) -> None:
         # Workers that outlived their ledger come back, with what they have open.
         alive = {number for number, worker in recovered.workers.items() if is_alive(worker)}
-        self.server = LedgerServer(store, journal, recovered, alive=alive)
+        settings = LedgerSettings(node=socket.gethostname())
+        self.server = LedgerServer(store, journal, recovered, alive=alive, settings=settings)
         self._store = store
         self._journal = journal
 
