@@ -8,7 +8,8 @@ round trip and a crash loses nothing.
 Reading order: `money` (the only place that multiplies and rounds), `accounts` and `keys` (who),
 `store` (what the books can do, and the words used), `errors` (why the ledger refuses), `limits`,
 `fleet` and `valkey` (limits that several nodes share), `pool` (the credit of one lease),
-`reservation`, `engine` (the sans-IO core), `journal`, `server` (engine + journal + lanes), `client` (what a worker holds), `postgres` and `memory` (two stores),
-`reaper` (what becomes of the leases of a holder that fell silent), `directory` (accounts, keys and
-the price list in Postgres), `usage`, `verify`, `migrate`, `connection` (as which role).
+`reservation`, `engine` (the sans-IO core), `journal`, `server` (engine + journal + lanes), `client`
+(what a worker holds), `postgres` and `memory` (two stores), `reaper` (what becomes of the leases of
+a holder that fell silent), `directory` (accounts, keys and the price list in Postgres), `usage`,
+`verify`, `migrate`, `connection` (as which role).
 """

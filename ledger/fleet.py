@@ -15,7 +15,7 @@ tokens used beyond the estimate are a debt that is told with the next draw.
 Slots (concurrent). Valkey keeps how many each *holder* has, with an expiry of 30 s that is renewed
 every 10 s. A node says how many it wants, in blocks of a 16th of the limit; as that is a total,
 saying it twice is harmless. A block that nobody needed for a second goes back; single slots go
-back at once. The nodes announce themselves in the same way: each holds one slot of `nodes`.
+back at once. The nodes announce themselves in the same way: each holds the same of `nodes`.
 
 Rules
 - All limits of one request admit, or nothing is consumed, here and in Valkey: a draw gives the
@@ -71,7 +71,7 @@ LIMIT_MAX = 100_000_000  # levels are exact integers up to 2⁵³ in Valkey's sc
 UNITS = 60_000_000  # of a level, per right: then `limit` units flow off in a microsecond
 
 NODES = "nodes"
-_NODES_MAX = 1_000_000
+NODE_PARTS = 720_720  # slots of NODES that a node holds; divisible by each count up to 16
 _MICROSECONDS = 1_000_000
 
 
@@ -144,11 +144,14 @@ class FleetStatistics:
 class FleetLimiter:
     """The limits of a fleet as one node sees them. `holder` names this process, for its lifetime.
 
-    A request must not name the same scope and kind twice.
+    Where several processes of a node have a limiter each, for accounts of their own, `processes`
+    is their number: together they are one node. A request must not name the same scope and kind
+    twice.
     """
 
-    def __init__(self, holder: str) -> None:
+    def __init__(self, holder: str, *, processes: int = 1) -> None:
         self._holder = holder
+        self._parts = max(NODE_PARTS // processes, 1)
         self._tags: dict[str, _Tag] = {}
         self._due: dict[_Tag, None] = {}  # to look at in the next batch
         self._timers: list[tuple[float, int, _Tag]] = []
@@ -260,7 +263,8 @@ class FleetLimiter:
         for tag in list(itertools.islice(self._due, DRAWS_MAX)):
             del self._due[tag]
             rights, slots = tag.asks(now)
-            if rights or slots:
+            # Who waits is tried again after a batch only, even if all it lacked has come back.
+            if rights or slots or tag.asked_for:
                 draw = Draw(tag.name, self._holder, self._next_number(), rights, slots)
                 self._in_flight.append((tag, draw))
                 draws.append(draw)
@@ -273,7 +277,7 @@ class FleetLimiter:
         self._now = max(self._now, now)
         for draw, reply in zip(draws, replies, strict=True):
             if draw.tag == NODES:
-                self._nodes = 1 + reply.slots[0].others
+                self._nodes = -(-(self._parts + reply.slots[0].others) // NODE_PARTS)
                 self._announce_at = now + RENEW_SECONDS
             else:
                 self._tags[draw.tag].replied(now, draw, reply)
@@ -352,7 +356,7 @@ class FleetLimiter:
             self._schedule(rights.tag)
 
     def _announcement(self) -> Draw:
-        ask = SlotsAsk(NODES, _NODES_MAX, 1, 1, 1)
+        ask = SlotsAsk(NODES, LIMIT_MAX * NODE_PARTS, self._parts, self._parts, self._parts)
         return Draw(NODES, self._holder, self._next_number(), (), (ask,))
 
     def _next_number(self) -> int:

@@ -217,12 +217,13 @@ class Node:
     """A node's limiter with those who wait for it, as the engine and the lane drive it."""
 
     name: str
+    processes: int = 1
     limiter: FleetLimiter = field(init=False)
     waiting: list[Request] = field(default_factory=list)
     open: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.limiter = FleetLimiter(self.name)
+        self.limiter = FleetLimiter(self.name, processes=self.processes)
 
     def request(self, now: float, refs: tuple[LimitRef, ...], tokens: int = 0) -> Request:
         """Somebody asks."""

@@ -42,12 +42,12 @@ ALL = (RPM, TPM, SLOTS)
 class Fleet:
     """Some nodes, one model, one virtual clock."""
 
-    def __init__(self, nodes: int = 2) -> None:
+    def __init__(self, nodes: int = 2, *, processes: int = 1) -> None:
         self.valkey = ModelValkey()
         self.now = 1_000.0
         self.up = True
         self.draws: list[Draw] = []
-        self.nodes = [Node(f"node {number}") for number in range(nodes)]
+        self.nodes = [Node(f"node {number}", processes) for number in range(nodes)]
         for _ in range(2):  # the second time each hears of all the others
             self.pass_time(RENEW_SECONDS)
 
@@ -257,16 +257,29 @@ def test_undo_leaves_no_trace() -> None:
 
 
 def test_nobody_overtakes_who_waits() -> None:
-    node = Node("node")
-    valkey = ModelValkey()
-    first = node.request(0, (TPM,), 5000)
-    second = node.request(0, (TPM,), 10)
-    draws = node.limiter.next_draws(0)
-    third = node.request(0, (TPM,), 10)
-    assert node.waiting == [first, second, third]
-    node.limiter.drawn(0, draws, [valkey.draw(10**15, draw) for draw in draws])
-    node.retry(0)
-    assert node.open[:2] == [first, second]
+    fleet = Fleet(nodes=1)
+    fleet.admitted(0, [TPM], 1000)
+    fleet.end(0, used=500)  # so small ones would find enough here
+    node = fleet.nodes[0]
+    large = node.request(fleet.now, (TPM,), 2000)
+    before = node.request(fleet.now, (TPM,), 10)
+    draws = node.limiter.next_draws(fleet.now)
+    during = node.request(fleet.now, (TPM,), 10)
+    assert node.waiting == [large, before, during]
+    node.limiter.drawn(fleet.now, draws, [fleet.draw(draw) for draw in draws])
+    node.retry(fleet.now)
+    assert node.open[:2] == [large, before]
+
+
+def test_who_waits_is_tried_again_even_if_what_it_lacked_has_come_back_meanwhile() -> None:
+    fleet = Fleet(nodes=1)
+    fleet.admitted(0, [TPM], 1000)
+    node = fleet.nodes[0]
+    waiting = node.request(fleet.now, (TPM,), 500)
+    fleet.end(0, used=0)
+    node.lane(fleet.now, fleet.draw)
+    assert node.open == [waiting]
+    fleet.admitted(0, [TPM], 500)
 
 
 def test_those_who_wait_are_drawn_for_together() -> None:
@@ -362,8 +375,9 @@ def test_slots_stay_while_their_node_renews_them() -> None:
     fleet = Fleet()
     for _ in range(4):
         fleet.admitted(0, [SLOTS])
-    fleet.pass_time(10 * EXPIRY_SECONDS)
-    fleet.denied(1, [SLOTS])
+    for _ in range(3 * int(EXPIRY_SECONDS)):
+        fleet.pass_time(1)
+        fleet.denied(1, [SLOTS])
 
 
 def test_a_dead_nodes_slots_are_free_within_the_stated_time() -> None:
@@ -401,6 +415,12 @@ def test_the_nodes_know_how_many_they_are() -> None:
     fleet.nodes.pop()
     fleet.pass_time(EXPIRY_SECONDS + RENEW_SECONDS + 1)
     assert [node.limiter.statistics().nodes for node in fleet.nodes] == [2, 2]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 16, 17])
+def test_the_processes_of_a_node_are_one_node(processes: int) -> None:
+    fleet = Fleet(nodes=2 * processes, processes=processes)
+    assert {node.limiter.statistics().nodes for node in fleet.nodes} == {2}
 
 
 def test_alone_each_node_applies_its_share() -> None:

@@ -180,6 +180,12 @@ async def test_a_batch_is_answered_in_order(server: ValkeyServer) -> None:
     await quotas.aclose()
 
 
+async def test_a_draw_of_nothing_is_answered(server: ValkeyServer) -> None:
+    quotas = await ValkeyQuotas.connect(server.url, draw_seconds=PATIENCE_SECONDS)
+    assert await quotas.draw([draw_of(1)]) == [DrawReply((), ())]
+    await quotas.aclose()
+
+
 async def test_a_server_that_has_forgotten_the_script_is_told_again(server: ValkeyServer) -> None:
     quotas = await ValkeyQuotas.connect(server.url, draw_seconds=PATIENCE_SECONDS)
     tag = fresh()
