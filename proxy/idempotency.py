@@ -154,10 +154,10 @@ async def fingerprint(secret: bytes, operation: Operation, ask: Ask, body: bytes
 class Claim:
     """A key for the time of one request: enter it before anything is reserved.
 
-    Entering raises the refusals of this page's errors, and Overloaded where the database does not
-    answer. `replay` is the answer where there is one already. Else the request runs, unwatched, and
-    records with `begin` and `add` what it sends; `keep` has to succeed before it is charged, which
-    is what `kept` says. Leaving without that gives the key back.
+    Entering raises IdempotencyKeyInUse, IdempotencyKeyReused, IdempotentAnswerLost, and Overloaded
+    where the database does not answer. `replay` is the answer where there is one already. Else the
+    request runs, unwatched, and records with `begin` and `add` what it sends; `keep` has to succeed
+    before it is charged, which is what `kept` says. Leaving without that gives the key back.
     """
 
     __slots__ = (
