@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
-from ledger.engine import EngineSettings
+from ledger.engine import Engine, EngineSettings
 from ledger.errors import (
     AccountSuspended,
     InsufficientCredit,
@@ -18,13 +19,16 @@ from ledger.errors import (
 )
 from ledger.limits import LimitRef
 from ledger.memory import MemoryStore
+from ledger.messages import OpenReservation
 from ledger.pool import Sizing
-from ledger.reservation import Hold, Waiter
-from ledger.store import Ask, EventStatus, PoolId, PoolStatus, UsageEvent
-from tests.fakes.holder import Holder, Lost, finish
-from tests.fakes.ledger import ACCOUNT, BUDGET, funded_store, request, top_up
+from ledger.reservation import Hold, Settlement, TokenCounts, Waiter
+from ledger.store import Ask, EventStatus, PoolId, PoolReport, PoolStatus, UsageEvent
+from tests.fakes.holder import JOURNAL_ID, WORKER, Holder, Lost, finish, in_vain
+from tests.fakes.ledger import ACCOUNT, BUDGET, PROVIDER, funded_store, request, top_up
 
 BALANCE = 1_000
+SECOND = ACCOUNT + 1
+SLOT = LimitRef("key", "concurrent", 1)
 
 
 @pytest.fixture
@@ -133,6 +137,26 @@ def test_every_contacted_provider_leaves_one_event(holder: Holder, store: Memory
         (EventStatus.FAILED, 0, 7),
     ]
     assert sum(t.amount for t in store.transfers if t.code == 32) == 11
+
+
+def test_a_repeated_attempt_leaves_one_event(holder: Holder) -> None:
+    hold = holder.hold(request(100))
+    for ordinal in (1, 1, 2, 1, 2):
+        holder.engine.attempt(holder.now, hold, ordinal, in_vain(EventStatus.FAILED, 5))
+    assert holder.engine.pending_events == 2
+
+
+def test_an_absurd_count_fits_into_the_history(holder: Holder, store: MemoryStore) -> None:
+    absurd = TokenCounts(input=2**40, output=-5, units={"image": 2**40})
+    hold = holder.hold(request(100))
+    settlement = Settlement(
+        status=EventStatus.SETTLED, provider_id=PROVIDER, cost=1, charge=1, tokens=absurd
+    )
+    holder.engine.settle(holder.now, hold, settlement)
+    settled_up(holder)
+    (event,) = events(store)
+    assert (event.input_tokens, event.output_tokens) == (2**31 - 1, 0)
+    assert event.units == {"image": 2**31 - 1}
 
 
 def test_a_free_request_needs_no_lease(store: MemoryStore) -> None:
@@ -281,6 +305,21 @@ def test_a_suspended_account_gets_nothing_and_gives_its_credit_back(
     settled_up(holder)
 
 
+def test_free_credit_of_a_suspended_account_is_not_spent(
+    holder: Holder, store: MemoryStore
+) -> None:
+    running = holder.hold(request(50))
+    holder.void(holder.hold(request(100)))
+    store.pools[ACCOUNT].status = PoolStatus.SUSPENDED
+    holder.settle(running, 50)
+    holder.exchange()  # brings the news
+    pool = holder.engine.book.find_pool(ACCOUNT)
+    assert pool is not None
+    assert pool.free >= 10
+    with pytest.raises(AccountSuspended):
+        holder.reserve(request(10))
+
+
 def test_a_node_leases_no_more_than_its_exposure() -> None:
     store = finish(funded_store(10**6))
     holder = Holder(store, settings=EngineSettings(exposure_max=1_000))
@@ -300,6 +339,32 @@ def test_credit_recalled_by_another_holder_goes_back(holder: Holder, store: Memo
         holder.exchange()
     (reply,) = finish(store.grant_lease(session, [Ask(PoolId(ACCOUNT), 900, 900)]))
     assert reply.granted == 900
+
+
+def test_a_customer_is_not_refused_while_another_holder_gives_back(
+    holder: Holder, store: MemoryStore
+) -> None:
+    other = finish(store.register_holder(b"o" * 16, "other"))
+    session = finish(store.open_session(other, b"o" * 16))
+    finish(store.grant_lease(session, [Ask(PoolId(ACCOUNT), 800, 800)]))
+    waiter = holder.reserve(request(900))
+    assert isinstance(waiter, Waiter)
+    assert holder.grant() == []  # what the other one does not use is recalled
+    finish(store.exchange(session, [], [PoolReport(PoolId(ACCOUNT), 0, 0, True, 0, 0, 0, 0)]))
+    assert holder.grant() == []  # not before its time
+    holder.now += 0.02
+    assert holder.grant() == [waiter]
+    assert isinstance(waiter.outcome, Hold)
+
+
+def test_who_waits_for_several_pools_at_once_stays_within_the_exposure() -> None:
+    store = finish(funded_store(10**6))
+    finish(top_up(store, 10**6, "second", account=SECOND, new=True))
+    holder = Holder(store, settings=EngineSettings(exposure_max=1_000))
+    waiters = [holder.reserve(request(600, account=account)) for account in (ACCOUNT, SECOND)]
+    holder.grant()
+    outcomes = [waiter.outcome for waiter in waiters if isinstance(waiter, Waiter)]
+    assert [type(outcome) for outcome in outcomes] == [Hold, LedgerUnavailable]
 
 
 # -- how much is leased ---------------------------------------------------------------------------
@@ -341,6 +406,16 @@ def test_unused_pools_are_forgotten(holder: Holder) -> None:
     assert holder.engine.statistics(holder.now).pools == 0
 
 
+def test_a_long_request_keeps_its_pool(holder: Holder, store: MemoryStore) -> None:
+    hold = holder.hold(request(100))
+    for _ in range(250):
+        holder.now += 5
+        holder.exchange()
+    holder.settle(hold, 60)
+    settled_up(holder)
+    assert store.pools[ACCOUNT].spent == 60
+
+
 # -- admission ------------------------------------------------------------------------------------
 
 
@@ -356,6 +431,13 @@ def test_limits_are_consumed_only_by_what_is_admitted(holder: Holder) -> None:
     assert caught.value.limit == slot
     holder.settle(hold, 1)
     assert holder.hold(request(1, limits=(slot,))).amount == 1
+
+
+def test_an_implausible_count_of_tokens_is_no_debt(holder: Holder) -> None:
+    minute = LimitRef("key", "tpm", 100)
+    hold = holder.hold(request(10, tokens=10, limits=(minute,)))
+    holder.settle(hold, 5_000, EventStatus.REVIEW)
+    assert holder.hold(request(10, tokens=90, limits=(minute,))).open
 
 
 def test_a_lease_is_spent_without_the_store_until_it_is_too_old(holder: Holder) -> None:
@@ -453,7 +535,132 @@ def test_what_could_not_be_journalled_never_was(holder: Holder) -> None:
     assert holder.engine.statistics(holder.now).reserved_nusd == 100
 
 
+def test_an_extension_that_could_not_be_journalled_never_was(holder: Holder) -> None:
+    hold = holder.hold(request(100))
+    waiter = holder.extend(hold, 50)
+    assert isinstance(waiter, Waiter)
+    asks, _ = holder.engine.lanes.next_asks(holder.now)
+    decided = holder.granted(asks, holder.ask(asks))
+    holder.engine.take_records()
+    holder.engine.revoke(holder.now, decided, "the disk is full")
+    assert hold.amount == 100
+    holder.engine.check()
+    holder.void(hold)
+    settled_up(holder)
+
+
+# -- workers --------------------------------------------------------------------------------------
+
+
+def restarted(holder: Holder, *, alive: Sequence[int]) -> Engine:
+    """The ledger died and came back, and these workers outlived it."""
+    holder.engine = Engine(holder.journal.copy(), now=holder.now, occurred_at=1, alive=alive)
+    holder.write()
+    holder.open()
+    return holder.engine
+
+
+def attest(holder: Holder, *holds: Hold, limits: tuple[LimitRef, ...] = ()) -> None:
+    """The worker introduces itself, with what it still has."""
+    known = [OpenReservation(hold.id, limits, hold.request.tokens) for hold in holds]
+    holder.engine.attest(holder.now, WORKER, known, 1)
+    holder.write()
+
+
+@pytest.mark.parametrize("limits", [(), (SLOT,)])
+def test_a_worker_keeps_what_it_knows_and_the_rest_is_voided(
+    holder: Holder, store: MemoryStore, limits: tuple[LimitRef, ...]
+) -> None:
+    known = holder.hold(request(100, limits=limits))
+    holder.hold(request(200))  # its worker has forgotten it
+    attest(holder, known, limits=limits)
+    assert list(holder.engine.book.open) == [known.id]
+    holder.settle(known, 60)
+    settled_up(holder)
+    assert [(e.status, e.charge) for e in events(store)] == [
+        (EventStatus.ORPHANED, 0),
+        (EventStatus.SETTLED, 60),
+    ]
+
+
+def test_what_a_living_worker_has_open_survives_a_restart(
+    holder: Holder, store: MemoryStore
+) -> None:
+    hold = holder.hold(request(100))
+    holder.extend(hold, 50)
+    holder.grant()
+    holder.attempt(hold, 5)
+    engine = restarted(holder, alive=[WORKER])
+    again = engine.find(hold.id)
+    assert again is not None
+    assert again.amount == 150
+    engine.attempt(holder.now, again, 1, in_vain(EventStatus.FAILED, 5))  # said again
+    holder.settle(again, 150)
+    settled_up(holder)
+    assert [(e.cost, e.charge) for e in events(store)] == [(5, 0), (150, 150)]
+
+
+def test_after_a_restart_open_requests_have_their_slots_again_and_once(holder: Holder) -> None:
+    hold = holder.hold(request(100, limits=(SLOT,)))
+    engine = restarted(holder, alive=[WORKER])
+    attest(holder, hold, limits=(SLOT,))
+    attest(holder, hold, limits=(SLOT,))  # the link broke
+    with pytest.raises(RateLimited):
+        holder.reserve(request(1, limits=(SLOT,)))
+    again = engine.find(hold.id)
+    assert again is not None
+    holder.settle(again, 10)
+    assert holder.hold(request(1, limits=(SLOT,))).open
+
+
+def test_a_worker_that_ends_leaves_nothing_bound(holder: Holder) -> None:
+    hold = holder.hold(request(100, limits=(SLOT,)))
+    waiter = holder.extend(hold, 50)
+    assert isinstance(waiter, Waiter)
+    assert waiter in holder.engine.worker_gone(holder.now, WORKER, 1)
+    assert not holder.engine.thirsty
+    assert not hold.open
+    settled_up(holder)
+
+
 # -- lost messages and restarts -------------------------------------------------------------------
+
+
+def test_free_credit_that_the_store_does_not_know_of_is_simply_gone(
+    holder: Holder, store: MemoryStore
+) -> None:
+    bound = holder.hold(request(100))
+    holder.void(holder.hold(request(200)))
+    store.leases[ACCOUNT, holder.holder_id].outstanding = 100
+    store.pools[ACCOUNT].leased = 100
+    store.pools[ACCOUNT].available = BALANCE - 100
+    holder.reopen()
+    assert isinstance(holder.reserve(request(1)), Waiter)
+    holder.grant()
+    assert bound.open
+
+
+def test_what_the_store_has_applied_is_not_attested_again(holder: Holder) -> None:
+    holder.settle(holder.hold(request(100)), 100)
+    running = holder.hold(request(50))
+    exchange = holder.next_exchange()
+    assert exchange is not None
+    holder.send(exchange)  # the answer is lost, and the store fails over
+    session = finish(holder.store.open_session(holder.holder_id, JOURNAL_ID))
+    lanes = holder.engine.lanes
+    assert lanes.missing(session) == {}
+    without = dataclasses.replace(session, leases={})
+    assert lanes.missing(without) == {ACCOUNT: running.amount}
+
+
+def test_a_lease_is_valid_from_the_question_on_not_from_the_answer(holder: Holder) -> None:
+    holder.void(holder.hold(request(500)))
+    holder.now += 5
+    sent_at, exchange = holder.now, holder.next_exchange()
+    assert exchange is not None
+    holder.now += 10  # the answer takes its time
+    holder.engine.lanes.exchanged(holder.now, sent_at, holder.send(exchange))
+    assert holder.engine.lanes.valid_until == sent_at + 300
 
 
 @pytest.mark.parametrize("lost", ["request", "reply"])
@@ -587,7 +794,7 @@ def test_a_lease_smaller_than_what_is_bound_ends_admission(
         holder.reopen()
 
 
-@pytest.mark.parametrize("bad", [1, 4, 9])
+@pytest.mark.parametrize("bad", [1, 2, 4, 9])
 def test_one_bad_event_is_found_and_put_aside(holder: Holder, store: MemoryStore, bad: int) -> None:
     for _ in range(9):
         holder.settle(holder.hold(request(20)), 10)
@@ -599,19 +806,21 @@ def test_one_bad_event_is_found_and_put_aside(holder: Holder, store: MemoryStore
             holder.acknowledge(holder.send(exchange))
             continue
         refusals += 1
+        assert refusals <= 10
         event = holder.engine.lanes.refused("22P02")
         if event is not None:
             assert event.seq == bad
             assert holder.session is not None
             finish(store.quarantine(holder.session, event, "bad"))
             holder.engine.lanes.quarantined(event)
+            holder.engine.check()
         holder.reopen()
-    assert refusals <= 10
     assert list(store.quarantine_rows) == [(holder.holder_id, bad)]
     settled_up(holder)
     assert [event.seq for event in events(store)] == list(range(1, 10))
     assert store.pools[ACCOUNT].spent == 80
     assert holder.engine.balance(ACCOUNT) == BALANCE - 80
+    assert holder.engine.statistics(holder.now + 1).oldest_event_seconds == 0
 
 
 def test_a_single_refusal_blames_nobody(holder: Holder) -> None:
