@@ -491,7 +491,7 @@ class LedgerServer:
 
     async def _reconcile(self, session: Session) -> Session:
         """Give a store that has lost acknowledged work, as its new timeline admits, its due."""
-        if self._timeline in ("", session.timeline) or session.state is HolderState.RECLAIMED:
+        if self._timeline == session.timeline or session.state is HolderState.RECLAIMED:
             return session
         lanes = self.engine.lanes
         acknowledged = self.engine.book.outbox.applied_seq
