@@ -17,7 +17,8 @@ class MemoryDisk:
 
     Faults are set by the test: `full` refuses new files, `refuse_writes` and `refuse_syncs` hold
     how many of the next calls fail; `after_create` runs once, while a new file is on its way to
-    the caller. `syncs` counts successes, `refused` files for lack of room.
+    the caller, and `after_sync` once, when a sync has all that it will have. `syncs` counts
+    successes, `refused` files for lack of room.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class MemoryDisk:
         self.durable: dict[Path, bytes] = {}
         self.full = False
         self.after_create: Callable[[], None] | None = None
+        self.after_sync: Callable[[], object] | None = None
         self.refuse_writes = 0
         self.refuse_syncs = 0
         self.syncs = 0
@@ -78,6 +80,9 @@ class MemoryDisk:
             raise OSError(errno.EIO, "Input/output error")
         path = self._open[file]
         self.durable[path] = bytes(self.content[path])
+        interruption, self.after_sync = self.after_sync, None
+        if interruption is not None:
+            interruption()
         self.syncs += 1
 
     def close(self, file: int) -> None:

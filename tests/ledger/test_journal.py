@@ -134,15 +134,15 @@ def test_empty_directory_becomes_a_journal(tmp_path: Path) -> None:
 def test_everything_comes_back_with_its_identity(tmp_path: Path) -> None:
     journal, _ = Journal.recover(tmp_path, boot_id=BOOT, segment_bytes=SMALL)
     journal.append([reserve(1), reserve(2), reserve(3), Extend(2, 50), Worker(9, 10, 11)])
-    journal.append([Worker(7, 8, 9), Timeline("00000002"), WorkerGone(7)])
+    journal.append([Worker(7, 8, 9), Timeline("00000002"), WorkerGone(7), reserve(4)])
     journal.append([Attempt(1, event(1, charge=0)), Settle(1, event(2))])
-    journal.append([Void(3, "refused", None), Ack(1)])
+    journal.append([Void(3, "refused", None), Ack(1), Void(4, "failed", event(3, charge=0))])
     journal.close()
     again, state = Journal.recover(tmp_path, boot_id=BOOT, segment_bytes=SMALL)
     assert again.journal_id == journal.journal_id
     assert state.open == {2: reserve(2, amount=1050)}
-    assert state.events == [event(2)]
-    assert (state.acked_seq, state.next_seq, state.timeline) == (1, 3, "00000002")
+    assert state.events == [event(2), event(3, charge=0)]
+    assert (state.acked_seq, state.next_seq, state.timeline) == (1, 4, "00000002")
     assert state.workers == {9: Worker(9, 10, 11)}
     again.close()
 
@@ -515,6 +515,20 @@ async def test_much_unsynced_data_does_not_wait_for_the_interval() -> None:
         while position < 300 << 10:
             position = journal.append([reserve(position)])
         await journal.sync(256 << 10)
+
+
+async def test_what_is_written_during_a_sync_is_not_durable_by_it() -> None:
+    disk = MemoryDisk()
+    journal, _ = recover(files=disk, segment_bytes=1 << 20, fsync_interval=3600.0)
+    async with running(journal):
+        disk.after_sync = lambda: trio.from_thread.run_sync(journal.append, request(2))
+        journal.append(request(1))
+        first = journal.append([reserve(3)] * 8_000)  # too much to wait for the interval
+        await journal.sync(first)
+        assert journal.synced == first < journal.statistics().position
+        disk.cut_power(lambda: False)
+    _, state = recover(files=disk, segment_bytes=1 << 20)
+    assert state.events == [event(1)]
 
 
 async def test_sync_of_something_durable_returns_at_once() -> None:
