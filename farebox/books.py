@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import socket
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import trio
 
+from farebox.config import Config
 from ledger import reaper
 from ledger.client import Ledger, LedgerUnavailable
+from ledger.fleet import FleetLimiter
 from ledger.journal import Journal, JournalLocked, RecoveredState
 from ledger.link import LocalLink, SocketLink, WorkerIdentity, is_alive
 from ledger.postgres import PostgresStore
 from ledger.server import LedgerServer, LedgerSettings, boottime
+from ledger.valkey import ValkeyQuotas
 from proxy.metrics import Metrics
 
 _LOCK_POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 15.0
+_VALKEY_SECONDS = 0.5
 
 
 class Books(Protocol):
@@ -53,25 +59,73 @@ class Books(Protocol):
         ...
 
 
+class HolderTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What a lease holder is told of the configuration. `shards` is how many the node has."""
+
+    conninfo: str
+    max_request_seconds: float
+    valkey_url: str = ""
+    shards: int = 1
+
+    @classmethod
+    def of(cls, config: Config, conninfo: str, shards: int = 1) -> HolderTerms:
+        """As the configuration says."""
+        return cls(
+            conninfo=conninfo,
+            max_request_seconds=config.server.max_request_seconds,
+            valkey_url=config.limits.valkey_url,
+            shards=shards,
+        )
+
+
 class Holder:
     """The lease holder of this process. Make one with `open`; only one at a time can have it."""
 
-    def __init__(self, store: PostgresStore, journal: Journal, recovered: RecoveredState) -> None:
-        # Workers that outlived their ledger come back, with what they have open.
-        alive = {number for number, worker in recovered.workers.items() if is_alive(worker)}
-        settings = LedgerSettings(node=socket.gethostname())
-        self.server = LedgerServer(store, journal, recovered, alive=alive, settings=settings)
+    def __init__(
+        self,
+        store: PostgresStore,
+        journal: Journal,
+        server: LedgerServer,
+        quotas: ValkeyQuotas | None,
+    ) -> None:
+        self.server = server
         self._store = store
         self._journal = journal
+        self._quotas = quotas
 
     @classmethod
-    async def open(cls, conninfo: str, directory: Path, *, patience_seconds: float = 0) -> Holder:
+    async def open(
+        cls,
+        terms: HolderTerms,
+        directory: Path,
+        *,
+        served: bool = True,
+        patience_seconds: float = 0,
+    ) -> Holder:
         """Recover the journal in `directory`. A locked one is waited for as long as that.
 
+        Workers that outlived their ledger come back with what they have open, if it is `served`.
         Raises JournalError.
         """
         journal, recovered = await _recover(directory, patience_seconds)
-        return cls(PostgresStore(conninfo), journal, recovered)
+        quotas = fleet = None
+        if terms.valkey_url and served:
+            quotas = await ValkeyQuotas.connect(terms.valkey_url)
+            fleet = FleetLimiter(uuid.uuid4().hex, processes=terms.shards), quotas
+        settings = LedgerSettings(
+            node=socket.gethostname(), max_request_seconds=terms.max_request_seconds
+        )
+        workers = recovered.workers.items() if served else ()
+        store = PostgresStore(terms.conninfo)
+        server = LedgerServer(
+            store,
+            journal,
+            recovered,
+            alive={number for number, worker in workers if is_alive(worker)},
+            settings=settings,
+            fleet=fleet,
+        )
+        return cls(store, journal, server, quotas)
 
     def watch(self, metrics: Metrics) -> None:
         """As of Books."""
@@ -85,10 +139,15 @@ class Holder:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As of Books."""
-        async with trio.open_nursery() as services:
-            await services.start(self.server.run)
-            services.start_soon(reaper.run, self._store, boottime)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as services:
+                await services.start(self.server.run)
+                services.start_soon(reaper.run, self._store, boottime)
+                task_status.started()
+        finally:
+            if self._quotas is not None:
+                with trio.move_on_after(_VALKEY_SECONDS, shield=True):
+                    await self._quotas.aclose()
 
 
 async def _recover(directory: Path, patience_seconds: float) -> tuple[Journal, RecoveredState]:

@@ -196,9 +196,8 @@ class LeftoverPart:
             services.cancel_scope.cancel()
 
     async def _settle_down(self) -> None:
-        """Until the database is there and the reservations of the workers of then are voided."""
-        server = self._holder.server
-        while not server.ready or server.statistics().open_reservations:  # noqa: ASYNC110 - no event
+        """Until the database is there."""
+        while not self._holder.server.ready:  # noqa: ASYNC110 - no event
             await trio.sleep(_LEFTOVER_POLL_SECONDS)
         self._end.set()
 
@@ -237,12 +236,15 @@ async def build(start: Start) -> Part:
             return WorkerPart(worker)
         case BeLedger():
             holder = await Holder.open(
-                start.conninfo, Path(start.directory), patience_seconds=LOCK_PATIENCE_SECONDS
+                start.terms, Path(start.directory), patience_seconds=LOCK_PATIENCE_SECONDS
             )
             return LedgerPart(holder, socket.socket(fileno=start.listening), start.lifeline)
         case BeLeftover():
             holder = await Holder.open(
-                start.conninfo, Path(start.directory), patience_seconds=LOCK_PATIENCE_SECONDS
+                start.terms,
+                Path(start.directory),
+                served=False,
+                patience_seconds=LOCK_PATIENCE_SECONDS,
             )
             return LeftoverPart(holder)
 

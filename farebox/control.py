@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import msgspec
 import trio
 
+from farebox.books import HolderTerms
 from farebox.catalogue import BuiltIn
 from farebox.config import Config
 from farebox.totals import Family
@@ -56,7 +57,7 @@ class BeWorker(_Message, frozen=True, kw_only=True, tag="worker"):
 class BeLedger(_Message, frozen=True, kw_only=True, tag="ledger"):
     """Keep the journal in `directory`, for the workers who call at the inherited `listening`."""
 
-    conninfo: str
+    terms: HolderTerms
     directory: str
     listening: int
     lifeline: int
@@ -65,7 +66,7 @@ class BeLedger(_Message, frozen=True, kw_only=True, tag="ledger"):
 class BeLeftover(_Message, frozen=True, kw_only=True, tag="leftover"):
     """Post what the journal in `directory` still holds, give its credit back, and end."""
 
-    conninfo: str
+    terms: HolderTerms
     directory: str
 
 

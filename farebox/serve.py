@@ -23,7 +23,7 @@ from pathlib import Path
 import trio
 
 from farebox import admin, demo, maintenance, sandbox
-from farebox.books import Holder, OwnBooks, shard_directories
+from farebox.books import Holder, HolderTerms, OwnBooks, shard_directories
 from farebox.catalogue import BuiltIn, catalogue, demo_provider, sandbox_provider
 from farebox.config import Config, ConfigError, load
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -146,7 +146,8 @@ async def _serve_alone(
 ) -> None:
     """One worker, in this process."""
     config = start.config
-    holder = await Holder.open(start.conninfo, shard_directories(config.data_dir, 1)[0])
+    terms = HolderTerms.of(config, start.conninfo)
+    holder = await Holder.open(terms, shard_directories(config.data_dir, 1)[0])
     await maintenance.prepare(start.conninfo)
     worker = await Worker.build(
         config, start.conninfo, start.secret, built_in, public, OwnBooks(holder)

@@ -36,7 +36,7 @@ from pathlib import Path
 
 import trio
 
-from farebox.books import leftover_directories, shard_directories
+from farebox.books import HolderTerms, leftover_directories, shard_directories
 from farebox.catalogue import BuiltIn
 from farebox.config import Config
 from farebox.control import (
@@ -541,8 +541,9 @@ class Supervisor:
         )
 
     def _ledger(self, number: int, directory: Path, listening: socket.socket, held: int) -> Child:
+        terms = HolderTerms.of(self._config, self._conninfo, shards_of(self._count))
         start = BeLedger(
-            conninfo=self._conninfo,
+            terms=terms,
             directory=str(directory),
             listening=listening.fileno(),
             lifeline=held,
@@ -554,12 +555,13 @@ class Supervisor:
 async def keep_leftovers(config: Config, conninfo: str, shards: int) -> None:
     """Have the journals of shards that are no more posted and emptied; return when all are."""
     async with trio.open_nursery() as nursery:
+        terms = HolderTerms.of(config, conninfo)
         for directory in leftover_directories(config.data_dir, shards):
-            nursery.start_soon(_keep_leftover, directory, conninfo)
+            nursery.start_soon(_keep_leftover, directory, terms)
 
 
-async def _keep_leftover(directory: Path, conninfo: str) -> None:
-    start = BeLeftover(conninfo=conninfo, directory=str(directory))
+async def _keep_leftover(directory: Path, terms: HolderTerms) -> None:
+    start = BeLeftover(terms=terms, directory=str(directory))
     child = Child(f"leftover {directory.name}", Totals(), Bell(), lambda: start, [], once=True)
     await child.keep()
     for problem in child.refused:
