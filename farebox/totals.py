@@ -26,6 +26,7 @@ _MAXIMA = frozenset(
         "farebox_circuit_state",
         "farebox_ledger_oldest_event_seconds",
         "farebox_ledger_oldest_reservation_seconds",
+        "farebox_ledger_workers",  # each is known to every ledger
     }
 )
 _GAUGE = "gauge"
