@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from ledger import messages
 from ledger.client import (
     InsufficientCredit,
     Ledger,
@@ -26,9 +27,11 @@ from ledger.limits import LimitRef
 from ledger.link import LocalLink
 from ledger.memory import MemoryStore
 from ledger.money import AMOUNT_MAX, Price, UnpricedUnit
+from ledger.reservation import Settlement, reservation_id
 from ledger.server import LedgerServer, LedgerSettings
 from ledger.store import Ask, EventStatus, PoolGrant, Session
 from tests.fakes.faulty_store import Fault, FaultyStore
+from tests.fakes.holder import WORKER
 from tests.fakes.journal import MemoryJournal
 from tests.fakes.ledger import ACCOUNT, PRICE, PROVIDER, funded_store, output, request, top_up
 
@@ -247,6 +250,20 @@ async def test_an_extension_waits_for_its_grant(autojump_clock: MockClock) -> No
 # -- ending ---------------------------------------------------------------------------------------
 
 
+async def test_an_extension_that_takes_too_long_is_not_made_later(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        reservation = await node.ledger.reserve(request(100))
+        node.store.delay = 1
+        assert not await reservation.extend(50_000)
+        await trio.sleep(5)
+        assert node.server.statistics().reserved_nusd == reservation.amount == 100
+        settle(reservation, 30)
+    await in_order(books, [30])
+
+
 async def test_failed_attempts_and_voids_leave_their_events(autojump_clock: MockClock) -> None:
     books = await funded_store(BALANCE)
     async with running(books) as node:
@@ -407,6 +424,42 @@ async def test_books_that_disagree_stop_admission_but_not_settlements(
 
 
 # -- the journal ----------------------------------------------------------------------------------
+
+
+class Witness:
+    """A worker that notes what the journal knew at the moment when each answer came."""
+
+    def __init__(self, journal: MemoryJournal) -> None:
+        self.answers: list[tuple[type[messages.Reply], list[int], int]] = []
+        self._journal = journal
+
+    def send(self, replies: Sequence[messages.Reply]) -> None:
+        state = self._journal.state
+        for reply in replies:
+            self.answers.append((type(reply), list(state.open), len(state.events)))
+
+
+async def test_whatever_is_answered_is_in_the_journal(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        witness = Witness(node.journal)
+        assert node.server.join(witness, messages.Hello(WORKER, 0, 0, []))
+        first, second = reservation_id(WORKER, 1), reservation_id(WORKER, 2)
+        node.server.handle(witness, [messages.Reserve(first, request(100))])
+        await trio.sleep(1)  # that needed a grant
+        settlement = Settlement(
+            status=EventStatus.SETTLED, provider_id=PROVIDER, cost=60, charge=60
+        )
+        node.server.handle(witness, [messages.Settle(first, settlement)])
+        node.server.handle(witness, [messages.Reserve(second, request(10))])
+        node.server.handle(witness, [messages.Void(second, None)])
+        assert witness.answers == [
+            (messages.Reserved, [first], 0),
+            (messages.Closed, [], 1),
+            (messages.Reserved, [second], 1),
+            (messages.Closed, [], 1),
+        ]
+    await in_order(books, [60])
 
 
 async def test_nothing_is_posted_before_it_is_durable(autojump_clock: MockClock) -> None:
