@@ -205,6 +205,7 @@ class LedgerServer:
         self._closing = trio.Event()
         self._closed = trio.Event()
         self._journal_scope = trio.CancelScope(shield=True)
+        self._serving = trio.CancelScope()
         self._journalise_settlements()  # what recovery decided
 
     # -- workers ------------------------------------------------------------------------------
@@ -244,7 +245,12 @@ class LedgerServer:
             del self._peers[instance]
 
     def handle(self, peer: Peer, said: Iterable[Message]) -> None:
-        """Do what a worker says, journal it, answer."""
+        """Do what a worker says, journal it, answer.
+
+        Without a journal nothing is answered: the worker will say it again to who comes after us.
+        """
+        if self._journal_failed is not None:
+            return
         now = self._clock()
         batch = _Batch()
         for message in said:
@@ -266,7 +272,7 @@ class LedgerServer:
                 case messages.Hello():
                     raise AssertionError("a worker introduces itself once a link")
         self._journalise_batch(now, batch)
-        if batch.replies:
+        if batch.replies and self._journal_failed is None:
             peer.send(batch.replies)
 
     def _reserve(self, now: float, batch: _Batch, message: messages.Reserve) -> None:
@@ -361,7 +367,8 @@ class LedgerServer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained or cancelled. Reports started at once: the store may be away.
 
-        Raises JournalFailed after everything was posted, if the journal could no longer be kept.
+        Raises JournalFailed, at once, if the journal can no longer be kept: what it does not know
+        must not be said, neither to the store nor to a worker, and it has all the rest.
         """
         try:
             async with trio.open_nursery() as services:
@@ -371,7 +378,8 @@ class LedgerServer:
                     services.start_soon(self._quota_lane.run)
                 task_status.started()
                 try:
-                    await self._serve()
+                    with self._serving:
+                        await self._serve()
                 finally:
                     try:
                         await self._post_the_rest()
@@ -418,6 +426,8 @@ class LedgerServer:
     async def _post_the_rest(self) -> None:
         """After a cancellation: what `_serve` would have done, within bounds."""
         if self._finished or self._drain_tried or self.engine.book.halted:
+            return
+        if self._journal_failed is not None:
             return
         self.engine.drain()
         self._closing.set()
@@ -581,13 +591,12 @@ class LedgerServer:
         self.engine.lanes.quarantined(event)
 
     async def _make_durable(self) -> None:
-        """Everything up to here is on disk, or never will be: then the store is the last resort."""
-        if self._journal_failed is not None:
-            return
+        """Everything up to here is on disk, or this ends here."""
         try:
             await self._journal.sync(self._position)
         except JournalFailed as error:
             self._journal_lost(error)
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def _answer_flushes(self) -> None:
         applied = self.engine.book.outbox.applied_seq
@@ -675,6 +684,9 @@ class LedgerServer:
             self._journalise(self.engine.take_records())
         except (JournalFull, JournalFailed) as error:
             self.engine.revoke(self._clock(), decided, str(error))
+            if isinstance(error, JournalFailed):
+                self._journal_lost(error)
+                return
         for waiter in decided:
             peer = self._peers.get(instance_of(waiter.id))
             if peer is not None:
@@ -698,7 +710,7 @@ class LedgerServer:
             self._flush_due.set()
 
     def _journalise_batch(self, now: float, batch: _Batch) -> None:
-        """Without a journal nothing new is admitted, but settlements proceed."""
+        """Where the journal has no room nothing new is admitted, but settlements proceed."""
         records = self.engine.take_records()
         try:
             self._journalise(records)
@@ -747,22 +759,20 @@ class LedgerServer:
             self._journal_lost(error)
 
     def _journalise_settlements(self, records: Sequence[Record] | None = None) -> None:
-        """Settlements proceed even without a journal: they are then posted directly."""
+        """Settlements always have room, see `headroom`; if not even they have, this ends."""
         try:
             self._journalise(self.engine.take_records() if records is None else records)
         except (JournalFull, JournalFailed) as error:
             self._journal_lost(error)
 
     def _journal_lost(self, error: JournalFull | JournalFailed) -> None:
-        """Admit nothing more, post everything, end."""
+        """End as by a kill: what was not journalled has not happened."""
         if self._journal_failed is not None:
             return
         log.critical("the journal cannot be kept: %s", error)
         failure = error if isinstance(error, JournalFailed) else JournalFailed(str(error))
         self._journal_failed = failure
-        self.engine.drain()
-        self._closing.set()
-        self._flush_due.set()
+        self._serving.cancel()
 
 
 def _began(record: Record, reservations: set[int]) -> bool:

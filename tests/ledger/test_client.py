@@ -493,34 +493,38 @@ async def test_a_full_journal_refuses_and_leaves_nothing_held(autojump_clock: Mo
     await in_order(books, [10])
 
 
-async def test_a_lost_journal_is_posted_directly_and_ends_the_service(
+async def test_what_a_lost_journal_was_not_told_is_neither_confirmed_nor_posted(
     autojump_clock: MockClock,
 ) -> None:
     books = await funded_store(BALANCE)
     with pytest.RaisesGroup(JournalFailed):
         async with running(books) as node:
             reservation = await node.ledger.reserve(request(100))
+            survived = node.journal.state.copy()
             node.journal.failed = True
             settle(reservation, 60)
-            with pytest.raises(LedgerUnavailable):
-                await node.ledger.reserve(request(10))
             await trio.sleep(5)
             raise AssertionError("the service has ended by now")
-    await in_order(books, [60])
+    assert not books.events
+    async with running(books, journal=MemoryJournal(survived), recovered=survived) as node:
+        await trio.sleep(2)
+        settle(await node.ledger.reserve(request(100)), 80)
+    await in_order(books, [0, 80])
 
 
-async def test_a_journal_lost_during_a_flush_ends_the_service_after_posting(
-    autojump_clock: MockClock,
-) -> None:
+async def test_a_journal_lost_during_a_flush_ends_the_service(autojump_clock: MockClock) -> None:
     books = await funded_store(BALANCE)
     with pytest.RaisesGroup(JournalFailed):
         async with running(books) as node:
             settle(await node.ledger.reserve(request(100)), 60)
+            survived = node.journal.state.copy()
             node.store.delay = 1
             await trio.sleep(0.5)  # the exchange is under way
             node.journal.failed = True
             await trio.sleep(20)
             raise AssertionError("the service has ended by now")
+    async with running(books, journal=MemoryJournal(survived), recovered=survived):
+        await trio.sleep(2)
     await in_order(books, [60])
 
 

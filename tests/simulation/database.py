@@ -36,6 +36,8 @@ from tests.simulation.process import Process
 
 T = TypeVar("T")
 
+LANES = ("exchange", "grant_lease")  # with a connection of their own
+
 
 @dataclass
 class StatementFaults:
@@ -165,9 +167,18 @@ class Client:
     def __init__(self, database: Database, process: Process) -> None:
         self._database = database
         self._process = process
+        self._connections: dict[str, int] = {}  # lane → generation
 
     async def _call(self, name: str, run: Callable[[MemoryStore], Awaitable[T]]) -> T:
-        database = self._database
+        database, lane = self._database, name if name in LANES else "control"
+        broken = self._connections.get(lane, database.generation) != database.generation
+        self._connections[lane] = database.generation
+        if name == "open_session":  # a session outlives none of its lanes' connections
+            for other in LANES:
+                self._connections[other] = database.generation
+        if broken:
+            await trio.lowlevel.checkpoint()
+            raise StoreUncertain("the connection is broken")
         return await database.call(self._process, name, lambda: run(database.books))
 
     async def register_holder(

@@ -118,7 +118,7 @@ class Plan:
                 limits=limits,
             ),
             synchronous="failover with loss" not in faults,
-            max_request_seconds=dice.choice([30, 30, 900]),
+            max_request_seconds=dice.choice([30] * 9 + [900]),
             requests_per_second=dice.choice([0.5, 2.0, 6.0]),
             active_seconds=dice.choice([5.0, 15.0, 40.0]),
             payment_seconds=dice.choice([3.0, 10.0, 100.0]),
@@ -147,16 +147,19 @@ class Plan:
 
 
 def _node(dice: random.Random, flavours: Sequence[str]) -> NodeSettings:
+    flush_seconds, batch_max = dice.choice(
+        [(0.05, 1), (0.05, 5000), (0.25, 5), (0.25, 5000), (1.0, 5000), (5.0, 5000)]
+    )
     return NodeSettings(
         workers=dice.choice([1, 2, 3]),
-        flush_seconds=dice.choice([0.05, 0.25, 0.25, 1.0, 5.0]),
+        flush_seconds=flush_seconds,
         fsync_interval=dice.choice([0.0, 0.010, 0.010, 0.1]),
         segment_bytes=dice.choice([1 << 13, 1 << 15, 1 << 17]),
         retention_bytes=dice.choice([0, 1 << 16, 1 << 22]),
         engine=EngineSettings(
             sizing=Sizing(lease_max=dice.choice([0, 100, 1000, 50_000_000_000])),
-            validity_seconds=dice.choice([20.0, 20.0, 300.0]),
-            batch_max=dice.choice([1, 5, 5000]),
+            validity_seconds=dice.choice([20.0] * 9 + [300.0]),
+            batch_max=batch_max,
             exposure_max=dice.choice([10_000, 500_000_000_000]),
         ),
         instances_max=4 if "colliding workers" in flavours else 1 << 25,

@@ -302,6 +302,8 @@ class World:
             if engine.open_reservations or engine.pending_events:
                 open_, pending = engine.open_reservations, engine.pending_events
                 return f"{node.name} has {open_} open and {pending} unposted"
+        if not self.books.grants_enabled:
+            return "no credit is granted"
         for pool in self.books.pools.values():
             if pool.leased:
                 return f"{pool.leased} of pool {pool.pool_id} is leased"
@@ -320,8 +322,10 @@ class World:
             pool = self.books.pools[account]
             left = pool.available + pool.credit_limit
             worker = self.generator.choice(list(self.generator.choice(nodes).workers.values()))
-            if left > 0:
-                await self._spend(worker, account, left)
+            while left > 0:
+                part = min(left, self.plan.node.engine.exposure_max)
+                await self._spend(worker, account, part)
+                left -= part
         with trio.move_on_after(REST_SECONDS):
             while self._restless():
                 await trio.sleep(1)
