@@ -360,6 +360,7 @@ class Engine:
         if pool is not None:
             pool.exhausted_until = 0.0
             pool.scarce_until = 0.0
+            pool.ask_after = 0.0
 
     def take_records(self) -> list[Record]:
         """The records written since the last call; to be journalled before anything is answered."""
@@ -473,6 +474,7 @@ class Engine:
             raise self.lanes.unavailable("the database is not reachable")
         if len(self.room) >= self.settings.waiters_max:
             raise self.lanes.unavailable("too many requests wait for credit")
+        waiter.since = now
         self.room.enter(waiter)
         for pool in waiter.pools:
             pool.used_at = now

@@ -20,8 +20,9 @@ class LedgerError(Exception):
 class InsufficientCredit(LedgerError):
     """The reservation does not fit into a pool; amounts are nano-dollars.
 
-    `balance` is credited − charged, `reserved` what open requests hold of it, `required` the size
-    of the refused reservation, `available` the largest one that would have fitted.
+    `balance` is credited − charged, `reserved` what open requests hold of it or other nodes have
+    set aside, `required` the size of the refused reservation, `available` the largest one that
+    would have fitted.
     """
 
     def __init__(

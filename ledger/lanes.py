@@ -43,6 +43,8 @@ from ledger.waiting import WaitingRoom
 FORGET_SECONDS = 900.0
 RECALL_RETRIES = 4
 RECALL_RETRY_SECONDS = 0.02
+RECALL_SECONDS = 0.35  # callers give up after half a second, and shall hear a reason before
+OVERDUE_SECONDS = 0.05
 CHECK_VIOLATION = "23514"  # SQLSTATE
 
 
@@ -211,12 +213,13 @@ class Lanes:
         if self.phase is Phase.RECLAIMED:
             return [], [(waiter, self.unavailable(self.phase.value)) for waiter in self._room]
         for pool in self._room.pools:
-            if pool.lane is not Lane.IDLE or now < pool.ask_after:
+            if pool.lane is not Lane.IDLE:
                 continue
             waiting = self._lacking(pool)
-            if not waiting:
+            if not (askable := _askable(now, pool, waiting)):
                 continue
-            need = min(waiter.amount for waiter in waiting) - pool.free
+            pool.asked_for = _most_urgent(now, askable).amount
+            need = pool.asked_for - pool.free
             want = self._target(now, pool) + sum(w.amount for w in waiting) - pool.free
             want = max(want, need)
             if pool.kind == "account":
@@ -246,6 +249,8 @@ class Lanes:
             mark = self._grant_marks.pop(ask.pool_id)
             unambiguous = not pool.posting and mark == pool.postings
             self._credit(now, pool, reply, ask.want)
+            if reply.granted and pool.asked_for >= pool.short_of:
+                pool.recalls_asked = pool.short_of = 0
             if unambiguous:
                 pool.balance = reply.balance
                 if reply.granted and reply.outstanding != pool.outstanding:
@@ -262,13 +267,15 @@ class Lanes:
         """Why `required` cannot be had from this pool."""
         if pool.kind == "account" and pool.status == PoolStatus.SUSPENDED:
             return AccountSuspended(pool.pool_id)
+        balance = pool.posted_balance or 0
+        available = max(pool.available, 0) + pool.free
         return InsufficientCredit(
             pool.pool_id,
             pool.kind,
-            balance=pool.posted_balance or 0,
-            reserved=pool.pending,
+            balance=balance,
+            reserved=max(balance - available, pool.pending),  # of other nodes as well
             required=required,
-            available=max(pool.available, 0) + pool.free,
+            available=available,
         )
 
     def unavailable(self, reason: str) -> LedgerUnavailable:
@@ -286,11 +293,15 @@ class Lanes:
         self, now: float, pool: HolderPool, ask: Ask, reply: PoolGrant
     ) -> list[tuple[Waiter, LedgerError]]:
         """The store has less than anybody needs: retry while others give back, else refuse."""
-        if reply.recalled and pool.recalls_asked < RECALL_RETRIES:
-            pool.ask_after = now + RECALL_RETRY_SECONDS * 2**pool.recalls_asked
+        retry_at = now + RECALL_RETRY_SECONDS * 2**pool.recalls_asked
+        concerned = [each for each in self._lacking(pool) if each.amount >= pool.asked_for]
+        in_time = all(retry_at - waiter.since < RECALL_SECONDS for waiter in concerned)
+        if reply.recalled and pool.recalls_asked < RECALL_RETRIES and in_time:
+            pool.ask_after = retry_at
+            pool.short_of = pool.asked_for
             pool.recalls_asked += 1
             return []
-        pool.recalls_asked = 0
+        pool.recalls_asked = pool.short_of = 0
         solvent = reply.status == PoolStatus.OPEN and reply.available >= ask.need
         if pool.kind == "account" and solvent:  # nobody is granted anything: not their fault
             return self._refuse_lacking(pool, "no credit is granted at the moment")
@@ -314,7 +325,6 @@ class Lanes:
         if reply.granted < want:
             pool.scarce_until = now + SCARCE_SECONDS
         if reply.granted:
-            pool.recalls_asked = 0
             pool.exhausted_until = 0.0
         if pool.free and (reply.granted < want or reply.status != PoolStatus.OPEN):
             self._book.active[pool] = None  # the next exchange gives back
@@ -386,6 +396,8 @@ class Lanes:
             pool.lane = Lane.IDLE
             if pool.kind == "account":
                 self._wanted -= report.want
+            if pool.recalled:  # somebody else was short
+                pool.scarce_until = now + SCARCE_SECONDS
             pool.recalled = answer.recall
             self._credit(now, pool, answer, report.want)
             if answer.outstanding != pool.outstanding:
@@ -431,6 +443,11 @@ class Lanes:
             pool.charged -= part + rest
             pool.returning += part  # free again once the session is reopened
         self._book.outbox.empty_first(event)
+
+    def recalled(self, asks: Sequence[Ask]) -> bool:
+        """Whether a pool that was asked for has to give back what is free."""
+        pools = [self._book.find_pool(ask.pool_id) for ask in asks]
+        return any(pool is not None and pool.recalled and pool.free for pool in pools)
 
     def recall(self, pool_id: int) -> None:
         """Another holder needs this pool's credit: the next exchange gives back what is free."""
@@ -487,8 +504,9 @@ class Lanes:
         book = self._book
         posts = pool.pool_id in covered
         part, rest = covered.get(pool.pool_id, 0), short.get(pool.pool_id, 0)
-        # A pool that somebody waits for is left to the grant lane, which is quicker.
-        sync = pool.lane is Lane.IDLE and not self._room.at(pool)
+        # A pool that somebody waits for is left to the grant lane, which is quicker. Unless it is
+        # recalled: two holders that wait, each for what the other has, would both be refused.
+        sync = pool.lane is Lane.IDLE and (pool.recalled or not self._room.at(pool))
         want = 0
         if sync:
             target = self._target(now, pool)
@@ -510,6 +528,24 @@ class Lanes:
 
     def _acknowledged(self, sent_at: float) -> None:
         self.valid_until = max(self.valid_until, sent_at + self.settings.validity_seconds)
+
+
+def _askable(now: float, pool: HolderPool, lacking: Sequence[Waiter]) -> list[Waiter]:
+    """For whom to ask: while others give back, only for who needs less than what was refused."""
+    if now >= pool.ask_after or pool.status != PoolStatus.OPEN:
+        return list(lacking)
+    return [waiter for waiter in lacking if waiter.amount < pool.short_of]
+
+
+def _most_urgent(now: float, waiters: Sequence[Waiter]) -> Waiter:
+    """Whose need decides whether anything is granted: the smallest, as most can be served then.
+
+    Who has waited for long comes first, or it would not be decided as long as smaller ones come.
+    """
+    first = waiters[0]
+    if now - first.since >= OVERDUE_SECONDS:
+        return first
+    return min(waiters, key=lambda waiter: waiter.amount)
 
 
 def _unknown_pool(ask: Ask) -> PoolGrant:

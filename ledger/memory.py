@@ -635,7 +635,7 @@ class MemoryStore:
     def _recall(self, change: _Change, pool_id: int, holder_id: int) -> int:
         recalled = 0
         for (leased, owner), lease in self.leases.items():
-            idle = lease.outstanding > lease.pending and not lease.recall
+            idle = lease.outstanding > lease.pending
             if leased == pool_id and owner != holder_id and idle:
                 self._change_lease(change, leased, owner).recall = True
                 recalled += 1

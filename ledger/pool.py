@@ -52,6 +52,7 @@ class HolderPool:
 
     __slots__ = (
         "ask_after",
+        "asked_for",
         "available",
         "balance",
         "charged",
@@ -72,6 +73,7 @@ class HolderPool:
         "refused_need",
         "returning",
         "scarce_until",
+        "short_of",
         "sizes",
         "spent_total",
         "status",
@@ -100,7 +102,9 @@ class HolderPool:
         self.scarce_until = 0.0
         self.exhausted_until = 0.0
         self.refused_need = 0
-        self.ask_after = 0.0
+        self.asked_for = 0  # the reservation whose need the last question was about …
+        self.ask_after = 0.0  # … and while others give back, the smallest one that
+        self.short_of = 0  # was not granted
         self.recalls_asked = 0
         self.recalled = False
         # Estimates.

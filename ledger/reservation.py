@@ -132,10 +132,11 @@ class Hold:
 class Waiter:
     """A reservation, or an extension of `hold` by `amount`, that waits for credit. It holds none.
 
-    `limits` is what the limits said when they admitted it. `outcome` is set once.
+    `limits` is what the limits said when they admitted it, `since` when it began to wait for
+    credit. `outcome` is set once.
     """
 
-    __slots__ = ("amount", "hold", "id", "limits", "outcome", "pools", "request")
+    __slots__ = ("amount", "hold", "id", "limits", "outcome", "pools", "request", "since")
 
     def __init__(
         self,
@@ -152,6 +153,7 @@ class Waiter:
         self.pools = pools
         self.limits = limits
         self.hold = hold
+        self.since = 0.0
         self.outcome: Hold | LedgerError | None = None
 
     def fits(self) -> bool:

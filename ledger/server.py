@@ -659,6 +659,8 @@ class LedgerServer:
                 replies = await self._ask(session, asks)
                 now = self._clock()
                 refused = engine.lanes.granted(now, asks, replies)
+                if engine.lanes.recalled(asks):
+                    self._flush_due.set()
                 self._answer(engine.refuse(refused) + engine.serve_waiters(now))
 
     def _serve_deferred(self) -> None:

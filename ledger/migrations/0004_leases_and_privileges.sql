@@ -96,6 +96,68 @@ BEGIN
   RETURN v_total;
 END $$;
 
+-- As in 0001; who has not answered a recall yet still counts as recalled: whoever asks again meanwhile
+-- is not to be told that there is nothing.
+CREATE OR REPLACE FUNCTION ledger.grant_lease(p_holder integer, p_epoch bigint,
+                                   l_pool bigint[], l_need bigint[], l_want bigint[])
+RETURNS TABLE (pool_id bigint, granted bigint, outstanding bigint, spent_total bigint,
+               available bigint, balance bigint, status smallint, recall boolean, recalled integer)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  v_epoch   bigint;
+  v_state   smallint;
+  v_found   integer;
+  v_enabled boolean := (SELECT c.grants_enabled FROM ledger.cluster c);
+  r         record;
+BEGIN
+  SELECT h.epoch, h.state INTO v_epoch, v_state
+    FROM ledger.holder h WHERE h.holder_id = p_holder FOR SHARE;
+  IF v_epoch IS DISTINCT FROM p_epoch OR v_state <> 1 THEN
+    RAISE EXCEPTION USING ERRCODE = 'LE001', MESSAGE = 'stale epoch';
+  END IF;
+  PERFORM 1 FROM ledger.pool p WHERE p.pool_id = ANY (l_pool) ORDER BY p.pool_id FOR NO KEY UPDATE;
+  GET DIAGNOSTICS v_found = ROW_COUNT;
+  IF v_found <> cardinality(l_pool) THEN
+    RAISE EXCEPTION USING ERRCODE = 'LE004', MESSAGE = 'unknown or duplicate pool';
+  END IF;
+  FOR r IN
+    SELECT p.pool_id, p.status, p.available + p.credit_limit AS cap, p.funded - p.spent AS balance,
+           CASE WHEN v_enabled AND p.status = 1
+                     AND (p.valid_until IS NULL OR p.valid_until > clock_timestamp())
+                THEN ledger.grant_amount(p.available + p.credit_limit, u.need, u.want)
+                ELSE 0 END AS gr
+      FROM unnest(l_pool, l_need, l_want) AS u(pool_id, need, want)
+      JOIN ledger.pool p ON p.pool_id = u.pool_id
+     ORDER BY p.pool_id
+  LOOP
+    pool_id := r.pool_id; granted := r.gr; available := r.cap - r.gr; balance := r.balance;
+    status := r.status; recalled := 0; outstanding := 0; spent_total := 0; recall := false;
+    IF r.gr > 0 THEN
+      UPDATE ledger.pool p SET available = p.available - r.gr, leased = p.leased + r.gr
+       WHERE p.pool_id = r.pool_id;
+      INSERT INTO ledger.lease AS l (pool_id, holder_id, outstanding, granted_total)
+        VALUES (r.pool_id, p_holder, r.gr, r.gr)
+      ON CONFLICT (pool_id, holder_id) DO UPDATE
+        SET outstanding = l.outstanding + r.gr, granted_total = l.granted_total + r.gr;
+    ELSIF r.status = 1 THEN
+      UPDATE ledger.lease l SET recall = true
+       WHERE l.pool_id = r.pool_id AND l.holder_id <> p_holder
+         AND l.outstanding > l.pending AND NOT l.recall;
+      IF FOUND THEN PERFORM pg_notify('ledger_recall', r.pool_id::text); END IF;
+      SELECT count(*) INTO recalled FROM ledger.lease l
+       WHERE l.pool_id = r.pool_id AND l.holder_id <> p_holder
+         AND l.outstanding > l.pending AND l.recall;
+    END IF;
+    SELECT l.outstanding, l.spent_total, l.recall INTO outstanding, spent_total, recall
+      FROM ledger.lease l WHERE l.pool_id = r.pool_id AND l.holder_id = p_holder;
+    outstanding := coalesce(outstanding, 0);
+    spent_total := coalesce(spent_total, 0);
+    recall := coalesce(recall, false);
+    RETURN NEXT;
+  END LOOP;
+END $$;
+
 -- When something last arrived, for people to look at: nothing is decided by it.
 ALTER TABLE ledger.holder_progress ADD seen_at timestamptz NOT NULL DEFAULT now();
 CREATE FUNCTION ledger.note_arrival() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,0 +1,229 @@
+"""Two lease holders, one nearly empty pool: nobody is refused for credit that only lies elsewhere.
+
+Real servers over one `MemoryStore`, on virtual time. `delay` is what a call to the store takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from ledger.client import InsufficientCredit, Ledger, Reservation
+from ledger.engine import EngineSettings
+from ledger.link import LocalLink
+from ledger.memory import MemoryStore
+from ledger.pool import SCARCE_SECONDS, Sizing
+from ledger.server import LedgerServer, LedgerSettings
+from ledger.store import EventStatus, PoolId
+from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.journal import MemoryJournal
+from tests.fakes.ledger import (
+    ACCOUNT,
+    BUDGET,
+    PRICE,
+    PROVIDER,
+    funded_store,
+    output,
+    request,
+    top_up,
+)
+
+DELAYS = [(0.001, 0.001), (0.03, 0.03), (0.001, 0.05)]
+"""Seconds that a call of each node takes: an idle database, a busy one, and one far from a node."""
+
+
+@contextlib.asynccontextmanager
+async def nodes(
+    books: MemoryStore, delays: tuple[float, ...] = DELAYS[0]
+) -> AsyncIterator[list[Ledger]]:
+    """A node for each delay; at the block's end they drain, and the books have to be in order."""
+    servers = []
+    async with trio.open_nursery() as services:
+        for number, delay in enumerate(delays):
+            store = FaultyStore(books)
+            store.delay = delay
+            server = LedgerServer(
+                store,
+                MemoryJournal(journal_id=bytes([number + 1]) * 16),
+                MemoryJournal().state,
+                clock=trio.current_time,
+                wall_clock=lambda: 1_000_000,
+                jitter=lambda: 1.0,
+                settings=LedgerSettings(engine=EngineSettings(sizing=Sizing(lease_max=10**12))),
+            )
+            await services.start(server.run)
+            servers.append(server)
+        await trio.sleep(1)  # sessions are open, hints are followed
+        yield [Ledger([LocalLink(server)]) for server in servers]
+        for server in servers:
+            assert await server.drain()
+    assert await books.check() == []
+    assert all(pool.leased == 0 for pool in books.pools.values())
+
+
+def settle(reservation: Reservation, charge: int) -> None:
+    reservation.settle(
+        price=PRICE,
+        provider_id=PROVIDER,
+        quantities={"output": charge},
+        tokens=output(charge),
+        status=EventStatus.SETTLED,
+        ttfb_ms=1,
+        duration_ms=2,
+    )
+
+
+async def refusal(ledger: Ledger, amount: int) -> InsufficientCredit:
+    with pytest.raises(InsufficientCredit) as caught:
+        await ledger.reserve(request(amount))
+    return caught.value
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_what_another_node_holds_idle_is_had(
+    autojump_clock: MockClock, delays: tuple[float, ...]
+) -> None:
+    books = await funded_store(1_000)
+    async with nodes(books, delays) as (here, there):
+        (await there.reserve(request(600))).void()
+        (await here.reserve(request(1_000))).void()
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_what_became_idle_without_an_event_is_had(
+    autojump_clock: MockClock, delays: tuple[float, ...]
+) -> None:
+    """The store was told that all of the lease is bound, and it is not any more."""
+    books = await funded_store(1_000)
+    async with nodes(books, delays) as (here, there):
+        long = await there.reserve(request(1_000))
+        await trio.sleep(2 * SCARCE_SECONDS)  # it is told, and the shortage forgotten
+        long.void()
+        await trio.sleep(1)
+        (await here.reserve(request(1_000))).void()
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_of_two_nodes_that_wait_with_half_each_one_is_served(
+    autojump_clock: MockClock, delays: tuple[float, ...]
+) -> None:
+    books = await funded_store(1_000)
+    async with nodes(books, delays) as (here, there):
+        async with trio.open_nursery() as callers:
+            for ledger in (here, there):
+                callers.start_soon(_hold_and_void, ledger, 500)
+        outcomes: list[bool] = []
+
+        async def use(ledger: Ledger) -> None:
+            try:
+                settle(await ledger.reserve(request(800)), 800)
+            except InsufficientCredit:
+                outcomes.append(False)
+            else:
+                outcomes.append(True)
+
+        async with trio.open_nursery() as callers:
+            callers.start_soon(use, here)
+            callers.start_soon(use, there)
+        assert sorted(outcomes) == [False, True]
+
+
+async def _hold_and_void(ledger: Ledger, amount: int) -> None:
+    (await ledger.reserve(request(amount))).void()
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_a_large_request_is_decided_among_many_small_ones(
+    autojump_clock: MockClock, delays: tuple[float, ...]
+) -> None:
+    """Small ones that fit come all the time: the large one is refused, not kept waiting."""
+    books = await funded_store(10_000_000)
+    async with nodes(books, delays) as (here, there):
+        done = trio.Event()
+        served = 0
+
+        async def small(ledger: Ledger) -> None:
+            nonlocal served
+            while not done.is_set():
+                settle(await ledger.reserve(request(500)), 1)
+                served += 1
+                await trio.sleep(0.005)
+
+        async with trio.open_nursery() as callers:
+            held = [await ledger.reserve(request(4_500_000)) for ledger in (here, there)]
+            for ledger in (here, there):
+                for _ in range(8):
+                    callers.start_soon(small, ledger)
+            await trio.sleep(1)
+            before = served
+            for _ in range(4):
+                assert (await refusal(here, 2_000_000)).required == 2_000_000
+                await trio.sleep(0.3)
+            assert served > before
+            done.set()
+        for reservation in held:
+            reservation.void()
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_the_last_of_it_can_be_spent_at_any_node(
+    autojump_clock: MockClock, delays: tuple[float, ...]
+) -> None:
+    books = await funded_store(10_000)
+    async with nodes(books, delays) as ledgers:
+        spent = 0
+        for number in range(40):
+            charge = 10_000 // 40
+            settle(await ledgers[number % 2].reserve(request(10_000 - spent)), charge)
+            spent += charge
+        assert spent == 10_000
+        for ledger in ledgers:
+            assert (await refusal(ledger, 1)).available == 0
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_of_a_budget_too(autojump_clock: MockClock, delays: tuple[float, ...]) -> None:
+    books = await funded_store(10**9)
+    books.add_budget(BUDGET, ACCOUNT, 1_000)
+    async with nodes(books, delays) as (here, there):
+        both = request(600, pools=(ACCOUNT, BUDGET))
+        (await there.reserve(both)).void()
+        settle(await here.reserve(both), 600)
+        with pytest.raises(InsufficientCredit) as caught:
+            await there.reserve(both)
+        assert (caught.value.kind, caught.value.available) == ("budget", 400)
+
+
+async def test_credit_is_usable_at_once_at_every_node(autojump_clock: MockClock) -> None:
+    books = await funded_store(100)
+    async with nodes(books) as ledgers:
+        for ledger in ledgers:
+            await refusal(ledger, 500)
+        await top_up(books, 900, "more")
+        await trio.sleep(0.01)  # the notification
+        for ledger in ledgers:
+            (await ledger.reserve(request(1_000))).void()
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_a_refusal_is_explained_by_its_figures(
+    autojump_clock: MockClock, delays: tuple[float, ...]
+) -> None:
+    books = await funded_store(1_000)
+    async with nodes(books, delays) as (here, there):
+        held = await there.reserve(request(700))
+        own = await here.reserve(request(100))
+        for _ in range(2):  # asked, and remembered
+            why = await refusal(here, 400)
+            assert (why.balance, why.reserved, why.available) == (1_000, 800, 200)
+        (await here.reserve(request(why.available))).void()
+        settle(held, 650)
+        own.void()
+        await trio.sleep(1.5)
+        why = await refusal(here, 400)
+        assert (why.balance, why.reserved, why.available) == (350, 0, 350)
+        assert books.pools[PoolId(ACCOUNT)].spent == 650
