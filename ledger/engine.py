@@ -130,6 +130,10 @@ class Engine:
         """The reservation, while it is open."""
         return self.book.open.get(reservation_id)
 
+    def awaits(self, reservation_id: int) -> bool:
+        """Whether the reservation waits to be made; said again, it is not made a second time."""
+        return self.room.find(reservation_id) is not None
+
     def reserve(
         self, now: float, reservation_id: int, request: ReservationRequest
     ) -> Hold | Waiter:

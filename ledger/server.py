@@ -279,6 +279,8 @@ class LedgerServer:
         engine, number = self.engine, message.reservation_id
         hold = engine.find(number)
         if hold is None:
+            if engine.awaits(number):
+                return
             try:
                 if not self._journal.headroom(engine.open_reservations):
                     raise self._unavailable("the journal is full")

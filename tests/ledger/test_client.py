@@ -26,8 +26,10 @@ from ledger.journal import JournalFailed, RecoveredState
 from ledger.limits import LimitRef
 from ledger.link import LocalLink
 from ledger.memory import MemoryStore
+from ledger.messages import Hello, Reply, Reserve, Reserved, Void
 from ledger.money import AMOUNT_MAX, Price, UnpricedUnit
 from ledger.reservation import Settlement, reservation_id
+from ledger.reservation import reservation_id
 from ledger.server import LedgerServer, LedgerSettings
 from ledger.store import Ask, EventStatus, PoolGrant, Session
 from tests.fakes.faulty_store import Fault, FaultyStore
@@ -549,6 +551,36 @@ async def test_after_a_crash_settled_is_posted_and_open_is_voided(
         await trio.sleep(2)
         settle(await node.ledger.reserve(request(100)), 80)
     await in_order(books, [60, 80] if power_cut else [60, 70, 0, 80])
+
+
+async def test_a_reservation_said_again_while_it_waits_is_made_once(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        heard: list[Reply] = []
+        peer = _Ear(heard)
+        assert node.server.join(peer, Hello(3, 0, 0, []))
+        number = reservation_id(3, 1)
+        for _ in range(2):  # a link broke in between
+            node.server.handle(peer, [Reserve(number, request(100))])
+        await trio.sleep(1)
+        assert [type(reply) for reply in heard] == [Reserved]
+        node.server.handle(peer, [Void(number, None)])
+        await trio.sleep(1)
+        node.server.engine.check()
+        assert node.server.statistics().open_reservations == 0
+    await in_order(books, [])
+
+
+class _Ear:
+    """A worker that only listens."""
+
+    def __init__(self, heard: list[Reply]) -> None:
+        self._heard = heard
+
+    def send(self, replies: Sequence[Reply]) -> None:
+        self._heard += replies
 
 
 # -- draining -------------------------------------------------------------------------------------

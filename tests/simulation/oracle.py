@@ -177,10 +177,13 @@ class Oracle:
         charging = [event for event in events if event.charge]
         closing = [event for event in events if event.status != EventStatus.FAILED]
         charged = sum(event.charge for event in events)
-        if len(charging) > 1 or len(closing) > 1:
-            yield f"request {name} ended {len(closing)} times, for {charged}"
         if request.id in quarantined:
+            if charged not in (0, request.charge):
+                yield f"request {name} is in quarantine, and was charged {charged}"
             return
+        if len(charging) > 1 or len(closing) > 1:
+            ends = ", ".join(f"{EventStatus(each.status).name} {each.charge}" for each in closing)
+            yield f"request {name} ended {len(closing)} times: {ends}"
         if request.charge is None:
             if charged:
                 yield f"request {name} was charged {charged}, and never settled"

@@ -298,6 +298,8 @@ class World:
                 continue
             if node.server is None or not node.server.ready:
                 return f"{node.name} is not ready"
+            if not all(worker.link.connected for worker in node.workers.values()):
+                return f"a worker of {node.name} is not connected"
             engine = node.server.engine
             if engine.open_reservations or engine.pending_events:
                 open_, pending = engine.open_reservations, engine.pending_events
@@ -321,9 +323,10 @@ class World:
         for account in self.plan.accounts:
             pool = self.books.pools[account]
             left = pool.available + pool.credit_limit
-            worker = self.generator.choice(list(self.generator.choice(nodes).workers.values()))
             while left > 0:
                 part = min(left, self.plan.node.engine.exposure_max)
+                node = self.generator.choice(nodes)
+                worker = self.generator.choice(list(node.workers.values()))
                 await self._spend(worker, account, part)
                 left -= part
         with trio.move_on_after(REST_SECONDS):
