@@ -35,7 +35,8 @@ class FaultyStore:
     """Passes the holder's calls on to `store`, `delay` seconds each.
 
     `faults` are used up one per call; `away` loses every request; `poison` names events (by their
-    sequence number) that no batch may contain.
+    sequence number) that no batch may contain. `refusals` are the codes with which the next
+    exchanges are refused.
     """
 
     def __init__(self, store: LedgerStore) -> None:
@@ -44,6 +45,7 @@ class FaultyStore:
         self.away = False
         self.faults: deque[Fault] = deque()
         self.poison: set[int] = set()
+        self.refusals: deque[str] = deque()
         self.calls: list[str] = []
 
     async def register_holder(
@@ -72,6 +74,8 @@ class FaultyStore:
     ) -> list[PoolGrant]:
         if self.poison & {event.seq for event in events}:
             raise StoreRefused("22P02", "invalid input syntax")
+        if self.refusals:
+            raise StoreRefused(self.refusals.popleft(), "for a test")
         return await self._call("exchange", lambda: self.store.exchange(session, events, pools))
 
     async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:

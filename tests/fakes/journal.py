@@ -26,6 +26,7 @@ class MemoryJournal:
         self.full = False
         self.failed = False
         self.headroom_seen: bool | None = None  # to be wrong about
+        self.room: int | None = None  # how many open reservations can be settled
         self.closed = False
         self.sync_seconds = 0.0
         self._born = 0  # how many records are an earlier holder's
@@ -64,6 +65,8 @@ class MemoryJournal:
     def headroom(self, open_reservations: int) -> bool:
         if self.headroom_seen is not None:
             return self.headroom_seen
+        if self.room is not None:
+            return open_reservations < self.room
         return not self.full and not self.failed
 
     async def events_after(self, applied_seq: int) -> list[UsageEvent]:

@@ -29,7 +29,6 @@ from ledger.memory import MemoryStore
 from ledger.messages import Hello, Reply, Reserve, Reserved, Void
 from ledger.money import AMOUNT_MAX, Price, UnpricedUnit
 from ledger.reservation import Settlement, reservation_id
-from ledger.reservation import reservation_id
 from ledger.server import LedgerServer, LedgerSettings
 from ledger.store import Ask, EventStatus, PoolGrant, Session
 from tests.fakes.faulty_store import Fault, FaultyStore
@@ -405,6 +404,21 @@ async def test_a_poisoned_event_is_put_aside_and_the_others_are_posted(
     await in_order(books, [10, 10, 10, 0, 10, 10, 10, 10, 10])
 
 
+@pytest.mark.parametrize("code", ["LE001", "LE002", "55P03", "57014", "40P01"])
+async def test_a_refusal_that_is_not_about_the_batch_blames_no_event(
+    code: str, autojump_clock: MockClock
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        reservation = await node.ledger.reserve(request(100))
+        node.store.refusals += [code] * 4
+        settle(reservation, 60)
+        await trio.sleep(30)
+        assert not node.store.refusals
+        assert not books.quarantine_rows
+    await in_order(books, [60])
+
+
 async def test_books_that_disagree_stop_admission_but_not_settlements(
     autojump_clock: MockClock,
 ) -> None:
@@ -493,6 +507,19 @@ async def test_a_full_journal_refuses_and_leaves_nothing_held(autojump_clock: Mo
         node.journal.full = False
         settle(await node.ledger.reserve(request(10)), 10)
     await in_order(books, [10])
+
+
+async def test_no_more_is_admitted_than_the_journal_can_settle(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        node.journal.room = 2
+        first, second = [await node.ledger.reserve(request(100)) for _ in range(2)]
+        with pytest.raises(LedgerUnavailable, match="the journal is full"):
+            await node.ledger.reserve(request(100))
+        settle(first, 10)
+        settle(await node.ledger.reserve(request(100)), 20)
+        settle(second, 30)
+    await in_order(books, [10, 20, 30])
 
 
 async def test_what_a_lost_journal_was_not_told_is_neither_confirmed_nor_posted(
@@ -624,6 +651,26 @@ async def test_flushes_are_observed(autojump_clock: MockClock) -> None:
         assert seconds == pytest.approx(0.001)
         assert events == 1
         assert node.server.statistics().flushes == len(seen)
+
+
+async def test_a_flush_waits_for_what_was_settled_while_another_was_under_way(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        first, second = [await node.ledger.reserve(request(100)) for _ in range(2)]
+        node.store.delay = 0.5
+        settle(first, 60)
+        await trio.sleep(0.4)  # it is on its way
+        settle(second, 70)
+        await node.ledger.flush()
+        assert [event.charge for _, event in books.events] == [60, 70]
+        node.store.away = True
+        settle(await node.ledger.reserve(request(10)), 10)
+        with pytest.raises(LedgerUnavailable, match="in time"):
+            await node.ledger.flush()
+        node.store.away = False
+    await in_order(books, [60, 70, 10])
 
 
 async def test_many_events_are_flushed_at_once(autojump_clock: MockClock) -> None:

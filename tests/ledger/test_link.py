@@ -218,7 +218,7 @@ async def test_a_number_belongs_to_one_worker(path: Path, autojump_clock: MockCl
         held = await ledger.reserve(request(100))
         impostor = SocketLink(path, worker=another(identity))
         Ledger([impostor])
-        with pytest.RaisesGroup(LinkRejected, allow_unwrapped=True):
+        with trio.fail_after(5), pytest.RaisesGroup(LinkRejected, allow_unwrapped=True):
             await impostor.run()
         assert node.server.statistics().open_reservations == 1
         held.void()

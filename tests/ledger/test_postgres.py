@@ -235,6 +235,16 @@ async def test_a_gap_and_a_repeated_batch_are_refused(holder: ModelHolder) -> No
     assert await holder.store.check() == []
 
 
+async def test_a_negative_amount_is_the_events_fault_not_a_disagreement(
+    holder: ModelHolder,
+) -> None:
+    await holder.grant(1, 1_000, 1_000)
+    with pytest.raises(StoreRefused, match="LE003"):
+        await holder.store.exchange(
+            holder.session, [event(1, 1, cost=-1)], [report(1, covered=110)]
+        )
+
+
 async def test_charges_that_no_pool_pays_are_refused(holder: ModelHolder) -> None:
     await holder.grant(1, 1000, 1000)
     with pytest.raises(StoreRefused, match="LE003"):
