@@ -18,7 +18,7 @@ ARGS ?=
 # The environment as it is: with the tools if they are there, else just what runs.
 RUN_STAMP = $(if $(wildcard .venv/.dev),.venv/.dev,.venv/.run)
 
-.PHONY: help serve demo test check bench lock clean
+.PHONY: help serve demo test check bench mutants lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: .venv/.dev ## formatting, lint, types, import rules: seconds
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_contract.py
+
+mutants: .venv/.dev ## whether the tests notice deliberate faults; MUTANT=name tries one
+	@$(BIN)/python -m tests.mutants $(MUTANT)
 
 bench: .venv/.dev ## what the gateway costs, next to calling the provider directly
 	@$(BIN)/python -m benchmarks $(ARGS)
