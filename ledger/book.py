@@ -75,6 +75,7 @@ class Book:
             pool.used_at = now
             if amount:
                 pool.sizes.append(amount)
+                pool.peak = max(pool.peak, pool.pending)
             self.active[pool] = None
         self.open[hold.id] = hold
         self.records.append(

@@ -7,8 +7,9 @@ H   free + pending + unposted + returning = outstanding, and each of them ≥ 0,
     `returning` is credit already taken out of `free` whose return the store has not confirmed.
 
 Sizing (rates are estimates, so floats are allowed there; the amounts they lead to are integers):
-demand is 15 s of the spend rate plus one large reservation; the pool asks below half of its
-target, gives back above twice of it, and gives everything back when scarce, idle or recalled.
+demand is 15 s of the spend rate, one large reservation, and what requests had bound lately and will
+bind again. The pool asks below half of its target, or where the next large reservation would have
+to wait; it gives back above twice its target, and everything when scarce, idle or recalled.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ RATE_SAMPLE_SECONDS = 0.2
 SIZES_KEPT = 32
 SCARCE_SECONDS = 10.0
 EXHAUSTED_SECONDS = 1.0
+BOUND_SECONDS = 0.1  # the same where other holders have credit, which they may give back any time
 
 
 class Lane(enum.Enum):
@@ -52,7 +54,6 @@ class HolderPool:
 
     __slots__ = (
         "ask_after",
-        "asked_for",
         "available",
         "balance",
         "charged",
@@ -61,6 +62,7 @@ class HolderPool:
         "kind",
         "lane",
         "outstanding",
+        "peak",
         "pending",
         "pool_id",
         "posting",
@@ -102,14 +104,14 @@ class HolderPool:
         self.scarce_until = 0.0
         self.exhausted_until = 0.0
         self.refused_need = 0
-        self.asked_for = 0  # the reservation whose need the last question was about …
-        self.ask_after = 0.0  # … and while others give back, the smallest one that
-        self.short_of = 0  # was not granted
+        self.ask_after = 0.0  # while others give back, for reservations …
+        self.short_of = 0  # … of this size or more
         self.recalls_asked = 0
         self.recalled = False
         # Estimates.
         self.used_at = now
         self.rate = 0.0
+        self.peak = 0.0  # of what reservations bound at once
         self.rate_at = now
         self.recent = 0
         self.sizes: deque[int] = deque(maxlen=SIZES_KEPT)
@@ -134,13 +136,18 @@ class HolderPool:
         return None if self.balance is None else self.balance - self.charged
 
     def knows_exhausted(self, now: float, amount: int) -> bool:
-        """Whether the store refused this much within the last second."""
-        return now < self.exhausted_until and amount - self.free >= self.refused_need
+        """Whether the store refused this much a moment ago, and has not said more since."""
+        need = amount - self.free
+        return now < self.exhausted_until and need >= self.refused_need and need > self.available
 
-    def exhausted(self, now: float, need: int) -> None:
-        """Remember that the store had less than `need` to give."""
-        self.exhausted_until = now + EXHAUSTED_SECONDS
+    def exhausted(self, now: float, need: int, *, elsewhere: bool) -> None:
+        """Remember that the store had less than `need` to give; others may have some."""
+        self.exhausted_until = now + (BOUND_SECONDS if elsewhere else EXHAUSTED_SECONDS)
         self.refused_need = need
+
+    def is_scarce(self, now: float) -> bool:
+        """Whether what is free should go back at once, as others may be waiting for it."""
+        return bool(self.free) and now < self.scarce_until
 
     def target(self, now: float, sizing: Sizing) -> int:
         """The free credit this pool should hold."""
@@ -152,7 +159,8 @@ class HolderPool:
         ):
             return 0
         self._sample(now)
-        demand = int(self.rate * sizing.horizon_seconds) + self._large_reservation()
+        idle = max(int(self.peak) - self.pending, 0)  # bound again as soon as requests come
+        demand = int(self.rate * sizing.horizon_seconds) + self.large_reservation() + idle
         return min(demand, sizing.lease_max)
 
     def surplus(self, target: int) -> int:
@@ -160,12 +168,13 @@ class HolderPool:
         return self.free - target if self.free > 2 * target else 0
 
     def shortage(self, now: float, target: int) -> int:
-        """How much to ask for ahead of need."""
-        if 2 * self.free >= target or now < self.exhausted_until:
+        """How much to ask for ahead of need, so that the next reservation need not wait."""
+        enough = max(target // 2, min(self.large_reservation(), target))
+        if self.free >= enough or now < self.exhausted_until:
             return 0
         return target - self.free
 
-    def _large_reservation(self) -> int:
+    def large_reservation(self) -> int:
         """The 95th percentile of recent reservations."""
         if not self.sizes:
             return 0
@@ -177,5 +186,6 @@ class HolderPool:
             return
         decay = 0.5 ** (elapsed / HALF_LIFE_SECONDS)
         self.rate = self.rate * decay + self.recent / elapsed * (1 - decay)
+        self.peak = max(self.peak * decay, self.pending)
         self.recent = 0
         self.rate_at = now
