@@ -36,6 +36,7 @@ from tests.simulation.process import Process
 
 T = TypeVar("T")
 
+HANGING_SECONDS = 5.0, 25.0  # the holder gives up after 15, the kernel some time
 LANES = ("exchange", "grant_lease")  # with a connection of their own
 
 
@@ -125,13 +126,11 @@ class Database:
         if statement.generation != self.generation or self.down:
             statement.answer(outcome.Error(StoreUncertain("the connection is broken")))
             return
-        if fate == "hang" and self._generator.random() < 0.5:
-            return
-        result = await self._committed(statement)
-        if fate == "hang":
-            return
-        await trio.sleep(self._generator.uniform(0.0005, 0.002))
-        if fate in ("after", "late") or statement.generation != self.generation:
+        happens = fate != "hang" or self._generator.random() < 0.5
+        result = await self._committed(statement) if happens else None
+        patience = HANGING_SECONDS if fate == "hang" else (0.0005, 0.002)
+        await trio.sleep(self._generator.uniform(*patience))
+        if result is None or fate in ("after", "late", "hang") or statement.generation != self.generation:
             result = outcome.Error(StoreUncertain("the answer was lost"))
         statement.answer(result)
 

@@ -337,11 +337,11 @@ class World:
                 raise Violated(f"{left} of account {account} cannot be spent")
 
     async def _spend(self, nodes: Sequence[Node], account: int, amount: int) -> None:
-        self.database.poison.clear()
         for _ in range(20):  # another holder may have to give back first, or a worker be replaced
             workers = self.generator.choice(nodes).workers.values()
             customer = self.customer(self.generator.choice(list(workers)))
             request = customer.request(account)
+            self.database.poison.clear()
             try:
                 reservation = await customer.reserve(request, amount)
             except LedgerError as error:
