@@ -43,6 +43,7 @@ from ledger.waiting import WaitingRoom
 FORGET_SECONDS = 900.0
 RECALL_RETRIES = 4
 RECALL_RETRY_SECONDS = 0.02
+BOUND_RETRIES = 2  # where others have credit, but were using all of it
 RECALL_SECONDS = 0.35  # callers give up after half a second, and shall hear a reason before
 OVERDUE_SECONDS = 0.05
 CHECK_VIOLATION = "23514"  # SQLSTATE
@@ -218,8 +219,7 @@ class Lanes:
             waiting = self._lacking(pool)
             if not (askable := _askable(now, pool, waiting)):
                 continue
-            pool.asked_for = _most_urgent(now, askable).amount
-            need = pool.asked_for - pool.free
+            need = _most_urgent(now, askable).amount - pool.free
             want = self._target(now, pool) + sum(w.amount for w in waiting) - pool.free
             want = max(want, need)
             if pool.kind == "account":
@@ -249,8 +249,6 @@ class Lanes:
             mark = self._grant_marks.pop(ask.pool_id)
             unambiguous = not pool.posting and mark == pool.postings
             self._credit(now, pool, reply, ask.want)
-            if reply.granted and pool.asked_for >= pool.short_of:
-                pool.recalls_asked = pool.short_of = 0
             if unambiguous:
                 pool.balance = reply.balance
                 if reply.granted and reply.outstanding != pool.outstanding:
@@ -292,26 +290,31 @@ class Lanes:
     def _not_granted(
         self, now: float, pool: HolderPool, ask: Ask, reply: PoolGrant
     ) -> list[tuple[Waiter, LedgerError]]:
-        """The store has less than anybody needs: retry while others give back, else refuse."""
+        """The store has less than was asked for: retry while others give back, else refuse.
+
+        That decides about everybody who needs more than there is, whoever was asked for.
+        """
+        short_of = max(min(ask.need, reply.available + 1), 1)
+        elsewhere = reply.balance > reply.available + reply.outstanding
+        concerned = [
+            waiter
+            for waiter in self._lacking(pool)
+            if waiter.amount - pool.free >= short_of or pool.status != PoolStatus.OPEN
+        ]
+        retries = RECALL_RETRIES if reply.recalled else BOUND_RETRIES if elsewhere else 0
         retry_at = now + RECALL_RETRY_SECONDS * 2**pool.recalls_asked
-        concerned = [each for each in self._lacking(pool) if each.amount >= pool.asked_for]
         in_time = all(retry_at - waiter.since < RECALL_SECONDS for waiter in concerned)
-        if reply.recalled and pool.recalls_asked < RECALL_RETRIES and in_time:
+        if pool.recalls_asked < retries and in_time:
             pool.ask_after = retry_at
-            pool.short_of = pool.asked_for
+            pool.short_of = short_of + pool.free
             pool.recalls_asked += 1
             return []
         pool.recalls_asked = pool.short_of = 0
         solvent = reply.status == PoolStatus.OPEN and reply.available >= ask.need
         if pool.kind == "account" and solvent:  # nobody is granted anything: not their fault
             return self._refuse_lacking(pool, "no credit is granted at the moment")
-        pool.exhausted(now, max(ask.need, 1))
-        # Who came, or whose credit came back, since the question was put is asked for anew.
-        return [
-            (waiter, self.refusal(pool, waiter.amount))
-            for waiter in self._lacking(pool)
-            if waiter.amount - pool.free >= ask.need or pool.status != PoolStatus.OPEN
-        ]
+        pool.exhausted(now, short_of, elsewhere=elsewhere)
+        return [(waiter, self.refusal(pool, waiter.amount)) for waiter in concerned]
 
     def _refuse_lacking(self, pool: HolderPool, reason: str) -> list[tuple[Waiter, LedgerError]]:
         return [(waiter, self.unavailable(reason)) for waiter in self._lacking(pool)]
@@ -325,6 +328,7 @@ class Lanes:
         if reply.granted < want:
             pool.scarce_until = now + SCARCE_SECONDS
         if reply.granted:
+            pool.recalls_asked = 0
             pool.exhausted_until = 0.0
         if pool.free and (reply.granted < want or reply.status != PoolStatus.OPEN):
             self._book.active[pool] = None  # the next exchange gives back

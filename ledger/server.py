@@ -326,6 +326,7 @@ class LedgerServer:
             self.engine.refused_settlement()
         else:
             self.engine.settle(now, hold, message.settlement)
+            self._return_scarce(now, hold)
             balance = self.engine.balance(hold.request.account_id)
         batch.replies.append(messages.Closed(message.reservation_id, balance))
 
@@ -335,7 +336,13 @@ class LedgerServer:
             self.engine.withdraw(message.reservation_id)
         else:
             self.engine.void(now, hold, message.settlement)
+            self._return_scarce(now, hold)
         batch.replies.append(messages.Closed(message.reservation_id, None))
+
+    def _return_scarce(self, now: float, hold: Hold) -> None:
+        """What it no longer holds of a scarce pool is worth an exchange of its own."""
+        if any(pool.is_scarce(now) for pool in hold.pools):
+            self._flush_due.set()
 
     def _flush(self, peer: Peer, batch: _Batch, message: messages.Flush) -> None:
         outbox = self.engine.book.outbox

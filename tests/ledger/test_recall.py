@@ -16,7 +16,7 @@ from ledger.client import InsufficientCredit, Ledger, Reservation
 from ledger.engine import EngineSettings
 from ledger.link import LocalLink
 from ledger.memory import MemoryStore
-from ledger.pool import SCARCE_SECONDS, Sizing
+from ledger.pool import SCARCE_SECONDS, HolderPool, Sizing
 from ledger.server import LedgerServer, LedgerSettings
 from ledger.store import EventStatus, PoolId
 from tests.fakes.faulty_store import FaultyStore
@@ -183,6 +183,45 @@ async def test_the_last_of_it_can_be_spent_at_any_node(
         assert spent == 10_000
         for ledger in ledgers:
             assert (await refusal(ledger, 1)).available == 0
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_what_was_given_back_a_moment_ago_is_had_elsewhere(
+    autojump_clock: MockClock, delays: tuple[float, ...]
+) -> None:
+    """One request after the other, each for all that is left, at either node in turn."""
+    books = await funded_store(10_000)
+    async with nodes(books, delays) as ledgers:
+        settle(await ledgers[0].reserve(request(10_000)), 1)
+        for number in range(1, 20):
+            settle(await ledgers[number % 2].reserve(request(10_000 - number)), 1)
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+async def test_who_was_refused_is_served_when_another_node_is_done(
+    autojump_clock: MockClock, delays: tuple[float, ...]
+) -> None:
+    books = await funded_store(10_000)
+    async with nodes(books, delays) as (here, there):
+        own = await here.reserve(request(1_000))
+        held = await there.reserve(request(9_000))
+        await refusal(here, 5_000)
+        settle(held, 1_000)
+        await trio.sleep(0.2)
+        (await here.reserve(request(8_000))).void()
+        own.void()
+
+
+def test_what_the_store_said_since_counts() -> None:
+    """A refusal is remembered, but not against what an exchange has told meanwhile."""
+    pool = HolderPool(ACCOUNT, 0.0)
+    pool.exhausted(0.0, 500, elsewhere=False)
+    assert pool.knows_exhausted(0.5, 600)
+    assert not pool.knows_exhausted(0.5, 400)
+    pool.available = 600
+    assert not pool.knows_exhausted(0.5, 600)
+    assert pool.knows_exhausted(0.5, 601)
 
 
 @pytest.mark.parametrize("delays", DELAYS)
