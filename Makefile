@@ -18,10 +18,10 @@ ARGS ?=
 # The environment as it is: with the tools if they are there, else just what runs.
 RUN_STAMP = $(if $(wildcard .venv/.dev),.venv/.dev,.venv/.run)
 
-.PHONY: help serve demo test check bench mutants lock clean
+.PHONY: help serve demo test check simulate bench mutants lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(RUN_STAMP) ## a running gateway, with its own Postgres and an API key to try it
 	@exec $(BIN)/farebox serve $(ARGS)
@@ -40,6 +40,9 @@ check: .venv/.dev ## formatting, lint, types, import rules: seconds
 
 mutants: .venv/.dev ## whether the tests notice deliberate faults; MUTANT=name tries one
 	@$(BIN)/python -m tests.mutants $(MUTANT)
+
+simulate: .venv/.dev ## SEEDS=1000 fleets on virtual time, with every fault there is; SEED=n repeats one
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
 
 bench: .venv/.dev ## what the gateway costs, next to calling the provider directly
 	@$(BIN)/python -m benchmarks $(ARGS)
