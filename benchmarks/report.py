@@ -106,7 +106,7 @@ def text(samples: Sequence[Sample], facts: dict[str, str]) -> str:
         lines += ["", _TITLES.get(part, part), *_table(part, samples)]
     ratios = list(_ratios(samples))
     if ratios:
-        lines += ["", "Farebox / nginx, pair by pair: median [min..max]", *_aligned(ratios)]
+        lines += ["", "Farebox / nginx, pair by pair: median [min..max]", *aligned(ratios)]
     return "\n".join(lines)
 
 
@@ -120,7 +120,7 @@ def _table(part: str, samples: Sequence[Sample]) -> list[str]:
             values = [s.figures[figure] for s in mine if s.target == target and figure in s.figures]
             row.append(f"{statistics.median(values):.{decimals}f}" if values else "–")
         rows.append(row)
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _ratios(samples: Sequence[Sample]) -> Iterator[list[str]]:
@@ -136,7 +136,7 @@ def _ratios(samples: Sequence[Sample]) -> Iterator[list[str]]:
             yield [title, f"{middle:.2f} [{min(ratios):.2f}..{max(ratios):.2f}]"]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns as wide as their widest cell: the first to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
