@@ -75,6 +75,7 @@ class HolderPool:
         "refused_need",
         "returning",
         "scarce_until",
+        "seen",
         "short_of",
         "sizes",
         "spent_total",
@@ -111,6 +112,7 @@ class HolderPool:
         # Estimates.
         self.used_at = now
         self.rate = 0.0
+        self.seen = 0.0  # the weight of all samples of it
         self.peak = 0.0  # of what reservations bound at once
         self.rate_at = now
         self.recent = 0
@@ -185,7 +187,9 @@ class HolderPool:
         if elapsed < RATE_SAMPLE_SECONDS:
             return
         decay = 0.5 ** (elapsed / HALF_LIFE_SECONDS)
-        self.rate = self.rate * decay + self.recent / elapsed * (1 - decay)
+        # Weighed by what was seen, so that the first second counts for all there is.
+        self.seen = self.seen * decay + (1 - decay)
+        self.rate += (self.recent / elapsed - self.rate) * (1 - decay) / self.seen
         self.peak = max(self.peak * decay, self.pending)
         self.recent = 0
         self.rate_at = now
