@@ -80,7 +80,11 @@ _COLUMNS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("p99 ms", "p99_ms", 3),
         ("max ms", "max_ms", 3),
     ),
-    "flush": (("exchange ms", "median_ms", 1), ("events/s", "events_per_second", 0)),
+    "flush": (
+        ("exchange ms", "median_ms", 1),
+        ("events/s", "events_per_second", 0),
+        ("our CPU µs/event", "cpu_us_per_event", 1),
+    ),
     "leases": (
         ("exchanges/s", "exchanges_per_second", 2),
         ("events each", "events_per_exchange", 0),
@@ -379,18 +383,24 @@ async def _flushes(made: Books, events: int, pools: int, exchanges: int) -> Figu
     wanted = [Ask(pool, 10**9, 10**9) for pool in chosen]
     held = {grant.pool_id: grant.outstanding for grant in await store.grant_lease(session, wanted)}
     seconds: list[float] = []
+    cpu_seconds: list[float] = []
     for number in range(exchanges + 1):
         batch = _batch(number * events + 1, events, chosen)
         reports = [_report(pool, batch, held) for pool in chosen]
-        begun = time.perf_counter()
+        begun, busy = time.perf_counter(), time.process_time()
         await store.exchange(session, batch, reports)
         seconds.append(time.perf_counter() - begun)
+        cpu_seconds.append(time.process_time() - busy)
     await store.exchange(
         session, [], [_report(pool, [], dict.fromkeys(held, 0)) for pool in chosen]
     )
     await store.aclose()
     middle = statistics.median(seconds[1:])  # the first one plans its statements
-    return {"median_ms": middle * 1e3, "events_per_second": events / middle}
+    return {
+        "median_ms": middle * 1e3,
+        "events_per_second": events / middle,
+        "cpu_us_per_event": statistics.median(cpu_seconds[1:]) * 1e6 / events,
+    }
 
 
 def _batch(first: int, count: int, pools: Sequence[PoolId]) -> list[UsageEvent]:

@@ -219,7 +219,7 @@ class Book:
 
 
 def _column(value: int) -> int:
-    return min(max(value, 0), TOKENS_MAX)
+    return value if 0 <= value <= TOKENS_MAX else min(max(value, 0), TOKENS_MAX)
 
 
 def request_of(reserve: Reserve) -> ReservationRequest:

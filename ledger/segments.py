@@ -53,6 +53,7 @@ SUFFIX = ".journal"
 _MAGIC = b"FAREBOX2"
 _OTHER_MAGICS = (b"FAREBOX1",)
 _FRAME = struct.Struct("<II")
+_ZEROS = bytes(1 << 16)
 _PADDING = tuple(bytes(-length & 7) for length in range(8))  # by length modulo 8
 
 
@@ -360,9 +361,17 @@ def scan_segment(path: Path, data: bytes) -> Scan:
             count, end = count + 1, record_end
     except msgspec.DecodeError as error:  # the checksum holds, so this is no damage
         raise JournalError(f"{path} was written by another version: {error}") from error
-    used = len(data.rstrip(b"\0"))
+    used = _used(data, end)
     behind = list(_frames_behind(data, end, used, seed))
     return Scan(path, header, state, count, end, used > end, behind)
+
+
+def _used(data: bytes, end: int) -> int:
+    """Where the zeros begin that fill the segment, not before `end`."""
+    used = len(data)
+    while used - len(_ZEROS) >= end and data[used - len(_ZEROS) : used] == _ZEROS:
+        used -= len(_ZEROS)  # a block at a time: nearly all of a segment may be unwritten
+    return end + len(data[end:used].rstrip(b"\0"))
 
 
 def read_header(data: bytes, seed: int) -> tuple[Header | None, int]:

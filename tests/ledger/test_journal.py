@@ -340,6 +340,21 @@ def test_damage_of_what_was_durable_is_no_torn_tail_after_a_power_cut() -> None:
         recover(files=disk, boot_id="second-boot")
 
 
+def test_dirt_far_behind_the_end_is_seen() -> None:
+    disk = MemoryDisk()
+    path = written(disk, request(1), segment_bytes=1 << 20)
+
+    def state() -> str:
+        (segment,) = verify(HOME, files=disk).segments
+        return segment.state
+
+    for place in (70_000, 1 << 19, (1 << 20) - 1):
+        disk.content[path][place] = 1
+        assert state() == "torn"
+        disk.content[path][place] = 0
+    assert state() == "intact"
+
+
 def test_segment_torn_at_birth_is_ignored() -> None:
     disk = MemoryDisk()
     path = written(disk, request(1))

@@ -279,7 +279,7 @@ BOOK = (
     Mutant(
         "absurd-counts-pass",
         "ledger/book.py",
-        "return min(max(value, 0), TOKENS_MAX)",
+        "return value if 0 <= value <= TOKENS_MAX else min(max(value, 0), TOKENS_MAX)",
         "return value",
         "one absurd count of a provider would keep a whole batch out of the books",
         _HOLDER,
