@@ -357,6 +357,20 @@ def test_a_customer_is_not_refused_while_another_holder_gives_back(
     assert isinstance(waiter.outcome, Hold)
 
 
+def test_who_waits_gives_back_what_is_recalled_even_so(holder: Holder, store: MemoryStore) -> None:
+    holder.void(holder.hold(request(400)))
+    other = finish(store.register_holder(b"o" * 16, "other"))
+    session = finish(store.open_session(other, b"o" * 16))
+    finish(store.grant_lease(session, [Ask(PoolId(ACCOUNT), 500, 500)]))
+    assert isinstance(holder.reserve(request(800)), Waiter)
+    holder.grant()  # waits for what the other one has
+    finish(store.grant_lease(session, [Ask(PoolId(ACCOUNT), 900, 900)]))  # which waits for ours
+    for _ in range(2):
+        holder.now += 5
+        holder.exchange()
+    assert store.leases[ACCOUNT, holder.holder_id].outstanding == 0
+
+
 def test_who_waits_for_several_pools_at_once_stays_within_the_exposure() -> None:
     store = finish(funded_store(10**6))
     finish(top_up(store, 10**6, "second", account=SECOND, new=True))
