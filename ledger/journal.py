@@ -550,7 +550,7 @@ class Journal:
             await self._blocking(partial(self._files.remove, path))
 
     def _expired(self, oldest: _Retired, now: float) -> bool:
-        if oldest.acked_at > now:
-            return False
+        if oldest.acked_at > now or any(each.path == oldest.path for each in self._unsynced):
+            return False  # until its successor is durable, it is the log
         retained = sum(retired.size for retired in self._retired)
         return now - oldest.acked_at >= self._retention_seconds or retained > self._retention_bytes

@@ -697,6 +697,19 @@ async def test_old_segments_go_after_acknowledgement_and_retention() -> None:
     assert recover(files=disk)[1] == RecoveredState(60, 61)
 
 
+async def test_a_segment_is_kept_until_its_successor_is_durable() -> None:
+    disk = MemoryDisk()
+    journal, _ = recover(files=disk, retention_seconds=0.0, retention_bytes=0)
+    number = 0
+    while not journal.statistics().retained_segments:
+        number += 1
+        journal.append(request(number))
+    journal.acknowledge(number)
+    await journal._keep_house()
+    disk.cut_power(lambda: False)
+    assert recover(files=disk)[0].journal_id == journal.journal_id
+
+
 async def test_unacknowledged_events_are_kept_whatever_the_bounds() -> None:
     disk = MemoryDisk()
     journal, _ = recover(files=disk, retention_seconds=0.0, retention_bytes=0, fsync_interval=0.0)

@@ -119,7 +119,7 @@ class Plan:
             ),
             synchronous="failover with loss" not in faults,
             max_request_seconds=dice.choice([30] * 9 + [900]),
-            requests_per_second=dice.choice([0.5, 2.0, 6.0]),
+            requests_per_second=dice.choice([1.0, 4.0, 12.0]),
             active_seconds=dice.choice([5.0, 15.0, 40.0]),
             payment_seconds=dice.choice([3.0, 10.0, 100.0]),
             refunds="refunds" in flavours,
@@ -133,6 +133,11 @@ class Plan:
             flavours=tuple(flavours),
             disk_seconds_max=0.05 if "slow disk" in flavours else 0.004,
         )
+
+    @property
+    def requests_per_worker(self) -> float:
+        """A second."""
+        return self.requests_per_second / (self.nodes * self.node.workers)
 
     def disk_seconds(self) -> float:
         """How long the disk takes, this time."""

@@ -41,6 +41,7 @@ class Report:
 
     seed: int
     steps: int = 0
+    active_steps: int = 0  # until all faults were over
     virtual_seconds: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
     requests: int = 0
@@ -54,7 +55,8 @@ class Report:
 class World:
     """Everything there is."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, traffic: Traffic | None = None) -> None:
+        """`traffic` is what each worker does; without it customers come all the time."""
         self.plan = plan
         self.generator = plan.generator
         self.books = MemoryStore(synchronous_replication=plan.synchronous)
@@ -73,9 +75,11 @@ class World:
         self.busy = True  # customers come
         self.lost_by_failover = False
         self.violation = ""  # found between two steps
+        self.interruption: tuple[int, Callable[[World], None]] | None = None  # at this step
+        self.active_steps = 0  # until all faults were over
         self.ended = trio.Event()
         self.digest = 0
-        self._commits = 0
+        self._traffic = traffic or World._customers
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -114,16 +118,16 @@ class World:
             self.scheduler,
             self.generator,
             self.plan.node,
-            self._traffic,
+            lambda node, worker: self._traffic(self, node, worker),
         )
         self.nodes.append(node)
         return node
 
-    async def _traffic(self, node: Node, worker: Worker) -> None:
+    async def _customers(self, node: Node, worker: Worker) -> None:
         customer = self.customer(worker)
         async with trio.open_nursery() as customers:
             while True:
-                await trio.sleep(self.generator.expovariate(self.plan.requests_per_second))
+                await trio.sleep(self.generator.expovariate(self.plan.requests_per_worker))
                 if self.busy:
                     customers.start_soon(customer.ask)
                 else:
@@ -177,16 +181,22 @@ class World:
     # -- what always holds ------------------------------------------------------------------------
 
     def _after_step(self, process: Process | None) -> None:
-        if process is None or self.violation:
+        if self.violation:
             return
+        try:
+            if process is not None:
+                self._look_at(process)
+            if self.interruption is not None and self.interruption[0] == self.scheduler.steps:
+                self.interruption[1](self)
+        except Violated as violation:  # trio would not let it through
+            self.violation = str(violation)
+            self.ended.set()
+
+    def _look_at(self, process: Process) -> None:
         for node in self.nodes:
             if node.ledgerd is process and node.server is not None and process.alive:
                 node.look()
-                try:
-                    self._check_engine(node)
-                except Violated as violation:  # trio would not let it through
-                    self.violation = str(violation)
-                    self.ended.set()
+                self._check_engine(node)
 
     def _check_engine(self, node: Node) -> None:
         """The holder agrees with itself, and made no promise after its leases were given away."""
@@ -209,7 +219,6 @@ class World:
                     raise Violated(f"{node.name} reserved after its leases were given away")
 
     def _after_commit(self, name: str) -> None:
-        self._commits += 1
         self.digest = zlib.crc32(f"{name} {trio.current_time()}".encode(), self.digest)
         for pool in self.books.pools.values():
             if pool.gl_account_id is not None and pool.funded - pool.spent + pool.credit_limit < 0:
@@ -275,6 +284,7 @@ class World:
     async def come_to_rest(self) -> None:
         """All faults are over: what must follow, within the time that it may take."""
         self.busy = False
+        self.active_steps = self.scheduler.steps
         seconds = REST_SECONDS + self.plan.patience_seconds(self.nodes)
         with trio.move_on_after(seconds):
             while self._restless():
@@ -355,6 +365,9 @@ class World:
         raise Violated(f"{amount} of account {account} cannot be reserved: {refusal!r}")
 
 
+Traffic = Callable[[World, Node, Worker], Awaitable[None]]
+
+
 # -- one seed -------------------------------------------------------------------------------------
 
 
@@ -369,22 +382,33 @@ async def chaos(world: World) -> None:
     await world.come_to_rest()
 
 
-def run(seed: int, plan: Plan | None = None, story: Callable[[World], Awaitable[None]] = chaos) -> Report:
+def run(
+    seed: int,
+    plan: Plan | None = None,
+    story: Callable[[World], Awaitable[None]] = chaos,
+    *,
+    traffic: Traffic | None = None,
+    interruption: tuple[int, Callable[[World], None]] | None = None,
+) -> Report:
     """Everything that follows from a seed; `Report.violation` says what is wrong."""
     plan = plan or Plan.of(seed)
     report = Report(seed)
 
     async def main() -> None:
-        world = World(plan)
+        world = World(plan, traffic)
+        world.interruption = interruption
         trio.lowlevel.add_instrument(world.scheduler)
         started = trio.current_time()
         try:
             await world.live(story)
         except* Violated as violations:
             report.violation = str(_first(violations))
+        except* Exception as errors:  # not even the world expected this
+            report.violation = report.violation or repr(_first(errors))
         finally:
             requests = world.oracle.requests.values()
             report.steps = world.scheduler.steps
+            report.active_steps = world.active_steps
             report.virtual_seconds = trio.current_time() - started
             report.faults = {**plan.injected, **world.database.injected}
             report.requests = len(requests)
@@ -398,7 +422,7 @@ def run(seed: int, plan: Plan | None = None, story: Callable[[World], Awaitable[
     return report
 
 
-def _first(group: BaseExceptionGroup[Violated]) -> BaseException:
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
