@@ -532,6 +532,7 @@ async def test_what_a_lost_journal_was_not_told_is_neither_confirmed_nor_posted(
             survived = node.journal.state.copy()
             node.journal.failed = True
             settle(reservation, 60)
+            assert reservation.balance is None  # nobody has confirmed it
             await trio.sleep(5)
             raise AssertionError("the service has ended by now")
     assert not books.events
