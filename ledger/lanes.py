@@ -313,7 +313,7 @@ class Lanes:
         solvent = reply.status == PoolStatus.OPEN and reply.available >= ask.need
         if pool.kind == "account" and solvent:  # nobody is granted anything: not their fault
             return self._refuse_lacking(pool, "no credit is granted at the moment")
-        pool.exhausted(now, short_of, elsewhere=elsewhere)
+        pool.exhausted(now, short_of)
         return [(waiter, self.refusal(pool, waiter.amount)) for waiter in concerned]
 
     def _refuse_lacking(self, pool: HolderPool, reason: str) -> list[tuple[Waiter, LedgerError]]:

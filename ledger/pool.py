@@ -29,7 +29,6 @@ RATE_SAMPLE_SECONDS = 0.2
 SIZES_KEPT = 32
 SCARCE_SECONDS = 10.0
 EXHAUSTED_SECONDS = 1.0
-BOUND_SECONDS = 0.1  # the same where other holders have credit, which they may give back any time
 
 
 class Lane(enum.Enum):
@@ -138,13 +137,21 @@ class HolderPool:
         return None if self.balance is None else self.balance - self.charged
 
     def knows_exhausted(self, now: float, amount: int) -> bool:
-        """Whether the store refused this much a moment ago, and has not said more since."""
-        need = amount - self.free
-        return now < self.exhausted_until and need >= self.refused_need and need > self.available
+        """Whether the store refused this much a moment ago, and nothing it said since contradicts.
 
-    def exhausted(self, now: float, need: int, *, elsewhere: bool) -> None:
-        """Remember that the store had less than `need` to give; others may have some."""
-        self.exhausted_until = now + (BOUND_SECONDS if elsewhere else EXHAUSTED_SECONDS)
+        What other holders have they may give back any time, so then it has to be asked.
+        """
+        need = amount - self.free
+        return (
+            now < self.exhausted_until
+            and need >= self.refused_need
+            and need > self.available
+            and (self.balance is None or self.balance <= self.available + self.outstanding)
+        )
+
+    def exhausted(self, now: float, need: int) -> None:
+        """Remember that the store had less than `need` to give."""
+        self.exhausted_until = now + EXHAUSTED_SECONDS
         self.refused_need = need
 
     def is_scarce(self, now: float) -> bool:

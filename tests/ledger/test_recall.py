@@ -216,12 +216,16 @@ async def test_who_was_refused_is_served_when_another_node_is_done(
 def test_what_the_store_said_since_counts() -> None:
     """A refusal is remembered, but not against what an exchange has told meanwhile."""
     pool = HolderPool(ACCOUNT, 0.0)
-    pool.exhausted(0.0, 500, elsewhere=False)
+    pool.exhausted(0.0, 500)
     assert pool.knows_exhausted(0.5, 600)
     assert not pool.knows_exhausted(0.5, 400)
     pool.available = 600
     assert not pool.knows_exhausted(0.5, 600)
     assert pool.knows_exhausted(0.5, 601)
+    pool.balance = 600
+    assert pool.knows_exhausted(0.5, 601)
+    pool.balance = 700
+    assert not pool.knows_exhausted(0.5, 601), "another holder has 100, which may come back"
 
 
 @pytest.mark.parametrize("delays", DELAYS)
