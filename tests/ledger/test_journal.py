@@ -147,6 +147,11 @@ def test_everything_comes_back_with_its_identity(tmp_path: Path) -> None:
     again.close()
 
 
+def test_an_acknowledgement_never_goes_back() -> None:
+    state = sum_of([*request(1), *request(2), Ack(2), Ack(1)])
+    assert (state.acked_seq, state.next_seq, state.events) == (2, 3, [])
+
+
 def test_recovered_state_belongs_to_the_caller() -> None:
     disk = MemoryDisk()
     written(disk, request(1))
