@@ -149,7 +149,7 @@ Runs = dict[str, Callable[[], Figures]]
 
 
 @contextlib.contextmanager
-def books() -> Iterator[Books]:
+def books(accounts: int = POOLS) -> Iterator[Books]:
     """Books in a Postgres of their own, durable as in production."""
     with tempfile.TemporaryDirectory(prefix="farebox-ledger-") as name:
         folder = Path(name)
@@ -161,15 +161,15 @@ def books() -> Iterator[Books]:
                 directory.register_catalogue(
                     ["m"], ["p"], [PriceRow("m", "p/m", "", (("input", 100_000),), 1_000)]
                 )
-                accounts = [
+                made = [
                     directory.create_account(f"a{n}", credit=CREDIT).account_id
-                    for n in range(POOLS)
+                    for n in range(accounts)
                 ]
                 directory.create_project("a0", "budgeted", Budget(CREDIT))
                 directory.create_key("a0", "budgeted")
                 _, (credential,) = directory.changes_since(0)
             assert server.pid is not None
-            yield Books(folder, conninfo, server.pid, accounts, credential.pools[1])
+            yield Books(folder, conninfo, server.pid, made, credential.pools[1])
         finally:
             server.stop()
 
@@ -368,13 +368,13 @@ def flush(made: Books, cores: Cores, plan: Plan) -> Runs:
     """Exchanges of one holder, one after the other."""
     return {
         f"{events} events, {pools} pools": partial(
-            trio.run, _flushes, made, events, pools, plan.exchanges
+            trio.run, flushes, made, events, pools, plan.exchanges
         )
         for events, pools in BATCHES
     }
 
 
-async def _flushes(made: Books, events: int, pools: int, exchanges: int) -> Figures:
+async def flushes(made: Books, events: int, pools: int, exchanges: int) -> Figures:
     store = PostgresStore(made.conninfo)
     journal_id = os.urandom(16)
     holder_id = await store.register_holder(journal_id, "benchmark")
@@ -500,7 +500,7 @@ def leases(made: Books, cores: Cores, plan: Plan) -> Runs:
 
     def on_virtual_time(accounts: int, rate: int) -> Figures:
         clock = MockClock(autojump_threshold=0)
-        return trio.run(_lease_traffic, accounts, rate, plan.virtual_seconds, clock=clock)
+        return trio.run(lease_traffic, accounts, rate, plan.virtual_seconds, clock=clock)
 
     return {
         f"{accounts} accounts, {rate}/s": partial(on_virtual_time, accounts, rate)
@@ -508,7 +508,7 @@ def leases(made: Books, cores: Cores, plan: Plan) -> Runs:
     }
 
 
-async def _lease_traffic(accounts: int, rate: int, seconds: float) -> Figures:
+async def lease_traffic(accounts: int, rate: int, seconds: float) -> Figures:
     store = _CountingStore()
     store.add_provider(1)
     for account in range(1, accounts + 1):
@@ -567,13 +567,13 @@ def recovery(made: Books, cores: Cores, plan: Plan) -> Runs:
 
     def restart(*, acknowledged: bool) -> Figures:
         journal = made.journal()
-        opened, unposted = _write_journal(journal, plan.records, acknowledged=acknowledged)
+        opened, unposted = write_journal(journal, plan.records, acknowledged=acknowledged)
         begun = time.perf_counter()
         with ledgerd(made, journal, cores) as (path, _):
             trio.run(_admit_one, made, path)
             admission_seconds = time.perf_counter() - begun
         journal = made.journal()
-        _write_journal(journal, plan.records, acknowledged=acknowledged)
+        write_journal(journal, plan.records, acknowledged=acknowledged)
         begun = time.perf_counter()
         recovered, _ = Journal.recover(journal, boot_id=BOOT_ID)
         recover_seconds = time.perf_counter() - begun
@@ -596,7 +596,7 @@ async def _admit_one(made: Books, path: Path) -> None:
         await ledger.reserve(_request(made.accounts[0]))
 
 
-def _write_journal(directory: Path, records: int, *, acknowledged: bool) -> tuple[int, int]:
+def write_journal(directory: Path, records: int, *, acknowledged: bool) -> tuple[int, int]:
     """A journal of so many records: how many reservations are open, and events unposted."""
     journal, _ = Journal.recover(directory, boot_id=BOOT_ID)
     pairs, still_open = records // 2, 200
