@@ -100,11 +100,13 @@ class Holder:
         directory: Path,
         *,
         served: bool = True,
+        linked: bool = True,
         patience_seconds: float = 0,
     ) -> Holder:
         """Recover the journal in `directory`. A locked one is waited for as long as that.
 
-        Workers that outlived their ledger come back with what they have open, if it is `served`.
+        `served`: new requests will come. `linked`: through a socket, so that workers which have
+        outlived their ledger come back with what they have open; else that is voided.
         Raises JournalError.
         """
         journal, recovered = await _recover(directory, patience_seconds)
@@ -115,7 +117,7 @@ class Holder:
         settings = LedgerSettings(
             node=socket.gethostname(), max_request_seconds=terms.max_request_seconds
         )
-        workers = recovered.workers.items() if served else ()
+        workers = recovered.workers.items() if linked else ()
         store = PostgresStore(terms.conninfo)
         server = LedgerServer(
             store,

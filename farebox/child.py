@@ -244,6 +244,7 @@ async def build(start: Start) -> Part:
                 start.terms,
                 Path(start.directory),
                 served=False,
+                linked=False,
                 patience_seconds=LOCK_PATIENCE_SECONDS,
             )
             return LeftoverPart(holder)

@@ -147,7 +147,7 @@ async def _serve_alone(
     """One worker, in this process."""
     config = start.config
     terms = HolderTerms.of(config, start.conninfo)
-    holder = await Holder.open(terms, shard_directories(config.data_dir, 1)[0])
+    holder = await Holder.open(terms, shard_directories(config.data_dir, 1)[0], linked=False)
     await maintenance.prepare(start.conninfo)
     worker = await Worker.build(
         config, start.conninfo, start.secret, built_in, public, OwnBooks(holder)

@@ -53,7 +53,7 @@ IMPLAUSIBLE_FACTOR = 3
 RETRY_AFTER_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
 JOURNALLED_SECONDS = 5.0  # a ledger that restarts takes less
-UNCONFIRMED_MAX = 100_000  # reservations of one shard; more are not begun
+UNCONFIRMED_MAX = 50_000  # reservations of one shard; more are not begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,11 @@ class Reservation:
         status: EventStatus,
         ttfb_ms: int,
         duration_ms: int,
+        plausible: int = 0,
     ) -> Settled:
         """Charge what was used. It is on its way to the journal; `journalled` waits until there.
+
+        `plausible` is what it may cost at most, where less than that is reserved.
 
         A second call changes nothing and returns the first one's result. Raises UnpricedUnit (the
         reservation then stays open) and, after `void`, ReservationClosed.
@@ -184,7 +187,7 @@ class Reservation:
         if self.settled is not None:
             return self.settled
         self._refuse_closed()
-        cost, charge, status = bill(price, quantities, self.amount, status)
+        cost, charge, status = bill(price, quantities, self.amount, status, plausible)
         settlement = Settlement(
             status=status,
             provider_id=provider_id,
@@ -295,7 +298,8 @@ class Reservation:
 
     def unanswered(self) -> list[Message]:
         """Everything to be said again, in its order."""
-        begun = [] if self._granted else [messages.Reserve(self.id, self.request)]
+        wanted = not (self._granted or self._closing)
+        begun = [messages.Reserve(self.id, self.request)] if wanted else []
         asked = [messages.Extend(self.id, self._asked)] if self._asked > 0 else []
         return [*begun, *asked, *self._notes]
 
@@ -426,13 +430,17 @@ class Ledger:
 
 
 def bill(
-    price: Price, quantities: Mapping[str, int], reserved: int, status: EventStatus
+    price: Price,
+    quantities: Mapping[str, int],
+    reserved: int,
+    status: EventStatus,
+    plausible: int = 0,
 ) -> tuple[int, int, EventStatus]:
     """Cost, charge and status of a settlement. Implausible usage is charged at most as reserved.
 
-    Implausible is a negative quantity, or a charge of more than three times the reservation: the
-    provider is wrong, and the customer must not pay for it before somebody has looked. A request
-    declared FREE costs the customer nothing.
+    Implausible is a negative quantity, or a charge of more than three times what the request may
+    cost (`reserved`, or `plausible` where that is more): the provider is wrong, and the customer
+    must not pay for it before somebody has looked. FREE costs the customer nothing.
     """
     negative = min(quantities.values(), default=0) < 0
     if negative:
@@ -441,6 +449,6 @@ def bill(
     cost = min(cost, AMOUNT_MAX)
     if status is EventStatus.FREE:
         return cost, 0, status
-    if negative or charge > IMPLAUSIBLE_FACTOR * reserved:
+    if negative or charge > IMPLAUSIBLE_FACTOR * max(reserved, plausible):
         return cost, min(charge, reserved), EventStatus.REVIEW
     return cost, charge, status

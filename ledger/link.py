@@ -42,9 +42,14 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 5.0
 RECONNECT_SECONDS = 0.02
 LAST_WORDS_SECONDS = 1.0  # for a dead worker's link to be read to its end
+LAST_CALL_SECONDS = 0.01  # for a link that it had opened to be accepted
+FRAME_MESSAGES_MAX = 1_000
 FRAME_BYTES_MAX = 64 << 20
+_GRACE_PARTS = 10
 _RECEIVE_BYTES = 256 << 10
 _LENGTH = struct.Struct("<I")
+
+_BROKEN = (OSError, trio.BrokenResourceError, ValueError, msgspec.DecodeError)
 
 _encoder = msgspec.msgpack.Encoder()
 _message_decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
@@ -137,7 +142,8 @@ class _Outgoing:
                 await self._some.wait()
                 self._some = trio.Event()
                 said, self._said = self._said, []
-                await stream.send_all(frame(said))
+                for begin in range(0, len(said), FRAME_MESSAGES_MAX):
+                    await stream.send_all(frame(said[begin : begin + FRAME_MESSAGES_MAX]))
 
 
 def frame(said: Sequence[Message | Reply]) -> bytes:
@@ -212,7 +218,12 @@ class StreamLink:
                             task_status.started()
                         with outgoing.sending(stream, nursery):
                             await self._listen(stream)
-                except (OSError, trio.BrokenResourceError) as error:
+                except (
+                    OSError,
+                    trio.BrokenResourceError,
+                    ValueError,
+                    msgspec.DecodeError,
+                ) as error:
                     log.info("no link with the ledger: %s", error)
                 finally:
                     self._outgoing = None
@@ -287,11 +298,14 @@ async def serve(
 async def serve_streams(
     server: LedgerServer,
     listener: trio.abc.Listener[trio.abc.Stream],
-    ended: Callable[[Worker], Awaitable[None]],
+    ended: Callable[[Worker], Awaitable[bool]],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve workers over any streams until cancelled; `ended` returns when a worker is dead."""
+    """Serve workers over any streams until cancelled.
+
+    `ended` returns True when a worker is dead, and False at once where nobody can tell.
+    """
     house = _House(server, ended)
     async with trio.open_nursery() as nursery:
         for worker in server.workers:
@@ -305,7 +319,7 @@ async def serve_streams(
 class _House:
     """Every worker of a node and how it is known to be alive."""
 
-    def __init__(self, server: LedgerServer, ended: Callable[[Worker], Awaitable[None]]) -> None:
+    def __init__(self, server: LedgerServer, ended: Callable[[Worker], Awaitable[bool]]) -> None:
         self._server = server
         self._ended = ended
         self._watched: set[int] = set()
@@ -322,11 +336,13 @@ class _House:
                     while data := await stream.receive_some(_RECEIVE_BYTES):
                         for payload in frames.feed(data):
                             said = _message_decoder.decode(payload)
-                            if instance == 0:
+                            if instance == 0 and said:
                                 hello, *said = said
                                 instance = await self._welcome(door, hello, nursery)
+                            if any(isinstance(message, messages.Hello) for message in said):
+                                raise _Stranger("it introduces itself twice")
                             self._server.handle(door, said)
-        except (OSError, trio.BrokenResourceError):
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except (ValueError, msgspec.DecodeError, _Stranger) as error:
             log.error("a link is closed: %s", error)
@@ -343,6 +359,7 @@ class _House:
         if former is not None:  # what it had said is heard before what it says now
             with trio.move_on_after(LAST_WORDS_SECONDS):
                 await former.closed.wait()
+            await former.stream.aclose()
         if not self._server.join(door, hello):
             await door.stream.send_all(frame([messages.Rejected()]))
             raise _Stranger(f"the number {hello.instance} is taken")
@@ -359,28 +376,33 @@ class _House:
             return
         self._watched.add(worker.instance)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_silent, worker, nursery.cancel_scope)
-                await self._ended(worker)
-                nursery.cancel_scope.cancel()
-            door = self._doors.pop(worker.instance, None)
-            if door is not None:
-                with trio.move_on_after(LAST_WORDS_SECONDS):
-                    await door.closed.wait()
+            if await self._ended(worker):
+                await self._hear_last_words(worker.instance)
+            else:
+                await self._until_silent(worker)
+            # No checkpoint up to here: nobody can have introduced himself meanwhile.
+            self._doors.pop(worker.instance, None)
             self._server.leave(worker.instance)
         finally:
             self._watched.discard(worker.instance)
 
-    async def _until_silent(self, worker: Worker, watching: trio.CancelScope) -> None:
+    async def _hear_last_words(self, instance: int) -> None:
+        """A link that the dead had opened may still wait to be accepted, and has an end."""
+        await trio.sleep(LAST_CALL_SECONDS)
+        with trio.move_on_after(LAST_WORDS_SECONDS):
+            while (door := self._doors.get(instance)) and not door.closed.is_set():
+                await door.closed.wait()
+
+    async def _until_silent(self, worker: Worker) -> None:
         """Without a link for the whole grace, a worker is as good as dead."""
         while True:
             door = self._doors.get(worker.instance)
             if door is not None:
                 await door.closed.wait()
-            await trio.sleep(GRACE_SECONDS)
+            for _ in range(_GRACE_PARTS):  # a machine that stood still uses up no more than one
+                await trio.sleep(GRACE_SECONDS / _GRACE_PARTS)
             if self._doors.get(worker.instance) is door:
                 log.error("worker %d is not heard of any more", worker.pid)
-                watching.cancel()
                 return
 
 
@@ -388,18 +410,19 @@ class _Stranger(Exception):
     """Whoever connected is not a worker of ours."""
 
 
-async def process_ended(worker: Worker) -> None:
-    """Return when the process has ended; never where the system cannot tell."""
+async def process_ended(worker: Worker) -> bool:
+    """Return True when the process has ended; False at once where the system cannot tell."""
     if not hasattr(os, "pidfd_open"):
-        await trio.sleep_forever()
+        return False
     try:
         pidfd = os.pidfd_open(worker.pid)
     except ProcessLookupError:
-        return
+        return True
     except OSError:
-        await trio.sleep_forever()
+        return False
     try:
         if started_at(worker.pid) == worker.started:  # else the number is another's by now
             await trio.lowlevel.wait_readable(pidfd)
     finally:
         os.close(pidfd)
+    return True

@@ -22,7 +22,7 @@ from ledger.errors import (
     RateLimited,
 )
 from ledger.limits import LimitRef, LimitState
-from ledger.reservation import ReservationRequest, Settlement
+from ledger.reservation import Amount, ReservationRequest, Settlement
 
 # -- what a worker says --------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ class Extend(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """
 
     reservation_id: int
-    amount: int
+    amount: Amount
 
 
 class Attempt(msgspec.Struct, frozen=True, array_like=True, tag=4):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
 from ledger.errors import LedgerError
 from ledger.limits import LimitRef, LimitState
+from ledger.money import AMOUNT_MAX
 from ledger.pool import HolderPool
 from ledger.store import EventStatus, PoolStatus
 
@@ -31,6 +33,10 @@ def instance_of(reservation_id: int) -> int:
     return reservation_id >> _COUNTER_BITS
 
 
+Amount = Annotated[int, msgspec.Meta(ge=0, le=AMOUNT_MAX)]
+"""Nano-dollars as they travel: what is out of bounds is not even decoded."""
+
+
 class ReservationRequest(msgspec.Struct, frozen=True, array_like=True):
     """What a request may cost at most, and whom. `pools`: the account's first, then budgets."""
 
@@ -38,7 +44,7 @@ class ReservationRequest(msgspec.Struct, frozen=True, array_like=True):
     account_id: int
     key_id: int
     pools: tuple[int, ...]
-    amount: int
+    amount: Amount
     tokens: int
     limits: tuple[LimitRef, ...]
     model_id: int
@@ -67,8 +73,8 @@ class Settlement(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     status: EventStatus
     provider_id: int = 0
     price_id: int = 0
-    cost: int = 0
-    charge: int = 0
+    cost: Amount = 0
+    charge: Amount = 0
     tokens: TokenCounts = TokenCounts()
     ttfb_ms: int = 0
     duration_ms: int = 0

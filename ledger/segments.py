@@ -239,15 +239,9 @@ class RecoveredState:
                     self._add(record.event)
             case Attempt():
                 self._add(record.event)
-                reserved = self.open[record.reservation_id]
-                self.open[record.reservation_id] = msgspec.structs.replace(
-                    reserved, attempts=reserved.attempts + 1
-                )
+                self._change(record.reservation_id, 0, 1)
             case Extend():
-                reserved = self.open[record.reservation_id]
-                self.open[record.reservation_id] = msgspec.structs.replace(
-                    reserved, amount=reserved.amount + record.extra
-                )
+                self._change(record.reservation_id, record.extra, 0)
             case Worker():
                 self.workers[record.instance] = record
             case WorkerGone():
@@ -277,6 +271,14 @@ class RecoveredState:
             dict(self.workers),
             self.timeline,
         )
+
+    def _change(self, reservation_id: int, extra: int, attempts: int) -> None:
+        """An open reservation grew, or has left an event; of another there is nothing to know."""
+        reserve = self.open.get(reservation_id)
+        if reserve is not None:
+            self.open[reservation_id] = msgspec.structs.replace(
+                reserve, amount=reserve.amount + extra, attempts=reserve.attempts + attempts
+            )
 
     def _add(self, event: UsageEvent) -> None:
         self.events.append(event)

@@ -186,7 +186,9 @@ class LedgerServer:
         self._quota_lane = (
             QuotaLane(*fleet, clock=clock, decided=self._serve_deferred) if fleet else None
         )
-        self._workers: dict[int, Worker] = dict(recovered.workers)
+        self._workers: dict[int, Worker] = {
+            number: worker for number, worker in recovered.workers.items() if number in alive
+        }
         self._peers: dict[int, Peer] = {}
         self._position = 0
         self._journal_failed: JournalFailed | None = None
@@ -282,7 +284,7 @@ class LedgerServer:
             if engine.awaits(number):
                 return
             try:
-                if not self._journal.headroom(engine.open_reservations):
+                if not self._has_room():
                     raise self._unavailable("the journal is full")
                 outcome = engine.reserve(now, number, message.request)
             except LedgerError as error:
@@ -304,13 +306,19 @@ class LedgerServer:
             batch.replies.append(messages.Extended(message.reservation_id, message.amount, 0))
             return
         before = hold.amount
-        outcome = self.engine.extend(now, hold, message.amount)
+        wanted = message.amount if self._has_room() else before
+        outcome = self.engine.extend(now, hold, wanted)
         if isinstance(outcome, Waiter):
             self._credit_wanted.set()
             return
         if outcome > before:
             batch.grown.append((hold, outcome - before))
         batch.replies.append(messages.Extended(hold.id, message.amount, outcome))
+
+    def _has_room(self) -> bool:
+        """Whether the journal can take one more, and the end of all that are open or wait."""
+        engine = self.engine
+        return self._journal.headroom(engine.open_reservations + len(engine.room))
 
     def _attempt(self, now: float, message: messages.Attempt) -> None:
         hold = self.engine.find(message.reservation_id)
@@ -478,6 +486,7 @@ class LedgerServer:
             else:
                 self.engine.lanes.session_opened(self._clock(), sent_at, session)
                 self._acknowledge()
+                self._answer_flushes()
                 self._session = session
                 self._remember_timeline(session)
                 self._sessions += 1
@@ -519,11 +528,14 @@ class LedgerServer:
             lost = [event for event in found if event.seq <= acknowledged]
             log.critical("the database has lost %d events; they are posted again", len(lost))
             lanes.restore(self._clock(), lost)
-        missing = lanes.missing(session)  # also where nothing is: others may wait for our word
-        total = await self._within_bounds(lambda: self._store.reattest(session, missing))
-        if total:
-            log.critical("the database has lost leases of %d nano-dollars in use", total)
-        return dataclasses.replace(session, leases={**session.leases, **missing})
+        while True:  # also where nothing is missing: others may wait for our word
+            missing = dict(lanes.missing(session))
+            total = await self._within_bounds(lambda: self._store.reattest(session, missing))  # noqa: B023 - awaited here
+            if total:
+                log.critical("the database has lost leases of %d nano-dollars in use", total)
+            session = dataclasses.replace(session, leases={**session.leases, **missing})
+            if not lanes.missing(session):  # else more was bound meanwhile
+                return session
 
     async def _use(self, session: Session) -> None:
         """Both lanes, until one of them loses the session or everything is done."""
@@ -784,11 +796,6 @@ class LedgerServer:
         failure = error if isinstance(error, JournalFailed) else JournalFailed(str(error))
         self._journal_failed = failure
         self._serving.cancel()
-
-
-def _began(record: Record, reservations: set[int]) -> bool:
-    """Whether it is the beginning, or the growth, of one of these reservations."""
-    return isinstance(record, Reserve | Extend) and record.reservation_id in reservations
 
 
 def _told(waiter: Waiter) -> Reply:

@@ -241,23 +241,35 @@ class Hold:
             self.answer.close()
         if not self.reservation.open:
             return
+        try:
+            await self._end()
+        finally:  # whatever went wrong there, nothing stays held
+            self._void(EventStatus.UNKNOWN)
+
+    async def _end(self) -> None:
+        """Charge what has come of an answer; void what never became one."""
         if self.answer is not None:
             if self._claim is not None and isinstance(self.answer, StreamAnswer):
                 cut = errors.UpstreamTimeout("The answer was cut short: it took too long.")
                 last = self.answer.relay.error_event(cut, self._record.id)
                 await self._claim.keep_cut(last)
             self.settle(cut=True)
-        elif self._record.attempts:
-            name = self._record.upstream
-            tried = next(each for each in self._route.candidates if each.upstream.name == name)
-            self.reservation.void(
-                status=EventStatus.CANCELLED,
-                provider_id=tried.provider_id,
-                price_id=tried.base_price.price_id,
-                duration_ms=self._record.duration_ms,
-            )
         else:
+            self._void(EventStatus.CANCELLED)
+
+    def _void(self, status: EventStatus) -> None:
+        """Charge nothing; where a provider was contacted, an event with `status` says so."""
+        name = self._record.upstream
+        tried = [each for each in self._route.candidates if each.upstream.name == name]
+        if not (self._record.attempts and tried):
             self.reservation.void()
+            return
+        self.reservation.void(
+            status=status,
+            provider_id=tried[0].provider_id,
+            price_id=tried[0].base_price.price_id,
+            duration_ms=self._record.duration_ms,
+        )
 
     @property
     def output_cap(self) -> int | None:
@@ -290,8 +302,18 @@ class Hold:
         """What the complete answer will be charged, and whether that is estimated."""
         assert self.answer is not None, "only an answer has a price"
         return settle.quote(
-            self.reservation, self.answer.candidate, self.answer.relay, self._need.bound.text_bytes
+            self.reservation,
+            self.answer.candidate,
+            self.answer.relay,
+            self._need.bound.text_bytes,
+            self._plausible,
         )
+
+    @property
+    def _plausible(self) -> int:
+        """What the request may cost at most, also where less than that is held."""
+        whole = self._begun == self._need.output_tokens
+        return self.reservation.amount if whole else self._need.amount(self._route)
 
     def settle(self, *, cut: bool = False) -> Settled:
         """Charge the answer as far as it has come."""
@@ -306,6 +328,7 @@ class Hold:
             self.answer.candidate,
             self.answer.relay,
             self._need.bound.text_bytes,
+            self._plausible,
             cut=cut,
             free=self._claim is not None and not self._claim.kept,
         )

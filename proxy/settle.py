@@ -21,6 +21,7 @@ def post(
     candidate: Candidate,
     relay: Relay,
     input_text_bytes: int,
+    plausible: int,
     *,
     cut: bool = False,
     free: bool = False,
@@ -28,7 +29,8 @@ def post(
     """Charge what `relay` has read up to now. `cut`: the client will not get the rest. `free`: the
     cost is booked, and nothing is charged.
 
-    The provider's own usage counts where it came, else what was relayed is counted.
+    The provider's own usage counts where it came, else what was relayed is counted. `plausible`
+    nano-dollars were to be expected at most.
     """
     counted = relay.counted(input_text_bytes)
     usage = counted.usage
@@ -41,6 +43,7 @@ def post(
         status=EventStatus.FREE if free else _status(cut=cut, estimated=counted.estimated),
         ttfb_ms=record.ttfb_ms,
         duration_ms=record.duration_ms,
+        plausible=plausible,
     )
     record.usage = usage
     record.estimated = counted.estimated
@@ -50,7 +53,11 @@ def post(
 
 
 def quote(
-    reservation: Reservation, candidate: Candidate, relay: Relay, input_text_bytes: int
+    reservation: Reservation,
+    candidate: Candidate,
+    relay: Relay,
+    input_text_bytes: int,
+    plausible: int,
 ) -> tuple[int, bool]:
     """The charge that `post` would make of a complete answer, and whether it is estimated."""
     counted = relay.counted(input_text_bytes)
@@ -58,7 +65,8 @@ def quote(
     rates = pricing.variant(candidate.schedule, usage.input_tokens, usage.service_tier)
     price, quantities = candidate.prices[rates], pricing.quantities(usage)
     status = _status(cut=False, estimated=counted.estimated)
-    return bill(price, quantities, reservation.amount, status)[1], counted.estimated
+    charge = bill(price, quantities, reservation.amount, status, plausible)[1]
+    return charge, counted.estimated
 
 
 def _status(*, cut: bool, estimated: bool) -> EventStatus:

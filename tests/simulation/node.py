@@ -306,11 +306,12 @@ class Node:
         process = self._processes.get((worker.pid, worker.started))
         return process is not None and process.alive
 
-    async def _ended(self, worker: WorkerRecord) -> None:
+    async def _ended(self, worker: WorkerRecord) -> bool:
         process = self._processes.get((worker.pid, worker.started))
         if process is not None:
             await process.died.wait()
         await trio.lowlevel.checkpoint()
+        return True
 
     def _delay(self) -> float:
         return self._generator.uniform(0, self.message_delay) if self.message_delay else 0.0
