@@ -680,8 +680,8 @@ CLIENT = (
     Mutant(
         "reservation-not-said-again",
         "ledger/client.py",
-        "begun = [] if self._granted else [messages.Reserve(self.id, self.request)]",
-        "begun: list[Message] = []",
+        "[messages.Reserve(self.id, self.request)]",
+        "[]",
         "whoever reserves while the ledger restarts would wait in vain",
         _LINK,
     ),
@@ -755,8 +755,8 @@ LINK = (
     Mutant(
         "last-words-unheard",
         "ledger/link.py",
-        "await door.closed.wait()\n            self._server",
-        "pass\n            self._server",
+        "await self._hear_last_words(worker.instance)",
+        "pass",
         "what a worker settled just before it died would not be charged",
         _LINK,
     ),
@@ -840,8 +840,8 @@ SERVER = (
     Mutant(
         "headroom-ignored",
         "ledger/server.py",
-        "if not self._journal.headroom(engine.open_reservations):",
-        "if not self._journal.headroom(-1):",
+        "self._journal.headroom(engine.open_reservations",
+        "self._journal.headroom(-engine.open_reservations",
         "requests would be admitted that the journal has no room to settle",
         _LIVES,
     ),
@@ -864,8 +864,8 @@ SERVER = (
     Mutant(
         "lost-leases-not-attested",
         "ledger/server.py",
-        "missing = lanes.missing(session)",
-        "missing = {}",
+        "self._store.reattest(session, missing)",
+        "self._store.reattest(session, {})",
         "a failover that lost grants would stop the holder for good",
         _LIVES,
     ),
@@ -907,8 +907,8 @@ JOURNAL = (
     Mutant(
         "extension-replaces",
         "ledger/segments.py",
-        "amount=reserved.amount + record.extra",
-        "amount=record.extra",
+        "amount=reserve.amount + extra",
+        "amount=extra",
         "after a crash less would be bound than the request may cost",
         _JOURNAL,
     ),
@@ -1021,12 +1021,12 @@ SCHEMA = (
     ),
     Mutant(
         "epoch-not-tested-by-grants",
-        "ledger/migrations/0001_ledger.sql",
+        "ledger/migrations/0004_leases_and_privileges.sql",
         "v_epoch IS DISTINCT FROM p_epoch OR v_state <> 1",
         "v_state <> 1",
         "credit would be leased to whom nobody waits for any more",
         _SQL,
-        within="CREATE FUNCTION ledger.grant_lease(",
+        within="FUNCTION ledger.grant_lease(",
     ),
     Mutant(
         "sequence-gate-skipped",
@@ -1054,7 +1054,7 @@ SCHEMA = (
     ),
     Mutant(
         "grant-of-others-credit",
-        "ledger/migrations/0001_ledger.sql",
+        "ledger/migrations/0004_leases_and_privileges.sql",
         "THEN ledger.grant_amount(p.available + p.credit_limit, u.need, u.want)",
         "THEN ledger.grant_amount(p.funded - p.spent + p.credit_limit, u.need, u.want)",
         "credit that other nodes have leased would be leased again",
@@ -1078,7 +1078,7 @@ SCHEMA = (
     ),
     Mutant(
         "suspended-pool-granted",
-        "ledger/migrations/0001_ledger.sql",
+        "ledger/migrations/0004_leases_and_privileges.sql",
         "THEN ledger.grant_amount(p.available",
         "OR true THEN ledger.grant_amount(p.available",
         "suspended accounts and budgets of last month would be spent from",
@@ -1134,10 +1134,18 @@ SCHEMA = (
     ),
     Mutant(
         "recall-never-made",
-        "ledger/migrations/0001_ledger.sql",
+        "ledger/migrations/0004_leases_and_privileges.sql",
         "AND l.outstanding > l.pending AND NOT l.recall",
         "AND l.outstanding < 0",
         "the last credit of a customer would stay where nobody uses it",
+        _SQL,
+    ),
+    Mutant(
+        "recall-not-waited-for",
+        "ledger/migrations/0004_leases_and_privileges.sql",
+        "AND l.outstanding > l.pending AND l.recall;",
+        "AND false;",
+        "a customer with credit on another node would be told that there is none",
         _SQL,
     ),
     Mutant(

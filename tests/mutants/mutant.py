@@ -56,13 +56,18 @@ class TableRotten(Exception):
 
 def mutated(mutant: Mutant, source: str) -> str:
     """The faulty file. Raises TableRotten where `old` is not there exactly once."""
+    at = position(mutant, source)
+    return source[:at] + mutant.new + source[at + len(mutant.old) :]
+
+
+def position(mutant: Mutant, source: str) -> int:
+    """Where the fault is made. Raises TableRotten as `mutated`."""
     begin, end = _span(mutant, source)
     found = source.count(mutant.old, begin, end)
     if found != 1:
         place = f"{mutant.within!r} in {mutant.file}" if mutant.within else mutant.file
         raise TableRotten(f"{mutant.name}: found {found} times in {place}: {mutant.old!r}")
-    at = source.index(mutant.old, begin, end)
-    return source[:at] + mutant.new + source[at + len(mutant.old) :]
+    return source.index(mutant.old, begin, end)
 
 
 def _span(mutant: Mutant, source: str) -> tuple[int, int]:

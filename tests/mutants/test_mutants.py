@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.mutants.faults import MUTANTS
-from tests.mutants.mutant import ROOT, Mutant, TableRotten, Verdict, laboratory, mutated
+from tests.mutants.mutant import (
+    ROOT,
+    Mutant,
+    TableRotten,
+    Verdict,
+    laboratory,
+    mutated,
+    position,
+)
 
+_FUNCTION = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION (\S+)\(", re.MULTILINE)
 HANDFUL = int(os.environ.get("MUTANTS", "4"))
 
 
@@ -25,6 +35,18 @@ def test_every_fault_can_be_made_and_its_tests_are_there(mutant: Mutant) -> None
     source = (ROOT / mutant.file).read_text()
     assert mutated(mutant, source) != source
     assert all((ROOT / test.partition("::")[0]).is_file() for test in mutant.tests)
+
+
+@pytest.mark.parametrize(
+    "mutant", [m for m in MUTANTS if m.file.endswith(".sql")], ids=lambda mutant: mutant.name
+)
+def test_a_fault_in_sql_is_in_the_latest_version_of_its_function(mutant: Mutant) -> None:
+    file = ROOT / mutant.file
+    source = file.read_text()
+    *_, function = _FUNCTION.findall(source[: position(mutant, source) + len(mutant.old)])
+    later = [each for each in file.parent.glob("*.sql") if each.name > file.name]
+    superseded = [each.name for each in later if function in _FUNCTION.findall(each.read_text())]
+    assert not superseded, f"{function} is replaced in {superseded}"
 
 
 def test_names_are_unique_and_there_are_enough() -> None:
