@@ -599,3 +599,24 @@ async def test_a_bug_is_a_500_with_only_the_request_id(
         assert "TypeError" in capsys.readouterr().err
         assert world.balance() == CREDIT
         await world.assert_books_are_clean()
+
+
+@pytest.mark.parametrize("ask", [ASK, ASK_STREAM], ids=["plain", "stream"])
+async def test_whatever_goes_wrong_in_a_settlement_nothing_stays_held(
+    ask: dict[str, object], monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    def broken(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("proxy.settle.post", broken)
+    slot = LimitRef("account:7", "concurrent", 1)
+    script = provider.stream("Hi") if ask is ASK_STREAM else provider.completion()
+    async with running({"p": ScriptedProvider(script)}, limits=(slot,)) as world:
+        client = world.connect()
+        await client.send(CHAT, ask)
+        await trio.sleep(1)
+        assert world.server.statistics().open_reservations == 0
+        client.transport.close()
+        await world.assert_books_are_clean()
+        (event,) = [event for _, event in world.store.events]
+        assert (event.charge, event.status) == (0, EventStatus.UNKNOWN)
