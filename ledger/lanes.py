@@ -510,7 +510,7 @@ class Lanes:
         part, rest = covered.get(pool.pool_id, 0), short.get(pool.pool_id, 0)
         # A pool that somebody waits for is left to the grant lane, which is quicker. Unless it is
         # recalled: two holders that wait, each for what the other has, would both be refused.
-        sync = pool.lane is Lane.IDLE and (pool.recalled or not self._room.at(pool))
+        sync = pool.lane is Lane.IDLE and (pool.recalled or not self._room.is_awaited(pool))
         want = 0
         if sync:
             target = self._target(now, pool)

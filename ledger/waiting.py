@@ -44,6 +44,10 @@ class WaitingRoom:
         """Who waits for this pool."""
         return list(self._at.get(pool, ()))
 
+    def is_awaited(self, pool: HolderPool) -> bool:
+        """Whether anybody waits for this pool."""
+        return pool in self._at
+
     def find(self, reservation_id: int) -> Waiter | None:
         """The reservation that waits to be made; extensions are found at what they extend."""
         return self._reservations.get(reservation_id)

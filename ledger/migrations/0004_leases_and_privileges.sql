@@ -312,7 +312,7 @@ BEGIN
     REVOKE INSERT, UPDATE, DELETE ON stored.project_key FROM farebox_app;  -- functions do that
   END IF;
   PERFORM farebox.allow_on_new_tables('ledger', 'SELECT'),
-          farebox.allow_on_new_tables('directory', 'SELECT, INSERT, UPDATE'),
+          farebox.allow_on_new_tables('directory', 'SELECT'),
           farebox.allow_on_new_tables('stored', 'SELECT, INSERT, UPDATE, DELETE');
 END $$;
 
