@@ -14,11 +14,13 @@ SYNC := $(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes
 CHECKOUT := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header
 ARGS ?=
+CYCLES ?= 1000
+SEED ?=
 
 # The environment as it is: with the tools if they are there, else just what runs.
 RUN_STAMP = $(if $(wildcard .venv/.dev),.venv/.dev,.venv/.run)
 
-.PHONY: help serve demo test check simulate bench mutants lock clean
+.PHONY: help serve demo test check simulate crash bench mutants lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +45,9 @@ mutants: .venv/.dev ## whether the tests notice deliberate faults; MUTANT=name t
 
 simulate: .venv/.dev ## SEEDS=1000 fleets on virtual time, with every fault there is; SEED=n repeats one
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+crash: .venv/.dev ## kill -9 of every process under load, CYCLES=1000 times; SEED=n repeats a run
+	@$(BIN)/python -m tests.crash $(CYCLES) $(SEED)
 
 bench: .venv/.dev ## what the gateway costs, next to calling the provider directly
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -17,7 +17,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ drain_seconds = 5
 class GatewayProcess:
     """One `farebox serve`. `base_url` and `admin_url` are known once it has started."""
 
+    program: Sequence[str] = FAREBOX
+
     def __init__(self, directory: Path, config: str = LOOPBACK, *arguments: str) -> None:
         self._arguments = arguments
         self.directory = directory
@@ -63,7 +65,7 @@ class GatewayProcess:
         greeted = threading.Event()
         self.base_url = ""
         self._process = subprocess.Popen(
-            [*FAREBOX, "serve", "--config", str(self.config), *self._arguments],
+            [*self.program, "serve", "--config", str(self.config), *self._arguments],
             cwd=self.directory,
             env=_environment(),
             stdin=subprocess.DEVNULL,
