@@ -189,6 +189,7 @@ class LedgerServer:
         self._workers: dict[int, Worker] = {
             number: worker for number, worker in recovered.workers.items() if number in alive
         }
+        self._recovered_seq = recovered.next_seq
         self._peers: dict[int, Peer] = {}
         self._position = 0
         self._journal_failed: JournalFailed | None = None
@@ -646,8 +647,14 @@ class LedgerServer:
         return reclaimed and not engine.open_reservations and engine.drained
 
     def _begin_anew_if_closed(self, error: StoreError) -> None:
-        """The holder was closed although the answer was lost."""
-        if isinstance(error, StoreRefused) and error.code == _HOLDER_CLOSED and self._is_history:
+        """The holder was closed, and the answer, or with this process the knowledge of it, lost.
+
+        It is closed only when everything was posted, so nothing here can have come since.
+        """
+        closed = isinstance(error, StoreRefused) and error.code == _HOLDER_CLOSED
+        engine = self.engine
+        is_old = engine.book.outbox.next_seq == self._recovered_seq
+        if closed and not engine.open_reservations and (is_old or self._is_history):
             self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -658,6 +665,8 @@ class LedgerServer:
             self._journal_lost(error)
             return
         log.warning("the leases were given away after a long silence; going on as another holder")
+        unavailable = self._unavailable("the ledger begins anew")
+        self._answer(self.engine.refuse([(each, unavailable) for each in self.engine.room]))
         self.engine.begin_anew(self._clock())
         self._applied_max = 0
         for worker in self._workers.values():

@@ -154,6 +154,8 @@ class Node:
     def cut_power(self) -> None:
         """All processes die, and what was not synced may be gone, sector by sector."""
         journal, now = self.journal, trio.current_time()
+        if any(process.paused for process in self.processes):
+            self.disturbed_at = now
         self._die()
         self.disk.cut_power(lambda: self._generator.random() < 0.5)
         if journal is None:
