@@ -572,13 +572,13 @@ class LedgerServer:
             self._flush_due = trio.Event()
             upto = self.engine.book.outbox.next_seq - 1
             await self._make_durable()
-            exchange = self.engine.lanes.next_exchange(self._clock(), upto)
-            if exchange is not None:
-                await self._exchange(session, exchange)
-            elif self._is_history:
+            if self._is_history:
                 await self._within_bounds(lambda: self._store.close_holder(session))
                 self._begin_anew()
                 return
+            exchange = self.engine.lanes.next_exchange(self._clock(), upto)
+            if exchange is not None:
+                await self._exchange(session, exchange)
             elif self._closing.is_set():  # what is left is bound by open reservations
                 await trio.sleep(self.settings.linger_seconds)
 

@@ -71,6 +71,8 @@ def simulate(seeds: Iterable[int], processes: int) -> Sum:
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for report in pool.imap_unordered(run, seeds, chunksize=5):
             total.add(report)
+            if report.violation:
+                sys.stderr.write(f"seed {report.seed}: {report.violation}\n")
     return total
 
 
