@@ -455,6 +455,24 @@ class Witness:
             self.answers.append((type(reply), list(state.open), len(state.events)))
 
 
+async def test_a_reservation_said_again_is_answered_again_and_made_once(
+    autojump_clock: MockClock,
+) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        (await node.ledger.reserve(request(1_000))).void()
+        witness = Witness(node.journal)
+        assert node.server.join(witness, messages.Hello(WORKER, 0, 0, []))
+        again = messages.Reserve(reservation_id(WORKER, 1), request(100))
+        node.server.handle(witness, [again])
+        node.server.handle(witness, [again, again])
+        assert [answer for answer, _, _ in witness.answers] == [messages.Reserved] * 3
+        assert node.server.statistics().reserved_nusd == 100
+        node.server.handle(witness, [messages.Void(again.reservation_id, None)] * 2)
+        assert node.server.statistics().reserved_nusd == 0
+    await in_order(books, [])
+
+
 async def test_whatever_is_answered_is_in_the_journal(autojump_clock: MockClock) -> None:
     books = await funded_store(BALANCE)
     async with running(books) as node:
@@ -518,6 +536,8 @@ async def test_no_more_is_admitted_than_the_journal_can_settle(autojump_clock: M
             await node.ledger.reserve(request(100))
         settle(first, 10)
         settle(await node.ledger.reserve(request(100)), 20)
+        node.journal.room = 1
+        assert not await second.extend(50)
         settle(second, 30)
     await in_order(books, [10, 20, 30])
 
