@@ -1,4 +1,10 @@
-"""Fixtures that several packages' tests share."""
+"""Fixtures that several packages' tests share.
+
+Whatever a test does to a database, its books are sound afterwards: every invariant (C1–C8) is
+checked when the test is over. One that damages them on purpose, or leaves none to check, says so:
+`@pytest.mark.unsound_books("why")`. `tests.fakes.gateway.running` and `tests.fakes.process.serving`
+do the same for the books that they bring along.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from ledger import verify
 from tests.fakes import postgres
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the mark, which has an argument: why."""
+    config.addinivalue_line("markers", "unsound_books(why): its database is not checked afterwards")
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +29,16 @@ def postgres_server() -> Iterator[postgres.TestServer]:
 
 
 @pytest.fixture
-def database(postgres_server: postgres.TestServer) -> Iterator[str]:
+def database(request: pytest.FixtureRequest, postgres_server: postgres.TestServer) -> Iterator[str]:
     """The conninfo of a fresh database with every migration applied."""
+    mark = request.node.get_closest_marker("unsound_books")
     with postgres_server.database() as conninfo:
         yield conninfo
+        if mark is None:
+            found = [each for check in verify.run(conninfo) for each in check.violations]
+            assert not found, "the test leaves unsound books"
+        else:
+            assert mark.args[0], "say why"
 
 
 @pytest.fixture

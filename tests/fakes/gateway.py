@@ -268,7 +268,8 @@ async def running(
 ) -> AsyncIterator[World]:
     """A worker that serves `models` (default: `gpt` at every host, in that order).
 
-    With `books` and `journal` it goes on where another worker stopped.
+    With `books` and `journal` it goes on where another worker stopped. At the end every invariant
+    of the books has to hold.
     """
     providers = providers_of(*hosts)
     served = models if models is not None else [model_of("gpt", *providers)]
@@ -304,3 +305,4 @@ async def running(
         nursery.start_soon(gateway.keep_alives.run)
         yield World(gateway, store, server, network, nursery, lines)
         nursery.cancel_scope.cancel()
+    assert await store.check() == []

@@ -35,6 +35,8 @@ from ledger.usage import (
 from tests.fakes import postgres
 from tests.fakes.model_holder import ModelHolder, event, report
 
+pytestmark = pytest.mark.unsound_books("most of the history has no batches and transfers")
+
 ENDPOINTS = {1: ("openai", "chat/completions")}
 NOW = datetime.now(UTC)
 NOW_MS = int(NOW.timestamp() * 1000)

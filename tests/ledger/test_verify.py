@@ -65,6 +65,7 @@ DAMAGE = [
 ]
 
 
+@pytest.mark.unsound_books("they are damaged")
 @pytest.mark.parametrize(("name", "damage"), DAMAGE, ids=[sql for _, sql in DAMAGE])
 def test_damage_is_found(books: str, name: str, damage: str) -> None:
     with psycopg.connect(books, autocommit=True) as connection:

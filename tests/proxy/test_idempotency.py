@@ -239,6 +239,7 @@ async def test_keeping_and_taking_over_at_once_serve_one_of_them(
             assert sorted(outcomes) == [False, True]
 
 
+@pytest.mark.unsound_books("events without their batch")
 async def test_a_stale_row_that_the_books_charged_counts_as_answered(
     database: str, answers: PostgresAnswers
 ) -> None:
