@@ -45,14 +45,19 @@ _OF_A_HUNDRED = {
     Fault.EVERYTHING: 2,
     Fault.SUPERVISOR: 1,
 }
-_BEFORE_SECONDS = (0.0, 0.4)
+_WAIT_PROBABILITY = 0.7
+_BEFORE_SECONDS = (0.0, 0.3)
 _PAUSED_SECONDS = (0.02, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """A fault after a pause; `choice` picks among the processes, `seconds` is for how long."""
+    """A fault after a pause; `choice` picks among the processes, `seconds` is for how long.
 
+    Most wait before that until the gateway serves again; the others hit while it recovers.
+    """
+
+    waits: bool
     after_seconds: float
     fault: Fault
     choice: int
@@ -69,6 +74,7 @@ def plan(cycles: int, seed: int) -> list[Cycle]:
     dice.shuffle(deck)
     return [
         Cycle(
+            dice.random() < _WAIT_PROBABILITY,
             dice.uniform(*_BEFORE_SECONDS),
             fault,
             dice.randrange(2**16),

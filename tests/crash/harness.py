@@ -20,10 +20,11 @@ import trio
 from farebox.embedded import EmbeddedPostgres
 from tests.crash import oracle
 from tests.crash.faults import Cycle, Fault, Saboteur, children_of, plan
-from tests.crash.load import CALLERS, CUSTOMERS, Load
+from tests.crash.load import CUSTOMERS, Load
 from tests.fakes.process import LOOPBACK, GatewayProcess, sandbox_process
 
 WELL_SECONDS = 60
+PATIENCE_SECONDS = 5
 _CHILDREN = 3  # two workers and a ledger
 _POLL_SECONDS = 0.05
 # Whoever kills Postgres must find what it said it had committed; the disk itself is not tried.
@@ -83,7 +84,7 @@ async def run(directory: Path, cycles: int, seed: int) -> Report:
         saboteur = Saboteur(gateway, database)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(load.run)
-            faults = [(cycle.fault, await _suffer(saboteur, cycle)) for cycle in plan(cycles, seed)]
+            faults = await _suffer(saboteur, load, plan(cycles, seed))
             await _well_again(gateway, load)
             load.done.set()
         stopped = await trio.to_thread.run_sync(gateway.stop)
@@ -131,20 +132,27 @@ def _open_accounts(gateway: GatewayProcess) -> dict[str, str]:
     return keys
 
 
-async def _suffer(saboteur: Saboteur, cycle: Cycle) -> float:
-    await trio.sleep(cycle.after_seconds)
-    return await trio.to_thread.run_sync(saboteur.inflict, cycle)
+async def _suffer(
+    saboteur: Saboteur, load: Load, cycles: Sequence[Cycle]
+) -> list[tuple[Fault, float]]:
+    """One fault after the other: what it was, and when."""
+    faults: list[tuple[Fault, float]] = []
+    moment = time.monotonic()
+    for cycle in cycles:
+        if cycle.waits:
+            with trio.move_on_after(PATIENCE_SECONDS):
+                while not load.served_since(moment):  # noqa: ASYNC110 - many callers append
+                    await trio.sleep(_POLL_SECONDS)
+        await trio.sleep(cycle.after_seconds)
+        moment = await trio.to_thread.run_sync(saboteur.inflict, cycle)
+        faults.append((cycle.fault, moment))
+    return faults
 
 
 async def _well_again(gateway: GatewayProcess, load: Load) -> None:
     """Every process is there, and whoever asks now is served."""
     moment = time.monotonic()
-
-    def well() -> bool:
-        served = any(begun > moment for begun, _ in load.served[-CALLERS:])
-        return served and len(children_of(gateway.pid)) == _CHILDREN
-
-    while not well():
+    while not load.served_since(moment) or len(children_of(gateway.pid)) < _CHILDREN:
         assert time.monotonic() < moment + WELL_SECONDS, (
             f"seed {load.seed}: not well again\n{gateway.tail()}"
         )

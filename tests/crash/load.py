@@ -93,6 +93,10 @@ class Load:
             for number in range(CALLERS):
                 nursery.start_soon(self._caller, random.Random(self.seed * CALLERS + number))
 
+    def served_since(self, moment: float) -> bool:
+        """Whether a request was answered that began after that."""
+        return any(begun > moment for begun, _ in self.served[-CALLERS:])
+
     async def _caller(self, dice: random.Random) -> None:
         while not self.done.is_set():
             customer = dice.choice(CUSTOMERS)
