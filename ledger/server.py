@@ -747,6 +747,9 @@ class LedgerServer:
         try:
             self._journalise(records)
         except (JournalFull, JournalFailed) as error:
+            if isinstance(error, JournalFailed):
+                self._journal_lost(error)
+                return
             refused = self._undo(now, batch, str(error))
             self._journalise_settlements(
                 [

@@ -8,8 +8,8 @@ which breaks all connections, makes an end of what is under way.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -230,12 +230,13 @@ class Client:
         database, generation = self._database, self._database.generation
         if database.down:
             raise StoreUncertain("nobody there")
-        async for hint in database.books.hints():
-            self._process.check()
-            if database.down or database.generation != generation:
-                raise StoreUncertain("the connection broke")
-            if not database.forgets(database.faults.hint_lost):
-                yield hint
+        async with aclosing(database.books.hints()) as hints:
+            async for hint in hints:
+                self._process.check()
+                if database.down or database.generation != generation:
+                    raise StoreUncertain("the connection broke")
+                if not database.forgets(database.faults.hint_lost):
+                    yield hint
 
     def reaper_lock(self) -> AbstractAsyncContextManager[bool]:
         return self._database.books.reaper_lock()

@@ -26,7 +26,7 @@ from tests.simulation.client import Customer
 from tests.simulation.database import Database
 from tests.simulation.faults import Chaos
 from tests.simulation.node import Node, Worker
-from tests.simulation.oracle import Oracle, Violated
+from tests.simulation.oracle import Oracle, Violated, WatchedJournal
 from tests.simulation.plan import Plan
 from tests.simulation.process import Process, process_of
 from tests.simulation.scheduling import Scheduler, deterministic, virtual_threads
@@ -249,7 +249,10 @@ class World:
     def _check_lease(self, node: Node) -> None:
         """Invariant H against the store: a holder never holds more than is leased to it."""
         server, journal = node.server, node.journal
-        if server is None or journal is None or server._session is None:
+        if server is None or journal is None or not node.up:
+            return
+        self._check_durable(node, journal)
+        if server._session is None:
             return
         session = server._session
         row = self.books.holder_rows.get(session.holder_id)
@@ -271,6 +274,14 @@ class World:
                 raise Violated(
                     f"{node.name} holds {held} of pool {pool.pool_id}, and {leased} is leased"
                 )
+
+    def _check_durable(self, node: Node, journal: WatchedJournal) -> None:
+        """The store never knows more than the journal would remember after a power cut."""
+        written = self.oracle.written.get(journal.journal_id, {})
+        for row in self.books.holder_rows.values():
+            if row.journal_id == journal.journal_id and row.applied_seq in written:
+                if written[row.applied_seq].position > journal.synced:
+                    raise Violated(f"{node.name} posted event {row.applied_seq} too early")
 
     def _is_silent(self, process: Process) -> bool:
         return any(
