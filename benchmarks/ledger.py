@@ -58,7 +58,7 @@ CREDIT = 10**15  # a million dollars: no account shall run dry
 POOLS = 600
 CONCURRENT = (1, 16, 128)
 BATCHES = ((1, 1), (100, 1), (100, 60), (1_000, 60), (1_000, 600), (5_000, 60), (5_000, 600))
-LOADS = ((1, 1_000), (100, 1_000), (800, 1_000), (20_000, 1_000))  # accounts, requests a second
+LOADS = ((1, 1_000), (100, 1_000), (800, 1_000), (5_000, 250))  # accounts, requests a second
 RECORDS = 100_000
 OPEN_SECONDS = 0.2  # how long a reservation stays open where latency is measured
 
