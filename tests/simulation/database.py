@@ -130,7 +130,11 @@ class Database:
         result = await self._committed(statement) if happens else None
         patience = HANGING_SECONDS if fate == "hang" else (0.0005, 0.002)
         await trio.sleep(self._generator.uniform(*patience))
-        if result is None or fate in ("after", "late", "hang") or statement.generation != self.generation:
+        if (
+            result is None
+            or fate in ("after", "late", "hang")
+            or statement.generation != self.generation
+        ):
             result = outcome.Error(StoreUncertain("the answer was lost"))
         statement.answer(result)
 
@@ -230,7 +234,7 @@ class Client:
         database, generation = self._database, self._database.generation
         if database.down:
             raise StoreUncertain("nobody there")
-        async with aclosing(database.books.hints()) as hints:
+        async with aclosing(_closable(database.books.hints())) as hints:
             async for hint in hints:
                 self._process.check()
                 if database.down or database.generation != generation:
@@ -276,3 +280,6 @@ class Client:
         return await self._database.books.check()
 
 
+def _closable(hints: AsyncIterator[Hint]) -> AsyncGenerator[Hint, None]:
+    assert isinstance(hints, AsyncGenerator)
+    return hints

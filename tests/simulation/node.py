@@ -1,6 +1,6 @@
 """A machine: its disk, its clock, its ledger, its workers, and the supervisor that restarts them.
 
-Everything in it is the product's own: `LedgerServer`, `Journal`, `link.serve_streams`, `StreamLink`,
+Everything in it is the product's own: `LedgerServer`, `Journal`, both ends of `ledger.link`,
 `Ledger` and the reaper. The machine may lose power, be paused, come back, or be destroyed.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -111,7 +112,7 @@ class Node:
                 supervisor.start_soon(self._keep, machine, self._run_ledgerd)
                 supervisor.start_soon(self._keep, machine, self._run_reaper)
                 for slot in range(self.settings.workers):
-                    supervisor.start_soon(self._keep, machine, self._run_worker, slot)
+                    supervisor.start_soon(self._keep, machine, partial(self._run_worker, slot))
                 await machine.died.wait()
                 supervisor.cancel_scope.cancel()
             await trio.sleep(self._generator.uniform(0.5, 10))
@@ -199,12 +200,10 @@ class Node:
 
     # -- its processes ------------------------------------------------------------------------
 
-    async def _keep(
-        self, machine: Process, run: Callable[..., Awaitable[Process]], *arguments: object
-    ) -> None:
+    async def _keep(self, machine: Process, run: Callable[[], Awaitable[Process]]) -> None:
         """Restart it whenever it ends."""
         while machine.alive:
-            process = await run(*arguments)
+            process = await run()
             if process.failure is not None:
                 self._judge(process.failure)
             await trio.sleep(self.settings.restart_seconds * self._generator.random())

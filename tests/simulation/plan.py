@@ -89,9 +89,7 @@ class Plan:
         """The plan of a seed."""
         dice = random.Random(seed)
         share = dice.choice([0.0, 0.15, 0.3, 0.5])
-        faults = {
-            name: 30 ** dice.uniform(0, 1.2) for name in FAULTS if dice.random() < share
-        }
+        faults = {name: 30 ** dice.uniform(0, 1.2) for name in FAULTS if dice.random() < share}
         flavours = [name for name in FLAVOURS if dice.random() < share]
         chosen = dice.sample([7, 8, 9, 10], dice.choice([1, 1, 2, 3]))
         accounts = {account: dice.choice([0, 0, 500]) for account in chosen}
@@ -101,7 +99,7 @@ class Plan:
             generator=dice,
             scheduling=random.Random(dice.getrandbits(64)),
             nodes=dice.choice([1, 1, 2, 2, 3]),
-            node=_node(dice, flavours),
+            node=_node(dice, flavours, resends="failover with loss" in faults),
             accounts=accounts,
             balance=int(10 ** dice.uniform(2, 5)),
             budget=int(10 ** dice.uniform(2, 5)),
@@ -151,7 +149,7 @@ class Plan:
         return sum(seconds * 1.05 + 5 for seconds in waits) + 4 * POLL_SECONDS + 30
 
 
-def _node(dice: random.Random, flavours: Sequence[str]) -> NodeSettings:
+def _node(dice: random.Random, flavours: Sequence[str], *, resends: bool) -> NodeSettings:
     flush_seconds, batch_max = dice.choice(
         [(0.05, 1), (0.05, 5000), (0.25, 5), (0.25, 5000), (1.0, 5000), (5.0, 5000)]
     )
@@ -160,7 +158,7 @@ def _node(dice: random.Random, flavours: Sequence[str]) -> NodeSettings:
         flush_seconds=flush_seconds,
         fsync_interval=dice.choice([0.0, 0.010, 0.010, 0.1]),
         segment_bytes=dice.choice([1 << 13, 1 << 15, 1 << 17]),
-        retention_bytes=dice.choice([0, 1 << 16, 1 << 22]),
+        retention_bytes=1 << 22 if resends else dice.choice([0, 1 << 16]),
         engine=EngineSettings(
             sizing=Sizing(lease_max=dice.choice([0, 100, 1000, 50_000_000_000])),
             validity_seconds=dice.choice([20.0] * 9 + [300.0]),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import outcome
 import trio
@@ -23,6 +23,7 @@ from trio._core import _run, _traps
 from tests.simulation.process import Process
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
 @contextmanager
@@ -42,7 +43,9 @@ def virtual_threads(seconds: Callable[[], float]) -> Iterator[None]:
     """`trio.to_thread.run_sync` without threads: the work happens in the middle of `seconds()`."""
 
     async def run_sync(
-        work: Callable[..., T], *arguments: object, limiter: trio.CapacityLimiter | None = None
+        work: Callable[[*Arguments], T],
+        *arguments: *Arguments,
+        limiter: trio.CapacityLimiter | None = None,
     ) -> T:
         with trio.CancelScope(shield=True):  # a thread cannot be cancelled
             await trio.sleep(seconds() / 2)
@@ -69,12 +72,18 @@ class Scheduler(trio.abc.Instrument):
         self.steps = 0
         self._process_of = process_of
         self._after_step = after_step
-        self._frozen: list[tuple[Process, trio.lowlevel.Task, object, object]] = []
+        self._frozen: list[tuple[Process, Callable[[], None]]] = []
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         process = self._process_of(task)
         if process is not None and process.paused:
-            self._frozen.append((process, task, task._next_send_fn, task._next_send))
+            send, value = task._next_send_fn, task._next_send
+
+            def go_on() -> None:
+                trio.lowlevel.reschedule(task)
+                task._next_send_fn, task._next_send = send, value
+
+            self._frozen.append((process, go_on))
             task._next_send_fn = _stand_still
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -84,13 +93,11 @@ class Scheduler(trio.abc.Instrument):
     def thaw(self) -> None:
         """Let the tasks of processes that are not paused any more go on where they stopped."""
         frozen, self._frozen = self._frozen, []
-        for process, task, send, value in frozen:
+        for process, go_on in frozen:
             if process.paused:
-                self._frozen.append((process, task, send, value))
-                continue
-            trio.lowlevel.reschedule(task)
-            task._next_send_fn = send
-            task._next_send = value
+                self._frozen.append((process, go_on))
+            else:
+                go_on()
 
 
 def _stand_still(_: object) -> _traps.WaitTaskRescheduled:

@@ -233,7 +233,7 @@ class World:
 
     def _check_collected(self) -> None:
         """What was collected is never more than what was paid, plus the credit limit."""
-        credit = {account: limit for account, limit in self.plan.accounts.items()}
+        credit = dict(self.plan.accounts)
         for account, amount in self.paid.values():
             credit[account] += amount
         for transfer in self.books.transfers:
@@ -279,9 +279,9 @@ class World:
         """The store never knows more than the journal would remember after a power cut."""
         written = self.oracle.written.get(journal.journal_id, {})
         for row in self.books.holder_rows.values():
-            if row.journal_id == journal.journal_id and row.applied_seq in written:
-                if written[row.applied_seq].position > journal.synced:
-                    raise Violated(f"{node.name} posted event {row.applied_seq} too early")
+            last = written.get(row.applied_seq) if row.journal_id == journal.journal_id else None
+            if last is not None and last.position > journal.synced:
+                raise Violated(f"{node.name} posted event {row.applied_seq} too early")
 
     def _is_silent(self, process: Process) -> bool:
         return any(
@@ -297,18 +297,23 @@ class World:
         self.busy = False
         self.active_steps = self.scheduler.steps
         seconds = REST_SECONDS + self.plan.patience_seconds(self.nodes)
-        with trio.move_on_after(seconds):
-            while self._restless():
-                await trio.sleep(1)
+        await self._rest(seconds)
         await self._books_balance()
-        if restless := self._restless():
-            raise Violated(f"no rest within {seconds:g} s: {restless}")
         await self._spend_the_rest()
         await self._books_balance()
-        for complaint in self.oracle.verdict(
-            self.books, quarantined={event.request_id for event, _ in self.books.quarantine_rows.values()}
-        ):
+        quarantined = {event.request_id for event, _ in self.books.quarantine_rows.values()}
+        for complaint in self.oracle.verdict(self.books, quarantined=quarantined):
             raise Violated(complaint)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait until nothing has been under way for a second: no message, no reservation."""
+        calm = False
+        with trio.move_on_after(seconds):
+            while not (calm and not self._restless()):
+                calm = not self._restless()
+                await trio.sleep(1)
+            return
+        raise Violated(f"no rest within {seconds:g} s: {self._restless()}")
 
     def _restless(self) -> str:
         """What is not at rest yet."""
@@ -346,11 +351,7 @@ class World:
                 part = min(left, self.plan.node.engine.exposure_max)
                 await self._spend(nodes, account, part)
                 left -= part
-        with trio.move_on_after(REST_SECONDS):
-            while self._restless():
-                await trio.sleep(1)
-        if restless := self._restless():
-            raise Violated(f"no rest after the last request: {restless}")
+        await self._rest(REST_SECONDS)
         for account in self.plan.accounts:
             pool = self.books.pools[account]
             left = pool.available + pool.credit_limit

@@ -1,0 +1,132 @@
+"""The simulation finds what it is there to find: one deliberate fault each, within some seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from ledger import memory
+from ledger.client import Reservation
+from ledger.engine import Engine
+from ledger.lanes import Lanes
+from ledger.memory import Holder, MemoryStore
+from ledger.pool import HolderPool
+from ledger.records import Record, Reserve, Settle
+from ledger.segments import RecoveredState
+from ledger.server import LedgerServer
+from ledger.store import HolderState, Session, StoreRefused
+from tests.simulation.oracle import WatchedJournal
+from tests.simulation.world import run
+
+SEEDS = 200
+
+
+def drop_the_epoch_test(patch: pytest.MonkeyPatch) -> None:
+    def holder(self: MemoryStore, session: Session, *states: HolderState) -> Holder:
+        row = self.holder_rows.get(session.holder_id)
+        if row is None:
+            raise StoreRefused("LE001", "unknown")
+        return row
+
+    patch.setattr(MemoryStore, "_holder", holder)
+
+
+def drop_the_sequence_gate(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryStore, "_expect_sequence", staticmethod(lambda _holder, _seq: None))
+
+
+def grant_whatever_is_wanted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "grant_amount", lambda _cap, _need, want: max(want, 0))
+
+
+def settle_twice_after_a_restart(patch: pytest.MonkeyPatch) -> None:
+    """Recovery forgets that a settlement ends its reservation."""
+    real = RecoveredState.apply
+
+    def apply(self: RecoveredState, record: Record) -> None:
+        reservation = self.open.get(record.reservation_id) if isinstance(record, Settle) else None
+        real(self, record)
+        if reservation is not None:
+            self.open[reservation.reservation_id] = reservation
+
+    patch.setattr(RecoveredState, "apply", apply)
+
+
+def keep_what_is_given_back(patch: pytest.MonkeyPatch) -> None:
+    """Surplus is told to the store, and stays free."""
+    real = Lanes.next_exchange
+
+    def next_exchange(self: Lanes, now: float, upto: int) -> object:
+        exchange = real(self, now, upto)
+        for pool in self._book.pools:
+            pool.free += pool.returning
+        return exchange
+
+    patch.setattr(Lanes, "next_exchange", next_exchange)
+    patch.setattr(HolderPool, "check", lambda _self: None)
+
+
+def lose_a_record(patch: pytest.MonkeyPatch) -> None:
+    """Settlements are not journalled."""
+    real = WatchedJournal.append
+
+    def append(self: WatchedJournal, records: Sequence[Record]) -> int:
+        return real(self, [record for record in records if not isinstance(record, Settle)])
+
+    patch.setattr(WatchedJournal, "append", append)
+
+
+def answer_before_journalling(patch: pytest.MonkeyPatch) -> None:
+    """Reservations are not journalled: nobody knows of them after a restart."""
+    real = WatchedJournal.append
+
+    def append(self: WatchedJournal, records: Sequence[Record]) -> int:
+        return real(self, [record for record in records if not isinstance(record, Reserve)])
+
+    patch.setattr(WatchedJournal, "append", append)
+
+
+def post_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
+    async def at_once(_self: LedgerServer) -> None:
+        pass
+
+    patch.setattr(LedgerServer, "_make_durable", at_once)
+
+
+def forget_that_it_waits(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Engine, "awaits", lambda _self, _number: False)
+
+
+def say_nothing_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Reservation, "unanswered", lambda _self: [])
+
+
+def void_nothing_of_the_dead(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Engine, "worker_gone", lambda _self, _now, _instance, _occurred_at: [])
+
+
+FAULTS = [
+    drop_the_epoch_test,
+    grant_whatever_is_wanted,
+    settle_twice_after_a_restart,
+    keep_what_is_given_back,
+    lose_a_record,
+    answer_before_journalling,
+    post_before_it_is_durable,
+    forget_that_it_waits,
+    say_nothing_again,
+    void_nothing_of_the_dead,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_deliberate_fault_is_found(
+    fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(monkeypatch)
+    for seed in range(SEEDS):
+        if violation := run(seed).violation:
+            print(f"seed {seed}: {violation}")  # noqa: T201
+            return
+    raise AssertionError(f"not found in {SEEDS} seeds")
