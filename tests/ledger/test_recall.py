@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from ledger.client import InsufficientCredit, Ledger, Reservation
@@ -270,3 +273,66 @@ async def test_a_refusal_is_explained_by_its_figures(
         why = await refusal(here, 400)
         assert (why.balance, why.reserved, why.available) == (350, 0, 350)
         assert books.pools[PoolId(ACCOUNT)].spent == 650
+
+
+# -- whatever happened before ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """A request at a node for a share of what is left (in percent), some time after the last."""
+
+    node: int
+    percent: int
+    charge_percent: int  # of what it reserves; none: it stays open for a while
+    seconds: float
+
+
+STEPS = st.lists(
+    st.builds(
+        Step,
+        st.integers(0, 1),
+        st.sampled_from([1, 10, 25, 50, 90, 100, 101, 150]),
+        st.sampled_from([0, 1, 50, 100, -1]),
+        st.sampled_from([0.0, 0.001, 0.005, 0.02, 0.3, 1.0, 12.0]),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, st.sampled_from(DELAYS))
+def test_a_request_is_served_exactly_if_it_fits(
+    steps: list[Step], delays: tuple[float, ...]
+) -> None:
+    """One after the other, at any node: nobody is refused what is there, nobody gets more."""
+    trio.run(_served_exactly_if_it_fits, steps, delays, clock=MockClock(autojump_threshold=0))
+
+
+async def _served_exactly_if_it_fits(steps: list[Step], delays: tuple[float, ...]) -> None:
+    left = 100_000
+    books = await funded_store(left)
+    async with nodes(books, delays) as ledgers:
+        held: list[tuple[Reservation, int]] = []
+        for step in steps:
+            await trio.sleep(step.seconds)
+            amount = max(left * step.percent // 100, 1)
+            if amount > left:
+                why = await refusal(ledgers[step.node], amount)
+                assert left >= why.available
+                assert why.required > why.balance - why.reserved
+                continue
+            reservation = await ledgers[step.node].reserve(request(amount))
+            if step.charge_percent < 0:
+                held.append((reservation, amount))
+                left -= amount
+            else:
+                charge = amount * step.charge_percent // 100
+                settle(reservation, charge)
+                left -= charge
+            if len(held) > 2:
+                reservation, amount = held.pop(0)
+                reservation.void()
+                left += amount
+        for reservation, _ in held:
+            reservation.void()
