@@ -19,7 +19,7 @@ from ledger.client import InsufficientCredit, Ledger, Reservation
 from ledger.engine import EngineSettings
 from ledger.link import LocalLink
 from ledger.memory import MemoryStore
-from ledger.pool import SCARCE_SECONDS, HolderPool, Sizing
+from ledger.pool import EXHAUSTED_SECONDS, SCARCE_SECONDS, HolderPool, Sizing
 from ledger.server import LedgerServer, LedgerSettings
 from ledger.store import EventStatus, PoolId
 from tests.fakes.faulty_store import FaultyStore
@@ -314,21 +314,26 @@ async def _served_exactly_if_it_fits(steps: list[Step], delays: tuple[float, ...
     books = await funded_store(left)
     async with nodes(books, delays) as ledgers:
         held: list[tuple[Reservation, int]] = []
+        spent: list[tuple[float, int]] = []  # when, and what was left before
         for step in steps:
             await trio.sleep(step.seconds)
             amount = max(left * step.percent // 100, 1)
             if amount > left:
                 why = await refusal(ledgers[step.node], amount)
-                assert left >= why.available
+                # What the other node has spent since may be unknown for as long as one remembers.
+                since = trio.current_time() - EXHAUSTED_SECONDS
+                assert why.available <= max([left, *(was for at, was in spent if at >= since)])
                 assert why.required > why.balance - why.reserved
                 continue
             reservation = await ledgers[step.node].reserve(request(amount))
             if step.charge_percent < 0:
                 held.append((reservation, amount))
+                spent.append((trio.current_time(), left))
                 left -= amount
             else:
                 charge = amount * step.charge_percent // 100
                 settle(reservation, charge)
+                spent.append((trio.current_time(), left))
                 left -= charge
             if len(held) > 2:
                 reservation, amount = held.pop(0)
