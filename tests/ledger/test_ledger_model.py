@@ -23,17 +23,64 @@ from hypothesis.stateful import (
 
 from ledger.errors import InsufficientCredit, LedgerError
 from ledger.lanes import EngineSettings, Exchange
-from ledger.memory import MemoryStore
+from ledger.memory import PROMOTIONS, MemoryStore
+from ledger.messages import OpenReservation
 from ledger.pool import Sizing
 from ledger.reservation import Hold, Waiter
-from ledger.store import Ask, EventStatus, PoolGrant, StoreRefused
-from tests.fakes.holder import Holder, finish
+from ledger.segments import RecoveredState
+from ledger.store import Ask, EventStatus, PoolGrant, PoolId, PoolReport, StoreRefused
+from tests.fakes.holder import WORKER, Holder, finish
 from tests.fakes.ledger import ACCOUNT, BUDGET, PROVIDER, request, top_up
 
 SECOND = ACCOUNT + 1
 POOLS = [(ACCOUNT,), (SECOND,), (ACCOUNT, BUDGET)]
 amounts = st.one_of(st.integers(0, 20), st.integers(0, 600))
 lost = st.sampled_from(["nothing", "nothing", "request", "reply"])
+
+
+class RenewableHolder(Holder):
+    """One that may have to begin anew, as another holder with a journal of its own."""
+
+    def __init__(self, store: MemoryStore, *, settings: EngineSettings) -> None:
+        self.lives = 0
+        super().__init__(store, settings=settings, open_=False)
+        self.begin_anew()
+
+    @property
+    def journal_id(self) -> bytes:
+        return self.lives.to_bytes(16)
+
+    def open(self) -> None:
+        """A session of the present life."""
+        self.session = finish(self.store.open_session(self.holder_id, self.journal_id))
+        self.engine.lanes.session_opened(self.now, self.now, self.session)
+        self.journal.acknowledge(self.engine.book.outbox.applied_seq)
+        self.write()
+
+    def begin_anew(self) -> None:
+        """Nothing leased, nothing to post."""
+        self.lives += 1
+        self.holder_id = finish(self.store.register_holder(self.journal_id, "test"))
+        self.journal = RecoveredState()
+        self.engine.begin_anew(self.now)
+        self.open()
+
+    def be_reclaimed(self) -> None:
+        """Silent for so long that the leases are given away; then heard of again."""
+        row = self.store.holder_rows[self.holder_id]
+        assert finish(self.store.fence_holder(self.holder_id, row.heartbeat))
+        assert finish(self.store.reclaim_holder(self.holder_id, row.epoch)) is not None
+        self.reopen()
+
+    def end_as_history(self) -> None:
+        """Post what is left, and be closed."""
+        for _ in range(1000):
+            if self.engine.drained:
+                break
+            self.exchange()
+        assert self.session is not None
+        finish(self.store.close_holder(self.session))
+        self.begin_anew()
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -53,7 +100,9 @@ class LedgerMachine(RuleBasedStateMachine):
         for account, amount in self.paid.items():
             finish(top_up(self.store, amount, f"start {account}", account=account, new=True))
         self.store.add_budget(BUDGET, ACCOUNT, 700)
-        self.holder = Holder(
+        self.rival = finish(self.store.register_holder(b"r" * 16, "rival"))
+        self.rival_session = finish(self.store.open_session(self.rival, b"r" * 16))
+        self.holder = RenewableHolder(
             self.store,
             settings=EngineSettings(
                 sizing=Sizing(lease_max=lease_max), batch_max=batch_max, waiters_max=4
@@ -133,6 +182,93 @@ class LedgerMachine(RuleBasedStateMachine):
             finish(top_up(self.store, amount, ref, account=account))
         self.paid[account] += amount
         self.holder.engine.credit_hint(account)
+
+    @rule(account=st.sampled_from([ACCOUNT, SECOND]), amount=st.integers(1, 500))
+    def refund(self, account: int, amount: int) -> None:
+        """Only what nobody has leased can be paid back."""
+        available = self.store.pools[account].available
+        ref = f"refund {sum(self.paid.values())} {len(self.store.transfers)}"
+        refund = self.store.debit_pool(PoolId(account), amount, 3, PROMOTIONS, ref)
+        if amount > available:
+            with pytest.raises(StoreRefused, match="LE007"):
+                finish(refund)
+        else:
+            assert finish(refund)
+            self.paid[account] -= amount
+
+    # -- other holders and the reaper
+
+    @rule(account=st.sampled_from([ACCOUNT, SECOND]), need=st.integers(1, 1500))
+    def another_holder_asks(self, account: int, need: int) -> None:
+        """It gets what it needs or nothing; then this holder is asked to give back."""
+        before = self.store.pools[account].available
+        ask = Ask(PoolId(account), need, need)
+        (reply,) = finish(self.store.grant_lease(self.rival_session, [ask]))
+        assert reply.granted == (need if need <= before else 0)
+        lease = self.store.leases.get((account, self.holder.holder_id))
+        if not reply.granted and lease is not None and lease.outstanding > lease.pending:
+            assert lease.recall
+            if self.exchange_in_flight is None and self.grant_in_flight is None:
+                self.holder.engine.lanes.recall(account)
+                self.holder.exchange()
+                if not self.holder.engine.room.pools:
+                    assert self.holder.engine.book.pool(account, 0).free == 0
+
+    @rule()
+    def another_holder_gives_back(self) -> None:
+        reports = [
+            PoolReport(PoolId(pool), 0, 0, sync=True, held=0, pending=0, need=0, want=0)
+            for (pool, owner), lease in sorted(self.store.leases.items())
+            if owner == self.rival and lease.outstanding
+        ]
+        finish(self.store.exchange(self.rival_session, [], reports))
+
+    @rule()
+    def fenced_and_back_in_time(self) -> None:
+        """Nothing was given away, so nothing is lost but the session."""
+        row = self.store.holder_rows[self.holder.holder_id]
+        assert not finish(self.store.fence_holder(self.holder.holder_id, row.heartbeat - 1))
+        assert finish(self.store.fence_holder(self.holder.holder_id, row.heartbeat))
+        self.exchange_in_flight = self.grant_in_flight = None
+        self.holder.reopen()
+        assert finish(self.store.reclaim_holder(self.holder.holder_id, row.epoch)) is None
+
+    @rule(charge=amounts)
+    def reclaimed_and_back_too_late(self, charge: int) -> None:
+        """What is open is settled late, from whatever is available; then life begins anew."""
+        self.exchange_in_flight = self.grant_in_flight = None
+        self.holder.be_reclaimed()
+        assert self.holder.engine.book.leased == 0
+        for hold, _ in list(self.open.values()):
+            self.holder.settle(hold, charge)
+            self._charged(hold, charge)
+        self.open.clear()
+        refused = self.holder.engine.lanes.next_asks(self.holder.now)[1]
+        self.holder.engine.refuse(refused)
+        self.waiting = [waiter for waiter in self.waiting if waiter.outcome is None]
+        assert not self.waiting
+        self.holder.end_as_history()
+
+    # -- workers
+
+    @rule()
+    def worker_dies(self) -> None:
+        self.holder.engine.worker_gone(self.holder.now, WORKER, 1)
+        self.holder.write()
+        self.charges += [0] * len(self.open)  # each leaves an orphaned event
+        self.open.clear()
+        self.waiting.clear()
+
+    @rule(data=st.data())
+    def worker_attests(self, data: st.DataObject) -> None:
+        """It has lost its link, and has some of its reservations still."""
+        known = data.draw(st.sets(st.sampled_from(sorted(self.open)))) if self.open else set()
+        said = [OpenReservation(number, (), 0) for number in known]
+        self.holder.engine.attest(self.holder.now, WORKER, said, 1)
+        self.holder.write()
+        self.charges += [0] * (len(self.open) - len(known))
+        self.open = {number: self.open[number] for number in self.open if number in known}
+        self.waiting = [waiter for waiter in self.waiting if waiter.outcome is None]
 
     # -- the network
 
@@ -252,9 +388,12 @@ class LedgerMachine(RuleBasedStateMachine):
             self.holder.cancel(waiter)
         for hold, _ in list(self.open.values()):
             self.holder.void(hold)
+        self.another_holder_gives_back()
         self.holder.drain()
         events = [event for _, event in self.store.events]
-        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        for holder in self.store.holder_rows:
+            numbers = [event.seq for owner, event in self.store.events if owner == holder]
+            assert numbers == list(range(1, len(numbers) + 1))
         assert [event.charge for event in events] == self.charges
         assert not finish(self.store.check())
         for account, charged in self.charged.items():
@@ -283,7 +422,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Charges the store may yet have to write off: they are not the customer's."""
         return sum(
             event.short[0]
-            for event in self.holder.journal.events
+            for event in self.holder.engine.book.outbox
             if event.account_id == account and event.short
         )
 
