@@ -173,9 +173,10 @@ def _stop(process: subprocess.Popen[str]) -> str:
 def _judge(code: int, output: str) -> Outcome:
     if code == 0:
         return Outcome(Verdict.SURVIVED, "every test passes")
-    failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
+    # Books are audited after a test as well; an error before one says that the fault is no good.
+    failed = re.search(r"^FAILED (\S+)|ERROR at teardown of (\S+)", output, re.MULTILINE)
     if code == 1 and failed:
-        return Outcome(Verdict.NOTICED, failed[1])
+        return Outcome(Verdict.NOTICED, failed[1] or failed[2])
     return Outcome(Verdict.BROKEN, _tail(output))
 
 
