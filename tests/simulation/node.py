@@ -155,7 +155,8 @@ class Node:
     def cut_power(self) -> None:
         """All processes die, and what was not synced may be gone, sector by sector."""
         journal, now = self.journal, trio.current_time()
-        if any(process.paused for process in self.processes):
+        paused = any(process.paused for process in self.processes)
+        if paused or self.disk.full or (journal is not None and journal.statistics().failed):
             self.disturbed_at = now
         self._die()
         self.disk.cut_power(lambda: self._generator.random() < 0.5)

@@ -17,9 +17,10 @@ from ledger.segments import RecoveredState
 from ledger.server import LedgerServer
 from ledger.store import HolderState, Session, StoreRefused
 from tests.simulation.oracle import WatchedJournal
+from tests.simulation.plan import Plan
 from tests.simulation.world import run
 
-SEEDS = 200
+SEEDS = 60
 
 
 def drop_the_epoch_test(patch: pytest.MonkeyPatch) -> None:
@@ -30,10 +31,6 @@ def drop_the_epoch_test(patch: pytest.MonkeyPatch) -> None:
         return row
 
     patch.setattr(MemoryStore, "_holder", holder)
-
-
-def drop_the_sequence_gate(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(MemoryStore, "_expect_sequence", staticmethod(lambda _holder, _seq: None))
 
 
 def grant_whatever_is_wanted(patch: pytest.MonkeyPatch) -> None:
@@ -106,27 +103,31 @@ def void_nothing_of_the_dead(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "worker_gone", lambda _self, _now, _instance, _occurred_at: [])
 
 
-FAULTS = [
-    drop_the_epoch_test,
-    grant_whatever_is_wanted,
-    settle_twice_after_a_restart,
-    keep_what_is_given_back,
-    lose_a_record,
-    answer_before_journalling,
-    post_before_it_is_durable,
-    forget_that_it_waits,
-    say_nothing_again,
-    void_nothing_of_the_dead,
+FAULTS: list[tuple[Callable[[pytest.MonkeyPatch], None], dict[str, float]]] = [
+    (drop_the_epoch_test, {}),
+    (grant_whatever_is_wanted, {}),
+    (settle_twice_after_a_restart, {"kill ledgerd": 2}),
+    (keep_what_is_given_back, {}),
+    (lose_a_record, {"kill ledgerd": 2}),
+    (answer_before_journalling, {"kill ledgerd": 2}),
+    (post_before_it_is_durable, {}),
+    (forget_that_it_waits, {"cut link": 0.3, "database down": 4}),
+    (say_nothing_again, {"cut link": 0.3}),
+    (void_nothing_of_the_dead, {"kill worker": 2}),
 ]
+"""With what makes each of them matter: mean seconds between two faults."""
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(("fault", "faults"), FAULTS, ids=[each.__name__ for each, _ in FAULTS])
 def test_a_deliberate_fault_is_found(
-    fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[pytest.MonkeyPatch], None],
+    faults: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fault(monkeypatch)
     for seed in range(SEEDS):
-        if violation := run(seed).violation:
-            print(f"seed {seed}: {violation}")  # noqa: T201
+        plan = Plan.of(seed)
+        plan.faults |= faults
+        if run(seed, plan).violation:
             return
     raise AssertionError(f"not found in {SEEDS} seeds")

@@ -19,7 +19,7 @@ from tests.simulation.node import Node, Worker
 from tests.simulation.scenarios import SCENARIOS, Scenario
 from tests.simulation.world import Report, World, run
 
-STRIDE = int(os.environ.get("KILL_POINT_STRIDE", "5"))
+STRIDE = int(os.environ.get("KILL_POINT_STRIDE", "15"))
 
 
 def kill_ledger(world: World) -> None:
