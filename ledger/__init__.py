@@ -9,8 +9,9 @@ Reading order: `money` (the only place that multiplies and rounds), `accounts` a
 `store` (what the books can do, and the words used), `errors` (why the ledger refuses), `limits`,
 `fleet` and `valkey` (limits that several nodes share), `pool` (the credit of one lease),
 `reservation`, `messages` (what workers and their ledger say), `engine` (the sans-IO core) with its
-parts `book`, `outbox`, `waiting` and `lanes`, `journal` and `segments`, `server` (engine + journal +
-lanes), `link` (how workers reach it), `client` (what a worker holds), `postgres` and `memory` (two stores), `reaper` (what becomes of the leases of
-a holder that fell silent), `directory` (accounts, keys and the price list in Postgres), `usage`,
-`verify`, `migrate`, `connection` (as which role).
+parts `book`, `outbox`, `waiting` and `lanes`, `journal` and `segments`, `server` (engine + journal
++ lanes), `link` (how workers reach it), `client` (what a worker holds), `postgres` and `memory`
+(two stores), `reaper` (what becomes of the leases of a holder that fell silent), `directory`
+(accounts, keys and the price list in Postgres), `usage`, `verify`, `migrate`, `connection` (as
+which role).
 """
