@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,7 @@ IMPLAUSIBLE_FACTOR = 3
 RETRY_AFTER_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
 JOURNALLED_SECONDS = 5.0  # a ledger that restarts takes less
+SWEEP_SECONDS = 0.05
 UNCONFIRMED_MAX = 50_000  # reservations of one shard; more are not begun
 
 
@@ -68,6 +70,8 @@ class Link(Protocol):
     """The way to one shard of the ledger; see `ledger.link`."""
 
     instance: int
+    sweeps: bool
+    """Whether it runs the listener's `sweep`; else callers look after their own time."""
 
     def attach(self, listener: Listener) -> None:
         """Say from now on what is heard. Called once."""
@@ -81,6 +85,9 @@ class Listener(Protocol):
 
     def hear(self, replies: Sequence[Reply]) -> None: ...
 
+    async def sweep(self) -> None:
+        """To be run as long as the link is, connected or not."""
+
     def introduce(self) -> tuple[list[OpenReservation], list[Message]]:
         """What a new link begins with: what is still open, and what was not answered yet."""
 
@@ -92,7 +99,6 @@ class Reservation:
         "_asked",
         "_attempts",
         "_closing",
-        "_event",
         "_extend_seconds",
         "_granted",
         "_notes",
@@ -126,7 +132,6 @@ class Reservation:
         self._asked = 0  # the amount that an extension shall lead to; 0: none is under way
         self._attempts = 0
         self._notes: list[Message] = []  # said, and to be said again after a broken link
-        self._event: trio.Event | None = None
 
     @property
     def open(self) -> bool:
@@ -293,8 +298,7 @@ class Reservation:
                 self.balance = reply.balance
             case messages.Refused():
                 self._refusal = refusal_of(reply.facts)
-        if self._event is not None:
-            self._event.set()
+        self._shard.lounge.wake(self)
 
     def unanswered(self) -> list[Message]:
         """Everything to be said again, in its order."""
@@ -305,12 +309,8 @@ class Reservation:
 
     async def _heard(self, enough: Callable[[], bool], seconds: float) -> None:
         """Wait until `enough`, within bounds; no checkpoint if it is so already."""
-        if enough():  # as a rule, where the ledger is in this process: a scope costs more than all
-            return
-        with trio.move_on_after(seconds):
-            while not enough():
-                self._event = trio.Event()
-                await self._event.wait()
+        if not enough():  # as a rule it is, where the ledger is in this process
+            await self._shard.lounge.wait(self, enough, seconds)
 
     def _say(self, message: Message) -> None:
         self._notes.append(message)
@@ -319,6 +319,59 @@ class Reservation:
     def _refuse_closed(self) -> None:
         if not self.open:
             raise ReservationClosed(f"reservation {self.id} is closed")
+
+
+class _Lounge:
+    """Where callers wait for what their reservation hears, each for a time of its own.
+
+    A cancel scope for each wait would cost more than all else that a worker does for its ledger.
+    So one task, which the link runs, looks after all of them: who has waited for too long is woken
+    up to `SWEEP_SECONDS` late. A link in this process answers at once but for those who wait for
+    credit; it runs no task, and those few have scopes.
+    """
+
+    def __init__(self, *, swept: bool) -> None:
+        self._swept = swept
+        self._waiting: dict[Reservation, tuple[trio.lowlevel.Task, float]] = {}
+        self._occupied = trio.Event()
+
+    async def wait(
+        self, reservation: Reservation, enough: Callable[[], bool], seconds: float
+    ) -> None:
+        """Until `enough` or for `seconds`; looks whenever the reservation has heard something."""
+        deadline = trio.current_time() + seconds
+        with nullcontext() if self._swept else trio.move_on_after(seconds):
+            while not enough() and trio.current_time() < deadline:
+                await self._sit(reservation, deadline)
+
+    def wake(self, reservation: Reservation) -> None:
+        """It has heard something."""
+        found = self._waiting.pop(reservation, None)
+        if found is not None:
+            trio.lowlevel.reschedule(found[0])
+
+    async def sweep(self) -> None:
+        """Wake who has waited for too long, until cancelled."""
+        while True:
+            if not self._waiting:
+                self._occupied = trio.Event()
+                await self._occupied.wait()
+            await trio.sleep(SWEEP_SECONDS)
+            now = trio.current_time()
+            late = [each for each, (_, deadline) in self._waiting.items() if deadline <= now]
+            for reservation in late:
+                self.wake(reservation)
+
+    async def _sit(self, reservation: Reservation, deadline: float) -> None:
+        assert reservation not in self._waiting, "one caller waits for a reservation"
+        self._waiting[reservation] = trio.lowlevel.current_task(), deadline
+        self._occupied.set()
+
+        def leave(_raise_cancel: object) -> trio.lowlevel.Abort:
+            del self._waiting[reservation]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(leave)
 
 
 class _Shard:
@@ -330,6 +383,8 @@ class _Shard:
         self._reservations: dict[int, Reservation] = {}
         self._flushes: dict[int, trio.Event] = {}
         self._counter = itertools.count(1)
+        self.lounge = _Lounge(swept=link.sweeps)
+        self.sweep = self.lounge.sweep
         link.attach(self)
 
     def reserve(self, request: ReservationRequest, extend_seconds: float) -> Reservation:

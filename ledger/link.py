@@ -93,6 +93,8 @@ def is_alive(worker: Worker) -> bool:
 class LocalLink:
     """The link of a worker that lives and dies with its ledger."""
 
+    sweeps = False
+
     def __init__(self, server: LedgerServer) -> None:
         self.instance = WorkerIdentity.of_this_process().instance
         self._server = server
@@ -177,6 +179,8 @@ class Frames:
 class StreamLink:
     """A worker's end of a link over any stream; `run` keeps it connected."""
 
+    sweeps = True
+
     def __init__(
         self, connect: Callable[[], Awaitable[trio.abc.Stream]], *, worker: WorkerIdentity
     ) -> None:
@@ -207,8 +211,10 @@ class StreamLink:
 
         Raises LinkRejected.
         """
+        assert self._listener is not None, "nobody listens"
         started = False
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listener.sweep)
             while not self._rejected:
                 try:
                     async with await self._connect() as stream:
@@ -228,6 +234,7 @@ class StreamLink:
                 finally:
                     self._outgoing = None
                 await trio.sleep(RECONNECT_SECONDS)
+            nursery.cancel_scope.cancel()
         raise LinkRejected("another worker goes by the same number")
 
     def _introduce(self) -> _Outgoing:
