@@ -144,27 +144,25 @@ class Limiter:
     ) -> tuple[LimitState, ...] | Denied:
         """Consume one request, `tokens` tokens and one slot, or deny and consume nothing."""
         worst: LimitRef | None = None
-        wait = 0.0
+        longest = 0.0
+        levels = []  # what each counter becomes
         for ref in refs:
-            needed = self._wait(now, ref, tokens)
-            if needed > wait:
-                worst, wait = ref, needed
+            level, wait = self._with(now, ref, tokens)
+            levels.append(level)
+            if wait > longest:
+                worst, longest = ref, wait
         if worst is not None:
-            states = tuple([self._state(now, ref) for ref in refs])
-            never = wait == float("inf")
-            return Denied(worst, WINDOW_SECONDS if never else wait, never, states)
-        for ref in refs:
+            states = tuple([_state(ref, self._level(now, ref)) for ref in refs])
+            never = longest == float("inf")
+            return Denied(worst, WINDOW_SECONDS if never else longest, never, states)
+        for ref, level in zip(refs, levels, strict=True):
             if ref.kind == "concurrent":
-                self._open[ref.scope] = self._open.get(ref.scope, 0) + 1
+                self._open[ref.scope] = int(level)
             else:
-                key = ref.scope, ref.kind
-                weight = 1 if ref.kind == "rpm" else tokens
-                self._tat[key] = (
-                    max(self._tat.get(key, now), now) + weight * WINDOW_SECONDS / ref.limit
-                )
+                self._tat[ref.scope, ref.kind] = now + level
         if len(self._tat) >= self._sweep_at:
             self._forget_idle(now)
-        return tuple([self._state(now, ref) for ref in refs])
+        return tuple([_state(ref, level) for ref, level in zip(refs, levels, strict=True)])
 
     def occupy(self, refs: Sequence[LimitRef]) -> None:
         """A request that is under way takes its slots again, after a restart."""
@@ -209,26 +207,28 @@ class Limiter:
     def lost(self, now: float) -> None:
         """Nothing was asked for."""
 
-    def _wait(self, now: float, ref: LimitRef, tokens: int) -> float:
-        """Seconds until `ref` could admit: 0 now, infinity never."""
+    def _level(self, now: float, ref: LimitRef) -> float:
+        """How far a counter is: slots taken, or seconds that the limit is spent ahead."""
         if ref.kind == "concurrent":
-            if self._open.get(ref.scope, 0) < ref.limit:
-                return 0.0
-            return CONCURRENT_RETRY_SECONDS if ref.limit > 0 else float("inf")
+            return self._open.get(ref.scope, 0)
+        return max(self._tat.get((ref.scope, ref.kind), now) - now, 0.0)
+
+    def _with(self, now: float, ref: LimitRef, tokens: int) -> tuple[float, float]:
+        """How far it would be with this request, and the seconds until it may be so.
+
+        0: now, infinity: never.
+        """
+        level = self._level(now, ref)
+        if ref.kind == "concurrent":
+            if level < ref.limit:
+                return level + 1, 0.0
+            return level, CONCURRENT_RETRY_SECONDS if ref.limit > 0 else float("inf")
         weight = 1 if ref.kind == "rpm" else tokens
         if weight > ref.limit or ref.limit <= 0:
-            return float("inf")
-        ahead = max(self._tat.get((ref.scope, ref.kind), now) - now, 0.0)
-        late = ahead + weight * WINDOW_SECONDS / ref.limit - WINDOW_SECONDS
-        return late if late > _ROUNDING else 0.0
-
-    def _state(self, now: float, ref: LimitRef) -> LimitState:
-        if ref.kind == "concurrent":
-            used = self._open.get(ref.scope, 0)
-            return LimitState(ref.kind, ref.limit, max(ref.limit - used, 0), 0.0)
-        ahead = max(self._tat.get((ref.scope, ref.kind), now) - now, 0.0)
-        left = int((WINDOW_SECONDS + _ROUNDING - ahead) * ref.limit / WINDOW_SECONDS)
-        return LimitState(ref.kind, ref.limit, min(max(left, 0), ref.limit), ahead)
+            return level, float("inf")
+        level += weight * WINDOW_SECONDS / ref.limit
+        late = level - WINDOW_SECONDS
+        return level, late if late > _ROUNDING else 0.0
 
     def _shift(self, ref: LimitRef, weight: int) -> None:
         key = ref.scope, ref.kind
@@ -247,3 +247,11 @@ class Limiter:
         """Amortised: runs when the table has doubled since the last time."""
         self._tat = {key: tat for key, tat in self._tat.items() if tat > now}
         self._sweep_at = max(_SWEEP_MIN, 2 * len(self._tat))
+
+
+def _state(ref: LimitRef, level: float) -> LimitState:
+    """What is left of a limit whose counter is at `level`."""
+    if ref.kind == "concurrent":
+        return LimitState(ref.kind, ref.limit, max(ref.limit - int(level), 0), 0.0)
+    left = int((WINDOW_SECONDS + _ROUNDING - level) * ref.limit / WINDOW_SECONDS)
+    return LimitState(ref.kind, ref.limit, min(max(left, 0), ref.limit), level)
