@@ -31,6 +31,7 @@ FAREBOX = (sys.executable, "-m", "farebox")
 START_SECONDS = 60
 STOP_SECONDS = 30
 EFFECTIVE_TRIES = 100
+EFFECTIVE_SECONDS = 1.0  # a change is effective everywhere
 SANDBOX = (sys.executable, "-m", "farebox.sandbox")
 
 LOOPBACK = """
@@ -150,11 +151,13 @@ class GatewayProcess:
             assert not found, self.tail()
 
     def new_key(self, account: str, credit: str = "10.00", *options: str) -> str:
-        """A key of a new account, once the gateway knows it."""
+        """A key of a new account, once every worker of the gateway knows it."""
         self.record("account", "create", account, "--credit", credit, *options)
         key = str(self.record("key", "create", f"{account}/default")["key"])
         for _ in range(EFFECTIVE_TRIES):
             if self.knows(key):
+                if "workers" in self.config.read_text():  # whoever asks hears of one of them
+                    threading.Event().wait(EFFECTIVE_SECONDS)
                 return key
         raise AssertionError("the new key does not work")
 
