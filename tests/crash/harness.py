@@ -21,7 +21,12 @@ from farebox.embedded import EmbeddedPostgres
 from tests.crash import oracle
 from tests.crash.faults import Cycle, Fault, Saboteur, children_of, plan
 from tests.crash.load import CUSTOMERS, Load
-from tests.fakes.process import LOOPBACK, GatewayProcess, sandbox_process
+from tests.fakes.process import (
+    LOOPBACK,
+    GatewayProcess,
+    sandbox_process,
+    wait_until_effective,
+)
 
 WELL_SECONDS = 60
 PATIENCE_SECONDS = 5
@@ -129,6 +134,7 @@ def _open_accounts(gateway: GatewayProcess) -> dict[str, str]:
         gateway.record("account", "create", name, "--credit", str(customer.credit))
         budget = [] if customer.budget is None else ["--budget", str(customer.budget)]
         keys[name] = str(gateway.record("key", "create", f"{name}/default", *budget)["key"])
+    wait_until_effective()
     return keys
 
 

@@ -157,7 +157,7 @@ class GatewayProcess:
         for _ in range(EFFECTIVE_TRIES):
             if self.knows(key):
                 if "workers" in self.config.read_text():  # whoever asks hears of one of them
-                    threading.Event().wait(EFFECTIVE_SECONDS)
+                    wait_until_effective()
                 return key
         raise AssertionError("the new key does not work")
 
@@ -197,6 +197,11 @@ class GatewayProcess:
             for name, value in self.metrics().items()
             if name.startswith("farebox_requests_total{") and all(each in name for each in wanted)
         )
+
+
+def wait_until_effective() -> None:
+    """Until a change of accounts or keys has reached every worker, as is promised."""
+    threading.Event().wait(EFFECTIVE_SECONDS)
 
 
 def _environment() -> Mapping[str, str]:

@@ -24,17 +24,16 @@ import trio
 
 from tests.fakes.callers import Outcome, call
 from tests.fakes.process import (
-    EFFECTIVE_TRIES,
     LOOPBACK,
     GatewayProcess,
     sandbox_process,
     serving,
+    wait_until_effective,
 )
 
 CREDIT = Decimal("0.10")
 REQUESTS = 1000
 NODES = 2
-ASKED = 8  # so often that each of a node's workers has surely been asked
 UNUSABLE = Decimal("0.001")
 TOP_UP = Decimal("0.01")
 EFFECTIVE_SECONDS = 3.0  # the promise is one; other tests may share the machine
@@ -94,13 +93,8 @@ def new_key(gateways: Sequence[GatewayProcess], scarce: Scarce) -> str:
         first.record("project", "create", "acme/poor", *budget)
     options = budget if scarce.kind == "key" else []
     key = str(first.record("key", "create", "acme/poor", *options)["key"])
-    for gateway in gateways:
-        in_a_row = 0
-        for _ in range(EFFECTIVE_TRIES):
-            in_a_row = in_a_row + 1 if gateway.knows(key) else 0
-            if in_a_row == ASKED:
-                break
-        assert in_a_row == ASKED, "a worker does not know the key"
+    wait_until_effective()
+    assert all(gateway.knows(key) for gateway in gateways)
     return key
 
 
