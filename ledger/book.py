@@ -192,6 +192,17 @@ class Book:
             if part or rest:  # else the pool may have been forgotten
                 yield self._pools[pool_id], part, rest
 
+    def owe(self, now: float, event: UsageEvent) -> None:
+        """An event of the journal is to be posted, although no lease is known to cover it.
+
+        Until a session tells the lease, H holds with what is certain.
+        """
+        for pool_id, part, rest in zip(event.pools, event.covered, event.short, strict=True):
+            pool = self.pool(pool_id, now)
+            pool.unposted += part
+            pool.charged += part + rest
+            self.set_outstanding(pool, pool.outstanding + part)
+
     # -- consistency ------------------------------------------------------------------------------
 
     def check(self, pools: Iterable[HolderPool]) -> None:

@@ -105,12 +105,7 @@ class Engine:
         book = self.book
         for event in recovered.events:
             book.outbox.add(now, event)
-            for pool_id, part, rest in zip(event.pools, event.covered, event.short, strict=True):
-                pool = book.pool(pool_id, now)
-                pool.unposted += part
-                pool.charged += part + rest
-                # The lease is unknown until a session is open; H holds with what is certain.
-                book.set_outstanding(pool, pool.outstanding + part)
+            book.owe(now, event)
         for reserve in recovered.open.values():
             request = request_of(reserve)
             hold = Hold(reserve.reservation_id, request, self._pools_of(request, now), (), now)

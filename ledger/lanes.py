@@ -112,13 +112,7 @@ class Lanes:
         book = self._book
         book.outbox.restore(now, lost)
         for event in lost:
-            for pool_id in event.pools:
-                book.pool(pool_id, now)
-            for pool, part, rest in book.charges(event):
-                pool.unposted += part
-                pool.charged += part + rest
-                # The lease is unknown until a session is open; H holds with what is certain.
-                book.set_outstanding(pool, pool.outstanding + part)
+            book.owe(now, event)
 
     def missing(self, session: Session) -> Mapping[PoolId, int]:
         """What is bound or spent beyond the lease the store knows of, as absolute leases.
