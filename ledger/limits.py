@@ -33,7 +33,7 @@ _ROUNDING = 1e-6  # seconds of float error forgiven, so that the last of a full 
 _SWEEP_MIN = 1024
 
 
-class LimitRef(msgspec.Struct, frozen=True, array_like=True):
+class LimitRef(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A limit that applies to a request; (`scope`, `kind`) names what is counted.
 
     What belongs to one account starts with the same words up to a slash (`account:7`,
@@ -45,7 +45,7 @@ class LimitRef(msgspec.Struct, frozen=True, array_like=True):
     limit: int
 
 
-class LimitState(msgspec.Struct, frozen=True, array_like=True):
+class LimitState(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What is left of a limit after this request, for response headers."""
 
     kind: LimitKind
@@ -54,7 +54,7 @@ class LimitState(msgspec.Struct, frozen=True, array_like=True):
     reset_seconds: float
 
 
-class Denied(msgspec.Struct, frozen=True):
+class Denied(msgspec.Struct, frozen=True, gc=False):
     """The limit that refused (the one to wait for longest) and the state of all of them.
 
     `never_fits`: the request alone is larger than the limit, so waiting cannot help.
@@ -66,7 +66,7 @@ class Denied(msgspec.Struct, frozen=True):
     states: tuple[LimitState, ...]
 
 
-class NotYet(msgspec.Struct, frozen=True):
+class NotYet(msgspec.Struct, frozen=True, gc=False):
     """The node holds too few rights and has to ask the fleet first; nothing was consumed.
 
     Try again after the next `drawn` or `lost`.

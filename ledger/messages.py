@@ -27,7 +27,7 @@ from ledger.reservation import Amount, ReservationRequest, Settlement
 # -- what a worker says --------------------------------------------------------------------------
 
 
-class OpenReservation(msgspec.Struct, frozen=True, array_like=True):
+class OpenReservation(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A reservation that a worker still has, as it introduces itself."""
 
     reservation_id: int
@@ -35,7 +35,7 @@ class OpenReservation(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
 
 
-class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Hello(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """The first message of a link. `started` tells two processes of the same pid apart."""
 
     instance: int
@@ -44,14 +44,14 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     open: list[OpenReservation]
 
 
-class Reserve(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Reserve(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     """Set credit and limits aside. Answered by `Reserved` or `Refused`."""
 
     reservation_id: int
     request: ReservationRequest
 
 
-class Extend(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Extend(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
     """Let the reservation become `amount` as a whole; what it has already withdraws the wish.
 
     Answered by `Extended`.
@@ -61,7 +61,7 @@ class Extend(msgspec.Struct, frozen=True, array_like=True, tag=3):
     amount: Amount
 
 
-class Attempt(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class Attempt(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
     """A provider was contacted in vain, the `ordinal`-th time (from 1). Not answered."""
 
     reservation_id: int
@@ -69,14 +69,14 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, tag=4):
     settlement: Settlement
 
 
-class Settle(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class Settle(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=5):
     """Post the charge. Answered by `Closed`."""
 
     reservation_id: int
     settlement: Settlement
 
 
-class Void(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class Void(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=6):
     """Give the reservation back, or wait for it no longer. Answered by `Closed`.
 
     With a settlement a provider was contacted, and an event says so.
@@ -86,13 +86,13 @@ class Void(msgspec.Struct, frozen=True, array_like=True, tag=6):
     settlement: Settlement | None
 
 
-class Flush(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class Flush(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=7):
     """Post everything now. Answered by `Flushed`, once it is done."""
 
     number: int
 
 
-class CreditHint(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class CreditHint(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=8):
     """The account may have been credited: forget that it was exhausted. Not answered."""
 
     account_id: int
@@ -104,15 +104,15 @@ Message = Hello | Reserve | Extend | Attempt | Settle | Void | Flush | CreditHin
 # -- what the ledger answers ---------------------------------------------------------------------
 
 
-class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Welcome(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """The worker is known from here on."""
 
 
-class Rejected(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Rejected(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     """The number that the worker goes by is another's: it must start anew."""
 
 
-class Reserved(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Reserved(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
     """The permit. `limits` is what was left of each limit."""
 
     reservation_id: int
@@ -120,14 +120,14 @@ class Reserved(msgspec.Struct, frozen=True, array_like=True, tag=3):
     limits: tuple[LimitState, ...]
 
 
-class Refused(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class Refused(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
     """Nothing is held; see `refusal_of` for what `facts` are."""
 
     reservation_id: int
     facts: Facts
 
 
-class Extended(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class Extended(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=5):
     """The reservation's amount as a whole; less than was `asked` for is a refusal."""
 
     reservation_id: int
@@ -135,14 +135,14 @@ class Extended(msgspec.Struct, frozen=True, array_like=True, tag=5):
     amount: int
 
 
-class Closed(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class Closed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=6):
     """The end of the reservation is in the journal. `balance` is the account's, if known."""
 
     reservation_id: int
     balance: int | None
 
 
-class Flushed(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class Flushed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=7):
     """Everything settled before the question is posted."""
 
     number: int
@@ -154,7 +154,7 @@ Reply = Welcome | Rejected | Reserved | Refused | Extended | Closed | Flushed
 # -- refusals ------------------------------------------------------------------------------------
 
 
-class Insufficient(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Insufficient(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """`errors.InsufficientCredit`."""
 
     pool_id: int
@@ -165,7 +165,7 @@ class Insufficient(msgspec.Struct, frozen=True, array_like=True, tag=1):
     available: int
 
 
-class Limited(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Limited(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     """`errors.RateLimited`."""
 
     limit: LimitRef
@@ -174,14 +174,14 @@ class Limited(msgspec.Struct, frozen=True, array_like=True, tag=2):
     never_fits: bool
 
 
-class Unavailable(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Unavailable(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
     """`errors.LedgerUnavailable`."""
 
     retry_after: float
     reason: str
 
 
-class Suspended(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class Suspended(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
     """`errors.AccountSuspended`."""
 
     account_id: int

@@ -11,7 +11,7 @@ import msgspec
 from ledger.store import UsageEvent
 
 
-class Reserve(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Reserve(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """A reservation became pending. It is written before the permit is answered."""
 
     reservation_id: int
@@ -27,21 +27,21 @@ class Reserve(msgspec.Struct, frozen=True, array_like=True, tag=1):
     attempts: int = 0  # how many have left an event since
 
 
-class Extend(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Extend(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     """A pending reservation grew by `extra` in each of its pools."""
 
     reservation_id: int
     extra: int
 
 
-class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Settle(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
     """A reservation was posted: its event is part of the sequence from here on."""
 
     reservation_id: int
     event: UsageEvent
 
 
-class Void(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class Void(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
     """A reservation was given back; `event` only where a provider was contacted."""
 
     reservation_id: int
@@ -49,26 +49,26 @@ class Void(msgspec.Struct, frozen=True, array_like=True, tag=4):
     event: UsageEvent | None
 
 
-class Attempt(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class Attempt(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=5):
     """A failed attempt inside a reservation: an event with charge 0."""
 
     reservation_id: int
     event: UsageEvent
 
 
-class Ack(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class Ack(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=7):
     """The store has applied every event up to `applied_seq`."""
 
     applied_seq: int
 
 
-class Timeline(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class Timeline(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=6):
     """The timeline of the database that a session was opened with."""
 
     timeline: str
 
 
-class Worker(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class Worker(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=8):
     """A worker introduced itself: its reservations carry `instance` in their ids."""
 
     instance: int
@@ -76,7 +76,7 @@ class Worker(msgspec.Struct, frozen=True, array_like=True, tag=8):
     started: int
 
 
-class WorkerGone(msgspec.Struct, frozen=True, array_like=True, tag=9):
+class WorkerGone(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=9):
     """A worker's process has ended; what it left open was voided."""
 
     instance: int

@@ -37,7 +37,7 @@ Amount = Annotated[int, msgspec.Meta(ge=0, le=AMOUNT_MAX)]
 """Nano-dollars as they travel: what is out of bounds is not even decoded."""
 
 
-class ReservationRequest(msgspec.Struct, frozen=True, array_like=True):
+class ReservationRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a request may cost at most, and whom. `pools`: the account's first, then budgets."""
 
     request_id: bytes
@@ -53,7 +53,7 @@ class ReservationRequest(msgspec.Struct, frozen=True, array_like=True):
     endpoint: int
 
 
-class TokenCounts(msgspec.Struct, frozen=True, array_like=True):
+class TokenCounts(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The usage history's columns; totals are inclusive, `units` are priced units besides."""
 
     input: int = 0
@@ -63,7 +63,7 @@ class TokenCounts(msgspec.Struct, frozen=True, array_like=True):
     units: Mapping[str, int] = {}  # msgspec copies it
 
 
-class Settlement(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+class Settlement(msgspec.Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """How a reservation, or an attempt within it, ended: what its event says of itself.
 
     Amounts are nano-dollars, times milliseconds, `occurred_at` microseconds since the epoch (for

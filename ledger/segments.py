@@ -189,13 +189,13 @@ class DiskFiles:
 # -- what the log says --------------------------------------------------------------------------
 
 
-class Synced(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class Synced(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
     """The journal's own note: everything before `position` is durable."""
 
     position: int
 
 
-class Header(msgspec.Struct, frozen=True, array_like=True):
+class Header(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The first frame of a segment: who writes it, and the state when it was begun."""
 
     journal_id: bytes
