@@ -410,7 +410,7 @@ def _limits(principal: Principal, route: Route) -> tuple[LimitRef, ...]:
     model = route.model
     if not model.rpm and not model.tpm:
         return principal.limits
-    scope = f"account:{principal.account_id}:{model.id}"
+    scope = f"account:{principal.account_id}/model:{route.model_id}"
     own = [LimitRef(scope, "rpm", model.rpm)] if model.rpm else []
     own += [LimitRef(scope, "tpm", model.tpm)] if model.tpm else []
     return (*principal.limits, *own)

@@ -15,11 +15,20 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from ledger.fleet import NODES, FleetLimiter
 from ledger.limits import LimitRef
 from ledger.store import EventStatus
 from proxy.settings import ServerSettings
 from tests.fakes import provider
-from tests.fakes.gateway import ACCOUNT, KEY, World, principal_of, running
+from tests.fakes.gateway import (
+    ACCOUNT,
+    KEY,
+    World,
+    model_of,
+    principal_of,
+    providers_of,
+    running,
+)
 from tests.fakes.provider import STREAM_HEAD, Script, ScriptedProvider, chunk, delta
 
 CHAT = "/v1/chat/completions"
@@ -342,6 +351,33 @@ async def test_limit_headers_are_openai_s() -> None:
         answer = await world.connect().call(CHAT, ASK)
         assert answer.headers["x-ratelimit-limit-requests"] == "20"
         assert answer.headers["x-ratelimit-remaining-requests"] == "19"
+
+
+async def test_a_models_own_limits_count_for_an_account_and_beside_those_of_its_tier() -> None:
+    upstream = ScriptedProvider(provider.completion())
+    (host,) = providers_of("p")
+    models = [model_of("open", host), model_of("maker/tight", host, rpm=1)]
+    async with running({"p": upstream}, models=models) as world:
+        client = world.connect()
+        assert (await client.call(CHAT, ASK | {"model": "maker/tight"})).status == 200
+        assert (await client.call(CHAT, ASK | {"model": "maker/tight"})).status == 429
+        assert (await client.call(CHAT, ASK | {"model": "open"})).status == 200
+        await world.assert_books_are_clean()
+
+
+async def test_a_fleet_decides_about_the_limits_of_tier_and_model_in_one_step(
+    autojump_clock: MockClock,
+) -> None:
+    (host,) = providers_of("p")
+    tier = LimitRef(f"account:{ACCOUNT}", "rpm", 60)
+    models = [model_of("maker/tight", host, rpm=10)]
+    upstream = ScriptedProvider(provider.completion())
+    async with running({"p": upstream}, models=models, limits=(tier,)) as world:
+        fleet = world.server.engine.limiter = FleetLimiter("node")
+        answer = await world.connect().call(CHAT, ASK | {"model": "maker/tight"})
+        assert answer.status == 503  # nobody decides
+        (draw,) = [draw for draw in fleet.next_draws(0) if draw.tag != NODES]
+        assert [ask.limit for ask in draw.rights] == [60, 10]
 
 
 # -- upstreams that fail --------------------------------------------------------------------------
