@@ -24,7 +24,7 @@ from console.settings import ConsoleSettings, StripeSettings
 from evals.settings import RoutingSettings
 from farebox.decode import Problems, map_strings, nearest, table
 from farebox.presets import AUTH_BY_PROTOCOL, PRESETS
-from ledger.fleet import LIMIT_MAX
+from ledger.draws import LIMIT_MAX
 from ledger.settings import DatabaseSettings
 from ledger.valkey import client_missing, parse_url
 from proxy.settings import (

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 
 if TYPE_CHECKING:  # the fleet's words build on these
-    from ledger.fleet import Draw, DrawReply
+    from ledger.draws import Draw, DrawReply
 
 LimitKind = Literal["rpm", "tpm", "concurrent"]
 

@@ -26,15 +26,8 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
-from ledger.fleet import (
-    EXPIRY_SECONDS,
-    POLL_SECONDS,
-    UNITS,
-    Draw,
-    DrawReply,
-    RightsReply,
-    SlotsReply,
-)
+from ledger.draws import EXPIRY_SECONDS, UNITS, Draw, DrawReply, RightsReply, SlotsReply
+from ledger.fleet import POLL_SECONDS
 from ledger.limits import LimiterPort
 
 if TYPE_CHECKING:

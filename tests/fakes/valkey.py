@@ -21,17 +21,17 @@ from pathlib import Path
 
 import trio
 
-from ledger.fleet import (
+from ledger.draws import (
     EXPIRY_SECONDS,
     UNITS,
     Draw,
     DrawReply,
-    FleetLimiter,
     RightsAsk,
     RightsReply,
     SlotsAsk,
     SlotsReply,
 )
+from ledger.fleet import FleetLimiter
 from ledger.limits import Denied, LimitRef, LimitState, NotYet
 from tests.fakes.node import cannot_run
 

@@ -8,20 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger.fleet import (
-    CHUNK_PARTS,
-    CHUNK_SECONDS,
-    DRAWS_MAX,
-    EXPIRY_SECONDS,
-    LIMIT_MAX,
-    NODES,
-    POLL_SECONDS,
-    RENEW_SECONDS,
-    UNITS,
-    Draw,
-    DrawReply,
-    FleetLimiter,
-)
+from ledger.draws import EXPIRY_SECONDS, LIMIT_MAX, RENEW_SECONDS, UNITS, Draw, DrawReply
+from ledger.fleet import DRAWS_MAX, NODES, POLL_SECONDS, FleetLimiter
 from ledger.limits import (
     WINDOW_SECONDS,
     Denied,
@@ -31,6 +19,7 @@ from ledger.limits import (
     LimitState,
     NotYet,
 )
+from ledger.rights import CHUNK_PARTS, CHUNK_SECONDS
 from tests.fakes.valkey import ModelValkey, Node, Request
 
 RPM = LimitRef("account:1", "rpm", 60)

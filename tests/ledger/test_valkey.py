@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from ledger import valkey
-from ledger.fleet import (
+from ledger.draws import (
     EXPIRY_SECONDS,
-    POLL_SECONDS,
     UNITS,
     Draw,
     DrawReply,
-    FleetLimiter,
     RightsAsk,
     RightsReply,
     SlotsAsk,
     SlotsReply,
 )
+from ledger.fleet import POLL_SECONDS, FleetLimiter
 from ledger.limits import LimitRef, NotYet
 from ledger.valkey import QuotaLane, QuotasUnavailable, ValkeyQuotas, parse_url, read_reply
 from tests.fakes.valkey import ModelValkey, ValkeyServer, serve

@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from ledger.fleet import EXPIRY_SECONDS, POLL_SECONDS
+from ledger.draws import EXPIRY_SECONDS
+from ledger.fleet import POLL_SECONDS
 from ledger.limits import WINDOW_SECONDS, Denied, LimitRef
 from ledger.valkey import QuotasUnavailable, ValkeyQuotas
 from tests.fakes.valkey import Node, Request, ValkeyServer, serve
