@@ -1,6 +1,13 @@
 """Proxy: the data plane. One exchange, from its first byte to settled.
 
 Files in the order in which a request meets them: `listener` (accept), `connection` (HTTP/1.1 over
-trio), `exchange` (the life of one request: start here), `surfaces`, `authenticate`, `admit`,
-`route`, `reserve`, `fallback`, `upstream`, `relay`, `settle`, `record`.
+a `transport`), `exchange` (the life of one request: start here), `authenticate`, `admit`,
+`idempotency` (with `answers`, where they are kept), `route`, `calls` (the request as each candidate
+gets it), `reserve`, `fallback`, `upstream`, `relay` (with `allowance` and `outputs`, for streams
+that hold less than their cap), `settle`, `record`.
+
+What a request may ask for beside an answer: `models`, `count` (tokens), `receipts`, `stored` and
+`state` (responses that are kept, sealed by `sealing`). What all exchanges share is in `gateway`:
+`deadlines`, `watch` (clients that leave), `keep_alive`, `metrics`; `settings` and `database` (for
+what a request itself has to wait for) are used throughout.
 """
