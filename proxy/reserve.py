@@ -35,7 +35,7 @@ from ledger.errors import (
     LedgerUnavailable,
     RateLimited,
 )
-from ledger.money import cost_and_charge, format_usd
+from ledger.money import AMOUNT_MAX, cost_and_charge, format_usd
 from ledger.store import EventStatus
 from proxy import settle
 from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance
@@ -205,7 +205,7 @@ class Hold:
         self._begun = need.output_tokens
         if outputs is not None and need.stream and not need.is_capped:
             self._begun = min(outputs.start(route.model.id) * need.choices, need.output_tokens)
-        record.reserved = need.amount_of(self._begun, route)
+        record.reserved = _askable(need.amount_of(self._begun, route))
         self._request = ReservationRequest(
             request_id=record.request_id,
             account_id=principal.account_id,
@@ -353,7 +353,7 @@ class Hold:
             return False
         self._need = need = need.capped(cap)
         self._begun = need.output_tokens
-        self._record.reserved = need.amount(self._route)
+        self._record.reserved = _askable(need.amount(self._route))
         self._request = msgspec.structs.replace(
             self._request,
             amount=self._record.reserved,
@@ -387,6 +387,11 @@ class Hold:
             required_usd=format_usd(error.required),
             affordable_output_tokens=affordable,
         )
+
+
+def _askable(amount: int) -> int:
+    """What to ask the ledger for: it knows no more than AMOUNT_MAX, which nobody has."""
+    return min(amount, AMOUNT_MAX)
 
 
 def _refusal(error: LedgerError, refusals: Refusals, now: float) -> errors.APIError:

@@ -7,26 +7,42 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterable
 from unittest.mock import patch
 
 import pytest
 import trio
+from msgspec.msgpack import Decoder, Encoder
 from trio.testing import MockClock
 
-from adapters.catalogue import Protocol, Provider
+from adapters.catalogue import Model, Protocol, Provider, Upstream
 from adapters.codec import Call
+from adapters.pricing import build_schedule
 from ledger.keys import keyed_hash
+from ledger.messages import Message, Reserve
+from ledger.pool import BUDGET_POOL_MIN
+from ledger.server import Peer
 from ledger.store import EventStatus
 from proxy.calls import Calls
 from proxy.route import Candidate
 from tests.fakes import provider
-from tests.fakes.gateway import KEY, SECRET, Handler, World, model_of, principal_of, running
+from tests.fakes.gateway import (
+    ACCOUNT,
+    KEY,
+    SECRET,
+    Handler,
+    World,
+    model_of,
+    principal_of,
+    running,
+)
 from tests.fakes.provider import STREAM_END, STREAM_HEAD, ScriptedProvider, Step, chunk, delta
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
 OTHER_KEY = "sk_farebox_other"
+BUDGET = BUDGET_POOL_MIN + 1
 HELLO = [{"role": "user", "content": "Hi"}]
 
 Json = dict[str, object]
@@ -143,6 +159,45 @@ async def test_a_stop_sequence_does_not_cut_off_the_figures(
         (event,) = await world.flushed()
         assert event.output_tokens == pytest.approx(tokens, abs=1)
         await world.assert_books_are_clean()
+
+
+# -- more than can be counted ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pools", [(ACCOUNT,), (ACCOUNT, BUDGET)], ids=["balance", "budget"])
+async def test_no_wish_is_too_large_to_be_told_to_the_ledger(pools: tuple[int, ...]) -> None:
+    """What cannot be said to it would end the link, for everybody who shares the worker."""
+    dear = build_schedule({"input": "150.00", "output": "600.00"})
+    upstream = Upstream(speaking("p", "openai-responses"), "upstream-model", dear)
+    model = Model("gpt", ((upstream,),), prices=dear)
+    principal = principal_of(pools=pools)
+    async with running({}, models=[model], principal=principal) as world:
+        world.store.add_budget(BUDGET, ACCOUNT, 10**9)
+        heard = listen_in(world)
+        for calls in (2**31 - 1, 10**7, 10**3):
+            body = {"model": "gpt", "input": "Hi", "max_tool_calls": calls}
+            refused = await world.connect().call(
+                RESPONSES, {**body, "tools": [{"type": "web_search"}]}
+            )
+            assert refused.status in (402, 503), refused.body
+        travelled = Decoder(list[Message]).decode(Encoder().encode(heard))
+        asked = [each.request for each in travelled if isinstance(each, Reserve)]
+        assert len(asked) >= 3
+        await world.assert_books_are_clean()
+
+
+def listen_in(world: World) -> list[Message]:
+    """Everything that the worker says to its ledger from now on."""
+    heard: list[Message] = []
+    handle = world.server.handle
+
+    def handled(peer: Peer, said: Iterable[Message]) -> None:
+        messages = list(said)
+        heard.extend(messages)
+        handle(peer, messages)
+
+    world.server.handle = handled  # type: ignore[method-assign] # heard on the way
+    return heard
 
 
 # -- breaking it ----------------------------------------------------------------------------------
