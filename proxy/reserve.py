@@ -134,22 +134,9 @@ async def admit(
 
     The headers tell what is left of the limits; `now` is wall time. Raises APIError.
     """
-    first = route.candidates[0]
     try:
         reservation = await ledger.reserve(
-            ReservationRequest(
-                request_id=record.request_id,
-                account_id=principal.account_id,
-                key_id=principal.key_id,
-                pools=principal.pools,
-                amount=0,
-                tokens=0,
-                limits=_limits(principal, route),
-                model_id=route.model_id,
-                provider_id=first.provider_id,
-                price_id=first.base_price.price_id,
-                endpoint=endpoint,
-            )
+            _request(principal, route, record, endpoint, amount=0, tokens=0)
         )
     except LedgerError as error:
         raise _refusal(error, record.refusals, now) from error
@@ -201,23 +188,13 @@ class Hold:
         self._need = need
         self._now = now
         self._record = record
-        first = route.candidates[0]
         self._begun = need.output_tokens
         if outputs is not None and need.stream and not need.is_capped:
             self._begun = min(outputs.start(route.model.id) * need.choices, need.output_tokens)
         record.reserved = _askable(need.amount_of(self._begun, route))
-        self._request = ReservationRequest(
-            request_id=record.request_id,
-            account_id=principal.account_id,
-            key_id=principal.key_id,
-            pools=principal.pools,
-            amount=record.reserved,
-            tokens=need.bound.input_tokens + self._begun,
-            limits=_limits(principal, route),
-            model_id=route.model_id,
-            provider_id=first.provider_id,
-            price_id=first.base_price.price_id,
-            endpoint=endpoint,
+        tokens = need.bound.input_tokens + self._begun
+        self._request = _request(
+            principal, route, record, endpoint, amount=record.reserved, tokens=tokens
         )
         self.answer: Answer | None = None
         self.reservation: Reservation
@@ -318,10 +295,8 @@ class Hold:
     def settle(self, *, cut: bool = False) -> Settled:
         """Charge the answer as far as it has come."""
         assert self.answer is not None, "only an answer can be charged"
-        if self._outputs is not None:
-            self._record.reserved = self.reservation.amount
-            if not cut:
-                self._learn(self._outputs, self.answer)
+        if self._outputs is not None and not cut:
+            self._learn(self._outputs, self.answer)
         return settle.post(
             self.reservation,
             self._record,
@@ -387,6 +362,26 @@ class Hold:
             required_usd=format_usd(error.required),
             affordable_output_tokens=affordable,
         )
+
+
+def _request(
+    principal: Principal, route: Route, record: Record, endpoint: int, *, amount: int, tokens: int
+) -> ReservationRequest:
+    """What is said to the ledger; until it is known who serves, the first candidate stands."""
+    first = route.candidates[0]
+    return ReservationRequest(
+        request_id=record.request_id,
+        account_id=principal.account_id,
+        key_id=principal.key_id,
+        pools=principal.pools,
+        amount=amount,
+        tokens=tokens,
+        limits=_limits(principal, route),
+        model_id=route.model_id,
+        provider_id=first.provider_id,
+        price_id=first.base_price.price_id,
+        endpoint=endpoint,
+    )
 
 
 def _askable(amount: int) -> int:

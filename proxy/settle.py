@@ -10,6 +10,7 @@ from adapters import pricing
 from adapters.canonical import Usage
 from adapters.codec import Relay
 from ledger.client import Reservation, Settled, TokenCounts, bill
+from ledger.money import Price
 from ledger.store import EventStatus
 from proxy.record import Record
 from proxy.route import Candidate
@@ -34,9 +35,8 @@ def post(
     """
     counted = relay.counted(input_text_bytes)
     usage = counted.usage
-    rates = pricing.variant(candidate.schedule, usage.input_tokens, usage.service_tier)
     settled = reservation.settle(
-        price=candidate.prices[rates],
+        price=_price(candidate, usage),
         provider_id=candidate.provider_id,
         quantities=pricing.quantities(usage),
         tokens=_tokens(usage),
@@ -61,12 +61,17 @@ def quote(
 ) -> tuple[int, bool]:
     """The charge that `post` would make of a complete answer, and whether it is estimated."""
     counted = relay.counted(input_text_bytes)
-    usage = counted.usage
-    rates = pricing.variant(candidate.schedule, usage.input_tokens, usage.service_tier)
-    price, quantities = candidate.prices[rates], pricing.quantities(usage)
+    price, quantities = _price(candidate, counted.usage), pricing.quantities(counted.usage)
     status = _status(cut=False, estimated=counted.estimated)
-    charge = bill(price, quantities, reservation.amount, status, plausible)[1]
+    _, charge, _ = bill(price, quantities, reservation.amount, status, plausible)
     return charge, counted.estimated
+
+
+def _price(candidate: Candidate, usage: Usage) -> Price:
+    """The row that applies to so long an input, at the tier that served it."""
+    return candidate.prices[
+        pricing.variant(candidate.schedule, usage.input_tokens, usage.service_tier)
+    ]
 
 
 def _status(*, cut: bool, estimated: bool) -> EventStatus:

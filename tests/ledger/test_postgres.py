@@ -825,9 +825,22 @@ async def test_an_abandoned_call_leaves_the_store_usable(
     assert await holder.store.check() == []
 
 
-async def test_maintenance_makes_partitions_once(store: PostgresStore) -> None:
-    await store.maintain()
-    await store.maintain()
+async def test_maintenance_makes_the_partitions_that_are_missing(
+    store: PostgresStore, database: str
+) -> None:
+    last = scalar(
+        database,
+        """
+        SELECT max(inhrelid::regclass::text) FROM pg_inherits
+         WHERE inhparent = 'ledger.usage_event'::regclass
+           AND inhrelid::regclass::text ~ '[0-9]$'
+        """,
+    )
+    with psycopg.connect(database) as connection:
+        connection.execute(f"DROP TABLE {last}".encode())
+    for _ in range(2):
+        await store.maintain()
+        assert scalar(database, f"SELECT to_regclass('{last}') IS NOT NULL")
 
 
 async def test_a_server_that_goes_away_comes_back(postgres_server: TestServer) -> None:
