@@ -217,6 +217,7 @@ class Worker:
                 gateway.load,
                 gateway.log,
                 self._responses,
+                self._answers,
             ):
                 services.start_soon(service.run)
             # What lives for the whole process is not worth scanning at every collection.

@@ -1,9 +1,10 @@
 """Where answers are kept for their `Idempotency-Key`; what they are for is in `idempotency`.
 
 One row for each (account, key), claimed before a request does anything, answered before it is
-charged, gone after a day. Times are wall clocks of gateways, which may differ: a row that one of
-them thinks stale although its request runs is lost to that request, which is then not charged. So a
-wrong clock costs an answer, never a customer.
+charged, gone after a day. A row that says `running` can be taken over once its maker has died
+(`presence`), or by its times. Those are wall clocks of gateways, which may differ: a row that one
+of them thinks stale although its request runs is lost to that request, which is then not charged.
+So a wrong clock, or a process that only seems dead, costs an answer, never a customer.
 
 Whoever calls waits for the database, and bounds that wait: a call that is cancelled goes on in its
 thread, and what it does then harms nobody.
@@ -24,6 +25,7 @@ import trio
 
 from adapters.errors import InvalidAPIKey, Overloaded
 from proxy.database import Connections, Work, brief
+from proxy.presence import Presence
 from proxy.sealing import ProjectKey, Unreadable, Wrapping
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ SELECT a.request_id, a.project_id, a.fingerprint, a.state,
        k.wrapped
   FROM stored.claim_answer(%(account)s, %(key)s, %(project)s, %(key_id)s, %(request)s::uuid,
                            %(fingerprint)b, to_timestamp(%(now)s), to_timestamp(%(stale)s),
-                           to_timestamp(%(expires)s)) AS a
+                           to_timestamp(%(expires)s), %(maker)s) AS a
   LEFT JOIN stored.project_key k ON k.key_id = a.key_id AND k.secret_id = %(secret)b
 """
 # Said again it finds its own word: a reply that was lost changes nothing.
@@ -125,7 +127,8 @@ class AnswerStore(Protocol):
 class PostgresAnswers:
     """`AnswerStore` on a migrated database. `aclose` lets the connections go.
 
-    What was sealed under another deployment secret is lost.
+    `run` it, so that a retry need not wait once this process has died. What was sealed under
+    another deployment secret is lost.
     """
 
     def __init__(
@@ -138,8 +141,14 @@ class PostgresAnswers:
         self._wrapping = Wrapping(secret)
         self._log = log
         self._connections = Connections(conninfo)
+        self._presence = Presence(conninfo, log)
         self._claims = trio.CapacityLimiter(_CLAIMS_MAX)
         self._keeps = trio.CapacityLimiter(_KEEPS_MAX)
+
+    async def run(self) -> None:
+        """Be seen to live, until cancelled. What is claimed before that, or while the database is
+        away, can only become stale."""
+        await self._presence.run()
 
     async def aclose(self) -> None:
         """Close every connection; running calls end as they end."""
@@ -203,6 +212,7 @@ class PostgresAnswers:
             "now": now,
             "stale": asked.stale,
             "expires": asked.expires,
+            "maker": self._presence.number,
             "secret": self._wrapping.secret_id,
         }
         ((request_id, project_id, fingerprint, state, content, wrapped),) = connection.execute(

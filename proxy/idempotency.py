@@ -10,8 +10,9 @@ What "charged once" rests on:
 1. A request with a key is charged only after its row says `answered`, and the row does so only for
    the request that holds the key. So a row that says `running` was charged to nobody, however long
    ago its gateway died, and whatever is still in a journal somewhere.
-2. A stale `running` row may therefore be taken over. A request that lost its row (a gateway that
-   slept, a wrong clock) finds out when it wants to keep its answer, and is not charged.
+2. A `running` row whose process has died, or that is stale, may therefore be taken over. A request
+   that lost its row although it lived (the database was started again, a gateway slept, a wrong
+   clock) finds out when it wants to keep its answer, and is not charged.
 3. Where the database does not take the answer in time, nothing is charged: the client gets an
    error in place of the end of its answer, and the provider's cost is booked as nobody's.
 4. The answer is complete in the database before its last byte leaves. A crash between keeping and
@@ -210,7 +211,7 @@ class Claim:
         try:
             if not self.kept and self.replay is None:
                 store = self._answers.store
-                with contextlib.suppress(APIError):  # it becomes stale, and can be had then
+                with contextlib.suppress(APIError):  # until it is stale, or this process has ended
                     await _in_time(_FORGET_SECONDS, lambda: store.forget(self._asked))
         finally:
             self._answers.give_back(self._size)

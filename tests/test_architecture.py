@@ -49,6 +49,7 @@ ONLY_IN = {
         "proxy/database.py",
         "proxy/state.py",
         "proxy/answers.py",
+        "proxy/presence.py",
         "proxy/receipts.py",
     ),
     "glide": ("ledger/valkey.py",),

@@ -77,13 +77,15 @@ class _Row:
 class MemoryAnswers:
     """`AnswerStore` without a database. While `away`, nothing is heard of it.
 
-    Calls take `seconds`. `charged` says whether the books know of a charge for a request.
+    Calls take `seconds`. `charged` says whether the books know of a charge for a request. `died`
+    are requests whose makers are taken for dead.
     """
 
     def __init__(self, charged: Callable[[bytes], bool] = lambda request_id: False) -> None:
         self.away = False
         self.seconds = 0.0
         self.charged = charged
+        self.died: set[bytes] = set()
         self._rows: dict[tuple[int, str], _Row] = {}
 
     def __len__(self) -> int:
@@ -123,7 +125,8 @@ class MemoryAnswers:
 
     def _may_take_over(self, row: _Row, asked: Asked, now: float) -> bool:
         holder = row.asked
-        if row.state is not State.RUNNING or holder.stale > now or _what(holder) != _what(asked):
+        over = holder.stale <= now or holder.request_id in self.died
+        if row.state is not State.RUNNING or not over or _what(holder) != _what(asked):
             return False
         if self.charged(holder.request_id):
             row.state = State.LOST

@@ -28,6 +28,10 @@ NOW = 1_800_000_000.0
 STALE = NOW + 1000
 EXPIRES = NOW + 86_400
 ACCOUNT, OURS, THEIRS = 1, 1, 2
+LOCKS = (
+    "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 SAID = Answer(200, [("content-type", "text/event-stream"), ("x", "1")], b"data: \x00\xff\n\n")
 
 
@@ -62,6 +66,23 @@ async def opened(database: str, secret: bytes = SECRET) -> AsyncIterator[Postgre
         yield store
     finally:
         await store.aclose()
+
+
+@contextlib.asynccontextmanager
+async def living(database: str) -> AsyncIterator[PostgresAnswers]:
+    """A store whose process lives for the time of the block, as the database sees it."""
+    async with opened(database) as store, trio.open_nursery() as services:
+        services.start_soon(store.run)
+        await until(database, LOCKS, 1)
+        yield store
+        services.cancel_scope.cancel()
+
+
+async def until(database: str, statement: str, rows: int) -> None:
+    """Until the database has so many rows."""
+    with trio.fail_after(60):
+        while len(execute(database, statement)) != rows:
+            await trio.lowlevel.checkpoint()
 
 
 @pytest.fixture
@@ -237,6 +258,77 @@ async def test_keeping_and_taking_over_at_once_serve_one_of_them(
                 nursery.start_soon(keep, first, outcomes)
                 nursery.start_soon(take_over, second, outcomes)
             assert sorted(outcomes) == [False, True]
+
+
+async def test_what_died_with_its_process_is_taken_over_at_once(
+    database: str, answers: PostgresAnswers
+) -> None:
+    first, second = asked(), asked()
+    async with living(database) as store:
+        assert await store.claim(first, NOW) is None
+        assert await store.claim(first, NOW) is None  # a call that was made again
+        assert await store.claim(second, NOW) is not None
+        assert await answers.claim(second, NOW) is not None
+    await until(database, LOCKS, 0)
+    assert await answers.claim(asked(fingerprint=b"g" * 32), NOW) is not None
+    assert await answers.claim(asked(project_id=THEIRS), NOW) is not None
+    assert await answers.claim(second, NOW) is None
+    assert not await answers.keep(first, SAID, "")
+    assert await answers.keep(second, SAID, "")
+
+
+async def test_what_was_answered_outlives_its_process(
+    database: str, answers: PostgresAnswers
+) -> None:
+    first = asked()
+    async with living(database) as store:
+        await store.claim(first, NOW)
+        await store.keep(first, SAID, "")
+    await until(database, LOCKS, 0)
+    earlier = await answers.claim(asked(), NOW)
+    assert earlier is not None
+    assert earlier.answer == SAID
+
+
+async def test_a_process_that_was_never_seen_is_not_taken_for_dead(
+    answers: PostgresAnswers,
+) -> None:
+    await answers.claim(asked(), NOW)
+    assert await answers.claim(asked(), NOW) is not None
+
+
+async def test_many_ask_for_a_dead_process_at_once_and_each_gets_its_key(
+    database: str, answers: PostgresAnswers
+) -> None:
+    keys = [str(number) for number in range(12)]
+    async with living(database) as store:
+        for key in keys:
+            await store.claim(asked(key), NOW)
+    await until(database, LOCKS, 0)
+    refused: list[str] = []
+
+    async def claim(key: str) -> None:
+        if await answers.claim(asked(key), NOW) is not None:
+            refused.append(key)
+
+    async with trio.open_nursery() as nursery:
+        for key in keys:
+            nursery.start_soon(claim, key)
+    assert not refused
+
+
+async def test_who_lost_the_connection_is_soon_seen_again(
+    database: str, answers: PostgresAnswers
+) -> None:
+    async with living(database) as store:
+        await store.claim(asked("before"), NOW)
+        ((before,),) = execute(database, LOCKS)
+        execute(database, "SELECT pg_terminate_backend(%s)", before)
+        while before in (found := {pid for (pid,) in execute(database, LOCKS)}) or not found:
+            await trio.lowlevel.checkpoint()
+        await store.claim(asked("after"), NOW)
+        for key in ("before", "after"):
+            assert await answers.claim(asked(key), NOW) is not None
 
 
 @pytest.mark.unsound_books("events without their batch")
@@ -467,7 +559,7 @@ def test_the_room_for_answers_is_bounded() -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["claim", "keep", "forget"]),
+        st.sampled_from(["claim", "keep", "forget", "die"]),
         st.integers(0, 3),  # whose turn it is
         st.integers(0, 600),  # minutes that pass before it
     ),
@@ -475,10 +567,13 @@ STEPS = st.lists(
 )
 
 
-async def play(store: AnswerStore, steps: list[tuple[str, int, int]], key: str) -> list[object]:
+async def play(
+    store: AnswerStore, die: Callable[[bytes], object], steps: list[tuple[str, int, int]], key: str
+) -> list[object]:
     """What several callers hear who do things with one key, each when it likes.
 
-    Whoever may charge is the only one for as long as the answer lasts, however the key was had.
+    Whoever may charge is the only one for as long as the answer lasts, however the key was had:
+    also where somebody who seems to `die` goes on.
     """
     heard: list[object] = []
     now, over = NOW, 0.0
@@ -501,12 +596,19 @@ async def play(store: AnswerStore, steps: list[tuple[str, int, int]], key: str) 
             heard.append(index)
         elif step == "forget":
             await store.forget(request)
+        elif step == "die":
+            die(request.request_id)
     return heard
+
+
+async def play_in_memory(steps: list[tuple[str, int, int]]) -> list[object]:
+    store = MemoryAnswers()
+    return await play(store, store.died.add, steps, "k")
 
 
 @given(steps=STEPS)
 def test_one_a_day_may_charge(steps: list[tuple[str, int, int]]) -> None:
-    trio.run(play, MemoryAnswers(), steps, "k")
+    trio.run(play_in_memory, steps)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -516,9 +618,14 @@ def test_one_a_day_may_charge_in_the_database_too(
 ) -> None:
     """And both stores say the same at every step."""
 
+    def die(request_id: bytes) -> None:
+        """Nobody holds this number's lock."""
+        made_by = "UPDATE stored.answer SET maker = 1 WHERE request_id = %s::uuid"
+        execute(database, made_by, request_id.hex())
+
     async def compare() -> None:
         async with opened(database) as store:
             key = new_request_id().hex()
-            assert await play(store, steps, key) == await play(MemoryAnswers(), steps, key)
+            assert await play(store, die, steps, key) == await play_in_memory(steps)
 
     trio.run(compare)
