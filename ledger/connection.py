@@ -10,6 +10,8 @@ from __future__ import annotations
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from ledger.errors import brief
+
 _CONNECT_SECONDS = 5
 _UNACKNOWLEDGED_MS = 15_000  # after which the kernel gives a dead connection up
 
@@ -62,8 +64,7 @@ def remark(conninfo: str) -> str | None:
                 "SELECT current_user = 'farebox_app' OR to_regnamespace('ledger') IS NULL"
             ).fetchone()
     except psycopg.Error as error:
-        reason = str(error).strip().partition("\n")[0]
-        return f"the database does not answer: {reason}"
+        return f"the database does not answer: {brief(error)}"
     if row == (True,):
         return None  # also before the first migration, which makes the role
     return (

@@ -27,6 +27,7 @@ from psycopg.types.json import Jsonb
 from ledger import keys
 from ledger.accounts import Account, AccountStatus, Budget, Credential, Key, Project, Statement
 from ledger.connection import announce, connect
+from ledger.errors import brief
 from ledger.money import AMOUNT_MAX, format_usd
 
 GOODWILL = 7  # gl_account: the other side of manual adjustments
@@ -415,7 +416,7 @@ class Directory:
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 self._disconnect()
                 raise DirectoryUnavailable(
-                    f"The database does not answer: {_brief(error)}"
+                    f"The database does not answer: {brief(error)}"
                 ) from error
 
     def _connect(self) -> psycopg.Connection:
@@ -596,8 +597,3 @@ def _register_prices(tx: psycopg.Connection, prices: Sequence[PriceRow]) -> dict
     tx.execute(_CREATE_PRICES, columns)
     rows = tx.execute(_FIND_PRICES, columns).fetchall()
     return {price: price_id for price, (price_id,) in zip(wanted, rows, strict=True)}
-
-
-def _brief(error: Exception) -> str:
-    """The first line of what the driver says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

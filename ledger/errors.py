@@ -2,6 +2,8 @@
 
 InsufficientCredit and RateLimited are known facts; LedgerUnavailable says that the ledger cannot
 know at the moment. A guess is never reported as InsufficientCredit.
+
+What a driver says of its own errors is told to operators in one line (`brief`).
 """
 
 from __future__ import annotations
@@ -85,3 +87,8 @@ class ReservationClosed(LedgerError):
 
 class LedgerDivergence(Exception):
     """The holder's books and the store's disagree: admission stops, nothing is repaired."""
+
+
+def brief(error: Exception) -> str:
+    """The first line of what an error says, or else what it is called."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

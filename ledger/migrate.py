@@ -20,6 +20,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from ledger.errors import brief
+
 DIRECTORY = Path(__file__).with_name("migrations")
 
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql", re.ASCII)
@@ -91,9 +93,9 @@ def _connect(conninfo: str) -> psycopg.Connection:
     try:
         return psycopg.connect(conninfo, autocommit=True, connect_timeout=_CONNECT_SECONDS)
     except psycopg.Error as error:
-        reason = str(error).strip().partition("\n")[0]
         raise MigrationError(
-            f"the database does not answer: {reason}; is [database] url right, and does it run?"
+            f"the database does not answer: {brief(error)}; is [database] url right, and does it "
+            "run?"
         ) from error
 
 

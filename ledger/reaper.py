@@ -34,7 +34,6 @@ POLL_SECONDS = 5.0
 HEARTBEAT_SECONDS_MAX = 5.0  # between two exchanges of a holder that has nothing to post
 
 _LISTENING_SECONDS = 2 * HEARTBEAT_SECONDS_MAX + 2  # before a holder is taken for silent
-_CLOSE_ENOUGH = 0.6
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +180,6 @@ def _of_node(holders: Sequence[HolderRow], node: str) -> list[HolderRow]:
     found = [holder for holder in holders if holder.node == node]
     if found:
         return found
-    close = difflib.get_close_matches(node, {holder.node for holder in holders}, 1, _CLOSE_ENOUGH)
+    close = difflib.get_close_matches(node, {holder.node for holder in holders}, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ": see 'ledger holders'."
     raise NotDead(f"No gateway called {node!r} holds credit{hint}")

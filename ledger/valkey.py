@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from ledger.draws import EXPIRY_SECONDS, UNITS, Draw, DrawReply, RightsReply, SlotsReply
+from ledger.errors import brief
 from ledger.fleet import POLL_SECONDS
 from ledger.limits import LimiterPort
 
@@ -182,7 +183,7 @@ class ValkeyQuotas:
             try:
                 await self._client.ping()
             except self._failure as error:
-                log.warning("limits: Valkey cannot be reached: %s", _brief(error))
+                log.warning("limits: Valkey cannot be reached: %s", brief(error))
 
     async def _draw_into(
         self, outcomes: dict[int, DrawReply | QuotasUnavailable], index: int, draw: Draw
@@ -198,7 +199,7 @@ class ValkeyQuotas:
                 self._script, keys=script_keys(draw), args=script_arguments(draw, self._time())
             )
         except self._failure as error:
-            raise QuotasUnavailable(_brief(error)) from error
+            raise QuotasUnavailable(brief(error)) from error
         return read_reply(draw, reply)
 
     def _time(self) -> int | None:
@@ -306,8 +307,3 @@ async def _open_client(address: ValkeyAddress, draw_seconds: float) -> glide.Gli
             ),
         )
     )
-
-
-def _brief(error: Exception) -> str:
-    """The first line of what the client says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
