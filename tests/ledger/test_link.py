@@ -149,8 +149,17 @@ async def test_a_refusal_travels_with_its_figures(path: Path, autojump_clock: Mo
         held.void()
 
 
-async def test_many_at_once_share_frames(path: Path, autojump_clock: MockClock) -> None:
+async def test_many_at_once_share_frames(
+    path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     books = await funded_store(BALANCE)
+    frames: list[int] = []
+
+    def counted(said: Sequence[messages.Message | messages.Reply]) -> bytes:
+        frames.append(len(said))
+        return frame(said)
+
+    monkeypatch.setattr(link, "frame", counted)
 
     async def one(ledger: Ledger) -> None:
         settle(await ledger.reserve(request(100)), 10)
@@ -161,6 +170,8 @@ async def test_many_at_once_share_frames(path: Path, autojump_clock: MockClock) 
                 callers.start_soon(one, ledger)
         await ledger.flush()
     await in_order(books, [10] * 200)
+    assert sum(frames) >= 4 * 200  # reserve, settle, and what is answered
+    assert len(frames) < 20
 
 
 # -- links that break -----------------------------------------------------------------------------
