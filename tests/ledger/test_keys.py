@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import string
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.keys import ALPHABET, keyed_hash, looks_valid, mint
+from ledger.keys import ALPHABET, keyed_hash, mint
 
 KEY = mint("farebox")
+
+
+def looks_valid(text: str, brand: str) -> bool:
+    """What a scanner for leaked secrets does: nobody is asked."""
+    found = re.fullmatch(rf"(sk_{brand}_[0-9A-Za-z]{{36}})([0-9A-Za-z]{{6}})", text)
+    if found is None:
+        return False
+    checksum = 0
+    for character in found[2]:
+        checksum = checksum * 62 + ALPHABET.index(character)
+    return checksum == zlib.crc32(found[1].encode())
 
 
 def test_a_key_is_one_word_of_62_characters_and_underscores() -> None:
