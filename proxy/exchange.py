@@ -162,7 +162,7 @@ async def _serve(
     if request.protocol == "openai-responses":
         resolved = await stored.resolve(gateway.responses, principal, request)
         request = resolved.request
-        keeper = stored.Keeper(gateway.responses, principal, resolved)
+        keeper = stored.Keeper(gateway.responses, principal, resolved, keyed=claim is not None)
     found = route.find(gateway.snapshot, principal, request.model, request.kind)
     record.ask(found.model.id, stream=request.stream)
     envelopes = Envelopes(gateway.secret, str(principal.account_id))

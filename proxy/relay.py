@@ -200,6 +200,8 @@ async def _stream(
     last = relay.error_event(error, record.id)
     await opening.keep(last)
     hold.settle(cut=True)
+    if opening.keeper is not None:
+        opening.keeper.keep_stopped()
     record.code = error.code
     await hold.reservation.journalled()
     await connection.end_stream(last)

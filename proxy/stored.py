@@ -92,14 +92,22 @@ async def resolve(responses: Responses, principal: Principal, request: Request) 
 
 
 class Keeper:
-    """What happens to one answer beside its being sent: it can be cancelled, and is kept."""
+    """What happens to one answer beside its being sent: it can be cancelled, and is kept.
 
-    __slots__ = ("_principal", "_resolved", "_responses")
+    `keyed` is one that a retry may ask for as well (`idempotency`). Deleting the response deletes
+    what a retry would get, so it must not be here before that is.
+    """
 
-    def __init__(self, responses: Responses, principal: Principal, resolved: Resolved) -> None:
+    __slots__ = ("_keyed", "_principal", "_resolved", "_responses", "_stopped")
+
+    def __init__(
+        self, responses: Responses, principal: Principal, resolved: Resolved, *, keyed: bool
+    ) -> None:
         self._responses = responses
         self._principal = principal
         self._resolved = resolved
+        self._keyed = keyed
+        self._stopped = b""
 
     def running(self, first: bytes, cancel: Callable[[], None]) -> AbstractContextManager[None]:
         """For the time of the block the answer can be cancelled by its id, which `first`, the
@@ -110,23 +118,31 @@ class Keeper:
 
         def stop() -> bytes:
             cancel()
-            stopped = responses_state.cancelled(begun)
-            self.keep(stopped)
-            return stopped
+            self._stopped = responses_state.cancelled(begun)
+            if not self._keyed:
+                self.keep(self._stopped)
+            return self._stopped
 
         response_id = responses_state.response_id(begun)
         return self._responses.running.entered(self._principal.project_id, response_id, stop)
 
     def name_of(self, body: bytes) -> str:
-        """The id that a complete answer is going to be kept under; "" where it is not."""
+        """The id that an answer is going to be kept under, complete or cancelled; "" where it is
+        not."""
         if self._resolved.input is None:
             return ""
-        return responses_state.response_id(responses_state.final_response(body) or body)
+        found = responses_state.final_response(body) or self._stopped or body
+        return responses_state.response_id(found)
 
     def keep(self, body: bytes) -> None:
         """The answer is complete: a whole body, or the last events of a stream."""
         response = responses_state.final_response(body) or body
         keep(self._responses, self._principal, self._resolved, response)
+
+    def keep_stopped(self) -> None:
+        """The answer has ended before it was complete; it is kept where it was cancelled."""
+        if self._stopped and self._keyed:
+            self.keep(self._stopped)
 
 
 def keep(responses: Responses, principal: Principal, resolved: Resolved, body: bytes) -> None:

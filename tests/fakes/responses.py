@@ -72,6 +72,7 @@ class _Row:
     asked: Asked
     state: State = State.RUNNING
     answer: Answer | None = None
+    response_id: str = ""
 
 
 class MemoryAnswers:
@@ -109,7 +110,12 @@ class MemoryAnswers:
             return False
         row.state = State.LOST if answer is None else State.ANSWERED
         row.answer = answer
+        row.response_id = response_id
         return True
+
+    def response_of(self, account_id: int, key: str) -> str:
+        """The kept response that an answer is; "" where it is none."""
+        return self._rows[account_id, key].response_id
 
     async def forget(self, asked: Asked) -> None:
         await self._reached()

@@ -381,7 +381,8 @@ async def test_what_the_deadline_cuts_is_charged_and_kept(autojump_clock: MockCl
 async def test_a_cancelled_response_is_kept_as_it_was(autojump_clock: MockClock) -> None:
     upstream = ScriptedProvider([STREAM_HEAD, delta("Hello"), 100.0])
     path, body = SURFACES["responses"]
-    async with running({"p": upstream}) as world:
+    answers = MemoryAnswers()
+    async with running({"p": upstream}, answers=answers) as world:
         client = world.connect()
         await client.send(path, body | {"stream": True}, headers=KEYED)
         assert isinstance(await client.event(), h11.Response)
@@ -390,9 +391,14 @@ async def test_a_cancelled_response_is_kept_as_it_was(autojump_clock: MockClock)
         name = json.loads(bytes(begun.data).split(b"data: ")[1].split(b"\n")[0])["response"]["id"]
         stopped = await world.connect().call(f"/v1/responses/{name}/cancel")
         assert stopped.json["status"] == "cancelled"
+        # Deleting it deletes the answer; so it is not there before the answer is.
+        assert (await world.connect().call(f"/v1/responses/{name}", method="GET")).status == 404
         heard = bytes(begun.data)
         while isinstance(event := await client.event(), h11.Data):
             heard += event.data
+        kept = await world.connect().call(f"/v1/responses/{name}", method="GET")
+        assert kept.json == stopped.json
+        assert answers.response_of(ACCOUNT, KEYED["idempotency-key"]) == name
         again = await world.connect().call(path, body | {"stream": True}, headers=KEYED)
         assert again.body == heard
         assert upstream.calls == 1
