@@ -9,11 +9,11 @@ fall into it: the message is on its way, and is said again until the ledger conf
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import trio
 
 from ledger import messages
@@ -58,8 +58,7 @@ SWEEP_SECONDS = 0.05
 UNCONFIRMED_MAX = 50_000  # reservations of one shard; more are not begun
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True, gc=False):
     """What a settlement charged, in nano-dollars."""
 
     cost: int
@@ -325,24 +324,27 @@ class _Lounge:
     """Where callers wait for what their reservation hears, each for a time of its own.
 
     A cancel scope for each wait would cost more than all else that a worker does for its ledger.
-    So one task, which the link runs, looks after all of them: who has waited for too long is woken
-    up to `SWEEP_SECONDS` late. A link in this process answers at once but for those who wait for
-    credit; it runs no task, and those few have scopes.
+    So one task, which the link runs, looks after all of them and counts time in its rounds: who has
+    waited for too long is woken up to `SWEEP_SECONDS` late. A link in this process answers at once
+    but for those who wait for credit; it runs no task, and those few have scopes.
     """
 
     def __init__(self, *, swept: bool) -> None:
         self._swept = swept
-        self._waiting: dict[Reservation, tuple[trio.lowlevel.Task, float]] = {}
+        self._rounds = 0
+        self._waiting: dict[Reservation, tuple[trio.lowlevel.Task, int]] = {}
         self._occupied = trio.Event()
 
     async def wait(
         self, reservation: Reservation, enough: Callable[[], bool], seconds: float
     ) -> None:
         """Until `enough` or for `seconds`; looks whenever the reservation has heard something."""
-        deadline = trio.current_time() + seconds
-        with nullcontext() if self._swept else trio.move_on_after(seconds):
-            while not enough() and trio.current_time() < deadline:
-                await self._sit(reservation, deadline)
+        last = self._rounds + math.ceil(seconds / SWEEP_SECONDS) + 1
+        if self._swept:
+            await self._wait(reservation, enough, last)
+        else:
+            with trio.move_on_after(seconds):
+                await self._wait(reservation, enough, last)
 
     def wake(self, reservation: Reservation) -> None:
         """It has heard something."""
@@ -357,21 +359,23 @@ class _Lounge:
                 self._occupied = trio.Event()
                 await self._occupied.wait()
             await trio.sleep(SWEEP_SECONDS)
-            now = trio.current_time()
-            late = [each for each, (_, deadline) in self._waiting.items() if deadline <= now]
+            self._rounds += 1
+            late = [each for each, (_, last) in self._waiting.items() if last <= self._rounds]
             for reservation in late:
                 self.wake(reservation)
 
-    async def _sit(self, reservation: Reservation, deadline: float) -> None:
+    async def _wait(self, reservation: Reservation, enough: Callable[[], bool], last: int) -> None:
         assert reservation not in self._waiting, "one caller waits for a reservation"
-        self._waiting[reservation] = trio.lowlevel.current_task(), deadline
-        self._occupied.set()
+        place = trio.lowlevel.current_task(), last
 
         def leave(_raise_cancel: object) -> trio.lowlevel.Abort:
             del self._waiting[reservation]
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(leave)
+        while not enough() and self._rounds < last:
+            self._waiting[reservation] = place
+            self._occupied.set()
+            await trio.lowlevel.wait_task_rescheduled(leave)
 
 
 class _Shard:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from ledger.book import Book, request_of
 from ledger.errors import LedgerError, RateLimited, ReservationClosed
 from ledger.lanes import EngineSettings, Lanes, Phase
-from ledger.limits import Denied, Limiter, LimiterPort, NotYet
+from ledger.limits import Denied, Limiter, LimiterPort, LimitState, NotYet
 from ledger.pool import HolderPool
 from ledger.records import Attempt, Record, Settle, Void, Worker, WorkerGone
 from ledger.reservation import (
@@ -39,6 +39,7 @@ from ledger.reservation import (
     ReservationRequest,
     Settlement,
     Waiter,
+    affordable,
     instance_of,
 )
 from ledger.store import EventStatus, PoolStatus
@@ -138,9 +139,11 @@ class Engine:
         """
         self._refuse_unless_admitting(now)
         pools = self._pools_of(request, now)
-        waiter = Waiter(reservation_id, request, request.amount, pools, (), None)
-        admitted = self._admit(now, waiter)
-        return self._obtain(now, waiter) if admitted else self._defer(waiter)
+        states = self._admit(now, request)
+        if states is not None and affordable(pools, request.amount):
+            return self._bind(now, Hold(reservation_id, request, pools, states, now))
+        waiter = Waiter(reservation_id, request, request.amount, pools, states or (), None)
+        return self._defer(waiter) if states is None else self._await_credit(now, waiter)
 
     def extend(self, now: float, hold: Hold, amount: int) -> int | Waiter:
         """Let an open reservation become `amount` as a whole: what it is now, or a Waiter.
@@ -292,12 +295,15 @@ class Engine:
         decided = []
         for waiter in self.room.deferred:
             try:
-                if not self._admit(now, waiter):
+                states = self._admit(now, waiter.request)
+                if states is None:
                     continue
                 self.room.admit(waiter)
-                outcome = self._obtain(now, waiter)
-                if isinstance(outcome, Hold):
-                    waiter.outcome = outcome
+                waiter.limits = states
+                if waiter.fits():
+                    waiter.outcome = self._bind(now, waiter.begin(now))
+                else:
+                    self._await_credit(now, waiter)
             except LedgerError as error:
                 if self.room.is_deferred(waiter):
                     self.room.leave(waiter)
@@ -424,18 +430,14 @@ class Engine:
             self._withdraw(hold.extension)
         self.limiter.settle(hold.request.limits, hold.request.tokens, used_tokens)
 
-    def _admit(self, now: float, waiter: Waiter) -> bool:
-        """Whether the limits admit it now; if not, they have to be asked. Raises RateLimited."""
-        request = waiter.request
+    def _admit(self, now: float, request: ReservationRequest) -> tuple[LimitState, ...] | None:
+        """The limits admit it now; None if they have to be asked first. Raises RateLimited."""
         states = self.limiter.admit(now, request.limits, request.tokens)
         if isinstance(states, Denied):
             raise RateLimited(
                 states.limit, states.retry_after, states.states, never_fits=states.never_fits
             )
-        if isinstance(states, NotYet):
-            return False
-        waiter.limits = states
-        return True
+        return None if isinstance(states, NotYet) else states
 
     def _defer(self, waiter: Waiter) -> Waiter:
         if len(self.room) >= self.settings.waiters_max:
@@ -443,21 +445,15 @@ class Engine:
         self.room.defer(waiter)
         return waiter
 
-    def _obtain(self, now: float, waiter: Waiter) -> Hold | Waiter:
-        """Credit for a reservation that the limits have admitted; gives that back if refused."""
-        for pool in waiter.pools:
-            if pool.free < waiter.amount or pool.status != PoolStatus.OPEN:
-                break
-        else:
-            return self._bind(now, waiter)
+    def _await_credit(self, now: float, waiter: Waiter) -> Waiter:
+        """The limits have admitted it, credit is lacking; what they took goes back if refused."""
         try:
             return self._wait(now, waiter)
         except LedgerError:
             self.limiter.undo(waiter.request.limits, waiter.request.tokens)
             raise
 
-    def _bind(self, now: float, waiter: Waiter) -> Hold:
-        hold = Hold(waiter.id, waiter.request, waiter.pools, waiter.limits, now)
+    def _bind(self, now: float, hold: Hold) -> Hold:
         self.book.bind(now, hold)
         return hold
 
@@ -483,7 +479,7 @@ class Engine:
         """Give a waiter that fits what it waits for."""
         hold = waiter.hold
         if hold is None:
-            hold = self._bind(now, waiter)
+            hold = self._bind(now, waiter.begin(now))
         else:
             self.book.grow(now, hold, waiter.amount)
         return self._decide(waiter, hold)

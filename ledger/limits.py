@@ -17,6 +17,7 @@ drawn from Valkey. The engine sees both as a `LimiterPort` and need not know whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -144,17 +145,29 @@ class Limiter:
     ) -> tuple[LimitState, ...] | Denied:
         """Consume one request, `tokens` tokens and one slot, or deny and consume nothing."""
         worst: LimitRef | None = None
-        longest = 0.0
-        levels = []  # what each counter becomes
+        longest = wait = 0.0
+        levels = []  # how far each counter would be with this request: slots, or seconds ahead
         for ref in refs:
-            level, wait = self._with(now, ref, tokens)
-            levels.append(level)
-            if wait > longest:
+            limit = ref.limit
+            if ref.kind == "concurrent":
+                level: float = self._open.get(ref.scope, 0) + 1
+                if level <= limit:
+                    wait = 0.0
+                else:
+                    wait = CONCURRENT_RETRY_SECONDS if limit > 0 else math.inf
+            else:
+                weight = 1 if ref.kind == "rpm" else tokens
+                if limit >= weight and limit > 0:
+                    ahead = self._tat.get((ref.scope, ref.kind), now) - now
+                    level = (ahead if ahead > 0 else 0.0) + weight * WINDOW_SECONDS / limit
+                    wait = level - WINDOW_SECONDS
+                else:
+                    level = wait = math.inf
+            if wait > _ROUNDING and wait > longest:
                 worst, longest = ref, wait
+            levels.append(level)
         if worst is not None:
-            states = tuple([_state(ref, self._level(now, ref)) for ref in refs])
-            never = longest == float("inf")
-            return Denied(worst, WINDOW_SECONDS if never else longest, never, states)
+            return self._denied(now, refs, worst, longest)
         for ref, level in zip(refs, levels, strict=True):
             if ref.kind == "concurrent":
                 self._open[ref.scope] = int(level)
@@ -163,6 +176,12 @@ class Limiter:
         if len(self._tat) >= self._sweep_at:
             self._forget_idle(now)
         return tuple([_state(ref, level) for ref, level in zip(refs, levels, strict=True)])
+
+    def _denied(self, now: float, refs: Sequence[LimitRef], worst: LimitRef, wait: float) -> Denied:
+        """The refusal, with what is left of each limit. An infinite wait is a request too large."""
+        states = tuple([_state(ref, self._level(now, ref)) for ref in refs])
+        never = wait == math.inf
+        return Denied(worst, WINDOW_SECONDS if never else wait, never, states)
 
     def occupy(self, refs: Sequence[LimitRef]) -> None:
         """A request that is under way takes its slots again, after a restart."""
@@ -213,23 +232,6 @@ class Limiter:
             return self._open.get(ref.scope, 0)
         return max(self._tat.get((ref.scope, ref.kind), now) - now, 0.0)
 
-    def _with(self, now: float, ref: LimitRef, tokens: int) -> tuple[float, float]:
-        """How far it would be with this request, and the seconds until it may be so.
-
-        0: now, infinity: never.
-        """
-        level = self._level(now, ref)
-        if ref.kind == "concurrent":
-            if level < ref.limit:
-                return level + 1, 0.0
-            return level, CONCURRENT_RETRY_SECONDS if ref.limit > 0 else float("inf")
-        weight = 1 if ref.kind == "rpm" else tokens
-        if weight > ref.limit or ref.limit <= 0:
-            return level, float("inf")
-        level += weight * WINDOW_SECONDS / ref.limit
-        late = level - WINDOW_SECONDS
-        return level, late if late > _ROUNDING else 0.0
-
     def _shift(self, ref: LimitRef, weight: int) -> None:
         key = ref.scope, ref.kind
         tat = self._tat.get(key)
@@ -251,7 +253,11 @@ class Limiter:
 
 def _state(ref: LimitRef, level: float) -> LimitState:
     """What is left of a limit whose counter is at `level`."""
+    limit = ref.limit
     if ref.kind == "concurrent":
-        return LimitState(ref.kind, ref.limit, max(ref.limit - int(level), 0), 0.0)
-    left = int((WINDOW_SECONDS + _ROUNDING - level) * ref.limit / WINDOW_SECONDS)
-    return LimitState(ref.kind, ref.limit, min(max(left, 0), ref.limit), level)
+        left = limit - int(level)
+        level = 0.0
+    else:
+        left = int((WINDOW_SECONDS + _ROUNDING - level) * limit / WINDOW_SECONDS)
+        left = min(left, limit)
+    return LimitState(ref.kind, limit, max(left, 0), level)

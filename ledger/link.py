@@ -124,9 +124,9 @@ class _Outgoing:
         self._some = trio.Event()
 
     def add(self, said: Sequence[Message | Reply]) -> None:
-        self._said.extend(said)
-        if not self._some.is_set():
+        if not self._said:
             self._some.set()
+        self._said += said
 
     @contextmanager
     def sending(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> Iterator[None]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -164,4 +164,16 @@ class Waiter:
 
     def fits(self) -> bool:
         """Whether every pool has the credit now."""
-        return all(p.free >= self.amount and p.status == PoolStatus.OPEN for p in self.pools)
+        return affordable(self.pools, self.amount)
+
+    def begin(self, now: float) -> Hold:
+        """The reservation that it waited for."""
+        return Hold(self.id, self.request, self.pools, self.limits, now)
+
+
+def affordable(pools: Iterable[HolderPool], amount: int) -> bool:
+    """Whether every pool may be used and has so much free."""
+    for pool in pools:  # noqa: SIM110 - a generator would cost more than all the rest of it
+        if pool.free < amount or pool.status != PoolStatus.OPEN:
+            return False
+    return True
