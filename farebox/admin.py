@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Protocol
 
 import hypercorn.config
@@ -137,14 +136,12 @@ async def _live(
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def serve(
-    admin: Admin, listening: socket.socket, shutdown: Callable[[], Awaitable[None]]
-) -> None:
-    """Serve `admin` on an open socket until `shutdown` returns."""
+async def serve(observed: Observed, listening: socket.socket) -> None:
+    """Show `observed` on an open socket until cancelled."""
     config = hypercorn.config.Config()
     config.bind = [f"fd://{listening.detach()}"]
     config.graceful_timeout = 1
     config.accesslog = None
     config.errorlog = None
     config.include_server_header = False
-    await partial(hypercorn.trio.serve, shutdown_trigger=shutdown)(admin, config)
+    await hypercorn.trio.serve(Admin(observed), config)

@@ -161,8 +161,7 @@ async def _serve_alone(
         nursery.start_soon(_follow_signals, start, built_in, worker.drain, reload)
         nursery.start_soon(_look_after, start)
         nursery.start_soon(keep_leftovers, config, start.conninfo, 1)
-        admin_app = admin.Admin(admin.Alone(worker))
-        nursery.start_soon(admin.serve, admin_app, private, trio.sleep_forever)
+        nursery.start_soon(admin.serve, admin.Alone(worker), private)
         await nursery.start(worker.run)
         key = await trio.to_thread.run_sync(_first_key, directory)
         if key:
@@ -196,8 +195,7 @@ async def _serve_together(
         nursery.start_soon(_follow_signals, start, built_in, supervisor.drain, reload)
         await nursery.start(supervisor.run)
         nursery.start_soon(_look_after, start)
-        admin_app = admin.Admin(admin.Together(supervisor))
-        nursery.start_soon(admin.serve, admin_app, private, trio.sleep_forever)
+        nursery.start_soon(admin.serve, admin.Together(supervisor), private)
         if await supervisor.ledgers_ready():
             key = await trio.to_thread.run_sync(_first_key, directory)
             if await supervisor.open():
