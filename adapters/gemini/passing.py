@@ -23,18 +23,20 @@ from adapters.gemini.reader import GeminiReader
 from adapters.gemini.refusal import GeminiRefusals
 from adapters.gemini.signature import SKIP_VALIDATION, sealed_in
 from adapters.gemini.traits import traits_of
-from adapters.gemini.wire import usage_metadata
+from adapters.gemini.wire import Answer, usage_metadata
 from adapters.openai.body import Fields
 from adapters.passing import PassingCall
 from adapters.raw import UNREADABLE
 
 _encode = msgspec.json.encode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_answer = msgspec.json.Decoder(Answer).decode
 _REFUSALS = GeminiRefusals()
 _CONFIG = "generationConfig"
 _CAP = "maxOutputTokens"
 _VERSION_KEY = b'"modelVersion"'
 _CALL = b'"functionCall"'
+_REASON = b'"finishReason"'
 _VERSION = re.compile(rb'"modelVersion"[ \t\r\n]*:[ \t\r\n]*"((?:[^"\\]|\\.)*)"')
 _DONE = b"[DONE]"
 _SIGNATURE = "thoughtSignature"
@@ -48,7 +50,7 @@ def passing_call(request: Request, target: Target, envelopes: Envelopes, path: s
         path,
         _body(request, target, envelopes),
         reader=partial(GeminiReader, passing=True),
-        manner=lambda: GeminiManner(request.model, framing(request.array)),
+        manner=lambda: GeminiManner(request.model, framing(request.array), request.choices),
         shown=lambda body: renamed(body, _encode(request.model)),
         failure=read_failure,
         pieces=request.pieces,
@@ -58,13 +60,15 @@ def passing_call(request: Request, target: Target, envelopes: Envelopes, path: s
 class GeminiManner:
     """One stream's chunks on their way through. Implements `passing.Manner`."""
 
-    __slots__ = ("_framing", "_last", "_member", "_model", "_shown_member")
+    __slots__ = ("_choices", "_ended", "_framing", "_last", "_member", "_model", "_shown_member")
 
-    def __init__(self, model: str, frames: Framing) -> None:
+    def __init__(self, model: str, frames: Framing, choices: int) -> None:
         self._model = _encode(model)
         self._member = self._shown_member = b""  # as the last chunk had it, and as it is shown
         self._framing = frames
         self._last = b"{}"  # chunk that passed, of a stream that may be cut
+        self._choices = choices
+        self._ended: set[int] = set()  # candidates with a reason, where there are several
 
     def shown(self, raw: bytes, payload: bytes) -> bytes:
         if not payload or payload.startswith(_DONE):
@@ -86,8 +90,11 @@ class GeminiManner:
         return self._framing.end()
 
     def remember(self, payload: bytes) -> None:
-        if not payload.startswith(_DONE):
-            self._last = payload
+        if payload.startswith(_DONE):
+            return
+        self._last = payload
+        if self._choices > 1 and _REASON in payload:
+            self._ended |= _ended_in(payload)
 
     def cut(self, usage: Usage) -> bytes:
         try:
@@ -96,7 +103,11 @@ class GeminiManner:
             last = {}
         content = {"parts": [{"text": ""}], "role": "model"}
         chunk: dict[str, object] = {
-            "candidates": [{"content": content, "finishReason": "MAX_TOKENS", "index": 0}],
+            "candidates": [
+                {"content": content, "finishReason": "MAX_TOKENS", "index": index}
+                for index in range(self._choices)
+                if index not in self._ended
+            ],
             "usageMetadata": usage_metadata(usage),
             "modelVersion": msgspec.Raw(self._model),
             **{name: last[name] for name in _NAMES if name in last},
@@ -105,6 +116,15 @@ class GeminiManner:
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._framing.item(_REFUSALS.error_body(error, request_id)) + self._framing.end()
+
+
+def _ended_in(payload: bytes) -> set[int]:
+    """The candidates that end in a chunk."""
+    try:
+        candidates = _decode_answer(payload).candidates or ()
+    except UNREADABLE:
+        return set()  # which the reader sees as well: it is no answer
+    return {each.index for each in candidates if isinstance(each.index, int) and each.finish_reason}
 
 
 def renamed(answer: bytes, model: bytes) -> bytes:

@@ -194,6 +194,33 @@ def test_a_stream_that_was_cut_has_failed() -> None:
     assert relay.has_content
 
 
+@pytest.mark.parametrize(
+    ("chunks", "open_candidates"),
+    [
+        ([], [0, 1, 2]),
+        ([{"index": 1, "finishReason": "STOP"}], [0, 2]),
+        ([{"index": 2, "finishReason": "SAFETY"}, {"index": 1, "finishReason": "STOP"}], [0]),
+        ([{"index": 1, "finishReason": None}, {"index": [2], "finishReason": "STOP"}], [0, 1, 2]),
+        ([{"index": 1, "finishReason": None}, {"index": 7, "finishReason": "STOP"}], [0, 1, 2]),
+    ],
+)
+def test_a_stream_that_is_cut_ends_every_candidate_that_has_not_ended(
+    chunks: list[dict[str, object]], open_candidates: list[int]
+) -> None:
+    asked = {"contents": [{"parts": [{"text": "Hi"}]}], "generationConfig": {"candidateCount": 3}}
+    relay = call(json.dumps(asked).encode(), stream=True).stream(limited=True)
+    said = {"content": {"parts": [{"text": "Once"}], "role": "model"}, "index": 0}
+    for candidate in (said, *chunks):
+        relay.feed(f"data: {json.dumps({'candidates': [candidate]})}\n\n".encode())
+    relay.limit(1)
+    relay.feed(f"data: {json.dumps({'candidates': [said]})}\n\n".encode())
+    assert relay.full
+    relay.cut_short(0)
+    last = json.loads(relay.terminal.removeprefix(b"data: "))
+    ended = [(each["index"], each["finishReason"]) for each in last["candidates"]]
+    assert ended == [(index, "MAX_TOKENS") for index in open_candidates]
+
+
 def test_edge_91_errors_of_ours_have_google_s_form() -> None:
     relay = call(BODY, stream=True).stream()
     event = relay.error_event(UpstreamOverloaded("busy"), "req_1")
