@@ -7,6 +7,11 @@ another event loop; a thread hop is small against a durable commit.
 An error is sorted by what it says about the outcome: the server refused (`StoreRefused`), or
 nobody can tell (`StoreUncertain`). After the latter, and after a call that was abandoned by its
 caller, the lane's connection is thrown away, and the next call opens another.
+
+A session is with one server. After a failover the address may lead to another one, whose books may
+have lost some of what the first has acknowledged, though the session's epoch is valid in both. So
+the connections of both lanes are made together with the session, and every one that is made later
+must be to the session's timeline.
 """
 
 from __future__ import annotations
@@ -108,6 +113,14 @@ SELECT h.holder_id, h.node_name, h.state, h.epoch, p.heartbeat, h.validity_s, h.
  WHERE h.state IN (1, 2) ORDER BY h.holder_id
 """
 
+_TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
+_OPEN_SESSION = """
+SELECT epoch, applied_seq, lease_pool, lease_outstanding, state,
+       substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+  FROM ledger.open_session(%s, %s)
+"""
+_SESSION_LANES = ("exchange", "grant")
+
 _LISTEN = "LISTEN ledger_recall; LISTEN ledger_account"
 _HINTS: Mapping[bytes, Callable[[int], Hint]] = {
     b"ledger_recall": lambda pool: RecallHint(PoolId(pool)),
@@ -156,28 +169,47 @@ class PostgresStore:
         return HolderId(row[0])
 
     async def open_session(self, holder: HolderId, journal_id: bytes) -> Session:
-        """End whatever session the holder had and begin another, at what was really applied."""
-        statement = """
-            SELECT epoch, applied_seq, lease_pool, lease_outstanding, state,
-                   substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
-              FROM ledger.open_session(%s, %s)
+        """End whatever session the holder had and begin another, at what was really applied.
+
+        Both lanes are connected to the same server by then.
         """
-        row = await self._row("control", statement, [holder, uuid.UUID(bytes=journal_id)])
+        row = await self._row("control", _OPEN_SESSION, [holder, uuid.UUID(bytes=journal_id)])
         epoch, applied_seq, pools, outstanding, state, timeline = row
         leases = dict(zip(pools, outstanding, strict=True))
-        return Session(holder, epoch, applied_seq, leases, HolderState(state), timeline)
+        session = Session(holder, epoch, applied_seq, leases, HolderState(state), timeline)
+        try:
+            await self._connect_lanes(session)
+        except StoreError:
+            self._discard("control")  # whichever of them met the wrong server
+            raise
+        return session
+
+    async def _connect_lanes(self, session: Session) -> None:
+        problems: list[StoreError] = []
+
+        async def connect(lane: str) -> None:
+            try:
+                await self._call(lane, lambda _connection: None, session)
+            except StoreError as error:
+                problems.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for lane in _SESSION_LANES:
+                nursery.start_soon(connect, lane)
+        if problems:
+            raise problems[0]
 
     async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
         """Make each lease at least what is held; see `ledger.reattest`."""
         statement = "SELECT ledger.reattest(%s, %s, %s::bigint[], %s::bigint[])"
         parameters = [session.holder_id, session.epoch, list(held), list(held.values())]
-        row = await self._row("control", statement, parameters)
+        row = await self._row("control", statement, parameters, session)
         return int(row[0])
 
     async def close_holder(self, session: Session) -> None:
         """The end of a reclaimed holder that has posted everything."""
         statement = "SELECT ledger.close_holder(%s, %s)"
-        await self._row("control", statement, [session.holder_id, session.epoch])
+        await self._row("control", statement, [session.holder_id, session.epoch], session)
 
     # -- the two lanes --------------------------------------------------------------------------
 
@@ -196,7 +228,7 @@ class PostgresStore:
             [Jsonb(event.units) if event.units else None for event in events],
             *_columns(pools, _POOL_COLUMNS),
         ]
-        rows = await self._rows("exchange", _EXCHANGE, parameters)
+        rows = await self._rows("exchange", _EXCHANGE, parameters, session)
         return [PoolGrant(*row) for row in rows]
 
     async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
@@ -206,7 +238,8 @@ class PostgresStore:
             session.epoch,
             *_columns(asks, ("pool_id", "need", "want")),
         ]
-        return [PoolGrant(*row) for row in await self._rows("grant", _GRANT, parameters)]
+        rows = await self._rows("grant", _GRANT, parameters, session)
+        return [PoolGrant(*row) for row in rows]
 
     async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None:
         """Let an event that the books refuse take its place in the sequence, without amounts."""
@@ -226,7 +259,7 @@ class PostgresStore:
             Jsonb(payload),
             error,
         ]
-        await self._row("exchange", statement, parameters)
+        await self._row("exchange", statement, parameters, session)
 
     # -- money in and out -----------------------------------------------------------------------
 
@@ -313,31 +346,41 @@ class PostgresStore:
     # -- threads --------------------------------------------------------------------------------
 
     async def _row(
-        self, lane: str, statement: LiteralString, parameters: Sequence[object]
+        self,
+        lane: str,
+        statement: LiteralString,
+        parameters: Sequence[object],
+        session: Session | None = None,
     ) -> TupleRow:
-        (row,) = await self._rows(lane, statement, parameters)
+        (row,) = await self._rows(lane, statement, parameters, session)
         return row
 
     async def _rows(
-        self, lane: str, statement: LiteralString, parameters: Sequence[object]
+        self,
+        lane: str,
+        statement: LiteralString,
+        parameters: Sequence[object],
+        session: Session | None = None,
     ) -> list[TupleRow]:
         return await self._call(
-            lane, lambda connection: connection.execute(statement, parameters).fetchall()
+            lane, lambda connection: connection.execute(statement, parameters).fetchall(), session
         )
 
-    async def _call(self, name: str, work: Work[T]) -> T:
+    async def _call(self, name: str, work: Work[T], session: Session | None = None) -> T:
+        """Do `work` on a lane's connection: the server of `session`, where one is given."""
         lane = self._lanes.setdefault(name, _Lane(self._conninfo))
+        timeline = session.timeline if session else ""
         try:
-            return await self._in_thread(lane, work)
+            return await self._in_thread(lane, work, timeline)
         except trio.Cancelled:
             if self._lanes.get(name) is lane:
                 self._discard(name)
             raise
 
-    async def _in_thread(self, lane: _Lane, work: Work[T]) -> T:
+    async def _in_thread(self, lane: _Lane, work: Work[T], timeline: str = "") -> T:
         try:
             return await trio.to_thread.run_sync(
-                lane.run, work, abandon_on_cancel=True, limiter=self._limiter
+                lane.run, work, timeline, abandon_on_cancel=True, limiter=self._limiter
             )
         except trio.Cancelled:
             lane.discard()
@@ -356,19 +399,21 @@ class _Lane:
         self._conninfo = conninfo
         self._lock = threading.Lock()
         self._connection: psycopg.Connection | None = None
+        self._timeline = ""  # of its server, once somebody wanted to know
         self._discarded = False
 
-    def run(self, work: Work[T]) -> T:
-        """Do `work` on the connection. Raises StoreRefused or StoreUncertain."""
+    def run(self, work: Work[T], timeline: str = "") -> T:
+        """Do `work` on the connection, which has to be to `timeline`, if that is given.
+
+        Raises StoreRefused or StoreUncertain.
+        """
         try:
             with self._lock:
                 try:
-                    return work(self._connected())
-                except psycopg.Error as error:
-                    sorted_error = _sort(error)
-                    if isinstance(sorted_error, StoreUncertain):
-                        self._close()
-                    raise sorted_error from error
+                    return self._run(work, timeline)
+                except StoreUncertain:
+                    self._close()
+                    raise
         finally:
             if self._discarded:
                 self._close()
@@ -386,15 +431,31 @@ class _Lane:
             finally:
                 self._lock.release()
 
-    def _connected(self) -> psycopg.Connection:
-        if self._connection is None:
-            self._connection = connect(self._conninfo, limited=True)
-        return self._connection
+    def _run(self, work: Work[T], timeline: str) -> T:
+        try:
+            if self._connection is None:
+                self._connection = connect(self._conninfo, limited=True)
+            if timeline and not self._timeline:
+                self._timeline = _timeline_of(self._connection)
+            if timeline and self._timeline != timeline:
+                raise StoreUncertain(
+                    f"the session is with timeline {timeline}, this server is on {self._timeline}"
+                )
+            return work(self._connection)
+        except psycopg.Error as error:
+            raise _sort(error) from error
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
+        self._timeline = ""
         if connection is not None:
             connection.close()
+
+
+def _timeline_of(connection: psycopg.Connection) -> str:
+    row = connection.execute(_TIMELINE).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def _listen(connection: psycopg.Connection) -> psycopg.Connection:
