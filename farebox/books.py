@@ -13,12 +13,11 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import trio
 
-from farebox.config import Config
 from ledger import reaper
 from ledger.client import Ledger, LedgerUnavailable
 from ledger.fleet import FleetLimiter
@@ -29,6 +28,12 @@ from ledger.server import LedgerServer, LedgerSettings, boottime
 from ledger.valkey import ValkeyQuotas
 from proxy.metrics import Metrics
 
+if TYPE_CHECKING:  # a ledger's process does not load what workers are configured with
+    from farebox.config import Config
+
+# A start reads one segment, 0.4 s for a full one of this size, and what a gateway has open must
+# find room in one to be settled (`Journal.headroom`): 32,000 requests.
+_SEGMENT_BYTES = 16 << 20
 _LOCK_POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 15.0
 _VALKEY_SECONDS = 0.5
@@ -157,7 +162,7 @@ async def _recover(directory: Path, patience_seconds: float) -> tuple[Journal, R
     deadline = trio.current_time() + patience_seconds
     while True:
         try:
-            return Journal.recover(directory, boot_id=boot_id())
+            return Journal.recover(directory, boot_id=boot_id(), segment_bytes=_SEGMENT_BYTES)
         except JournalLocked:
             if trio.current_time() >= deadline:
                 raise

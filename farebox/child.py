@@ -16,6 +16,7 @@ Rules
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -27,8 +28,6 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from farebox.books import Holder, SharedBooks
-from farebox.catalogue import BuiltIn
-from farebox.config import Config, ConfigError
 from farebox.control import (
     Ask,
     BeLedger,
@@ -43,6 +42,7 @@ from farebox.control import (
     Reload,
     Reloaded,
     Report,
+    Served,
     Start,
     ToChild,
     childs_end,
@@ -64,7 +64,7 @@ _ORPHAN_POST_SECONDS = 2.0
 _RETRY_SECONDS = 1.0
 _LEFTOVER_POLL_SECONDS = 0.2
 
-_REFUSALS = (ConfigError, DirectoryUnavailable, JournalError, StoreError)
+_REFUSALS = (DirectoryUnavailable, JournalError, StoreError)
 
 
 class Part(Protocol):
@@ -91,7 +91,7 @@ class Part(Protocol):
         """Finish now."""
         ...
 
-    async def reload(self, config: Config, built_in: BuiltIn | None) -> None:
+    async def reload(self, served: Served) -> None:
         """Take this over for new requests."""
         ...
 
@@ -109,7 +109,6 @@ class WorkerPart:
         self.metrics = worker.metrics
         self.problems = worker.problems
         self.run = worker.run
-        self.reload = worker.reload
 
     def drain(self) -> None:
         """As of Part."""
@@ -121,6 +120,13 @@ class WorkerPart:
         """As of Part."""
         self.drain()
         self._worker.drain()
+
+    async def reload(self, served: Served) -> None:
+        """As of Part."""
+        from farebox.served import unpacked
+
+        settings = unpacked(served.settings)
+        await self._worker.reload(settings.config, settings.built_in)
 
     async def outlive(self) -> None:
         """As of Part."""
@@ -160,7 +166,7 @@ class LedgerPart:
 
     cut = drain
 
-    async def reload(self, config: Config, built_in: BuiltIn | None) -> None:
+    async def reload(self, served: Served) -> None:
         """As of Part: nothing here can be reloaded."""
 
     async def outlive(self) -> None:
@@ -207,7 +213,7 @@ class LeftoverPart:
 
     cut = drain
 
-    async def reload(self, config: Config, built_in: BuiltIn | None) -> None:
+    async def reload(self, served: Served) -> None:
         """As of Part: nothing here can be reloaded."""
 
     async def outlive(self) -> None:
@@ -219,18 +225,18 @@ class LeftoverPart:
 async def build(start: Start) -> Part:
     """The part that `start` asks for. Raises one of the refusals."""
     match start:
-        case BeWorker(served=served):
+        case BeWorker():
+            from farebox.served import unpacked
             from farebox.worker import Worker
 
-            books = SharedBooks(start.ledgers)
-            listening = socket.socket(fileno=start.listening)
+            settings = unpacked(start.served.settings)
             worker = await Worker.build(
-                served.config,
+                settings.config,
                 start.conninfo,
                 start.secret,
-                served.built_in,
-                listening,
-                books,
+                settings.built_in,
+                socket.socket(fileno=start.listening),
+                SharedBooks(start.ledgers),
                 shared=True,
             )
             return WorkerPart(worker)
@@ -315,18 +321,17 @@ class Child:
     async def _reload(self, message: Reload, scope: trio.CancelScope) -> None:
         """Take the new configuration over. The supervisor has tried it: only the database can
         fail, and it will be back."""
-        served = message.served
         with scope:
             await self._built.wait()
             assert self._part is not None
             while True:
                 try:
-                    await self._part.reload(served.config, served.built_in)
+                    await self._part.reload(message.served)
                     break
                 except DirectoryUnavailable:
                     await trio.sleep(_RETRY_SECONDS)
             with contextlib.suppress(ChannelClosed):
-                await self._channel.send(Reloaded(version=served.version))
+                await self._channel.send(Reloaded(version=message.served.version))
 
 
 async def _live(end: socket.socket) -> int:
@@ -354,8 +359,10 @@ def main(name: str, descriptor: int) -> int:
     """Live; the process's exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if name.startswith("worker"):  # a ledger is back sooner without the data plane
+    if name.startswith("worker"):  # a ledger needs neither the data plane nor what configures it
         importlib.import_module("farebox.worker")
+    gc.collect()
+    gc.freeze()  # code is not worth scanning at every collection
     return trio.run(_live, socket.socket(fileno=descriptor))
 
 

@@ -4,20 +4,20 @@ One socket pair a child, one JSON object a line, in both directions. The first l
 what it is to be, with settings and secrets: neither arguments nor environment carry them, because
 other processes may look at those. The channel is also the leash: its end, however it came, tells a
 child that nobody looks after it any more.
+
+This module knows nothing of what an operator can configure: that is most of the gateway to load,
+and a ledger, which has no use for it, is to be there soon. It travels packed (`farebox.served`).
 """
 
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 import trio
 
 from farebox.books import HolderTerms
-from farebox.catalogue import BuiltIn
-from farebox.config import Config
 from farebox.totals import Family
 
 _LINE_BYTES_MAX = 64 << 20
@@ -33,11 +33,13 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="do"):
 
 
 class Served(_Message, frozen=True, kw_only=True, tag="served"):
-    """What an operator may change while requests run; `version` counts up with every change."""
+    """What an operator may change while requests run; `version` counts up with every change.
+
+    `settings` is for `farebox.served.unpacked`.
+    """
 
     version: int
-    config: Config
-    built_in: BuiltIn | None
+    settings: msgspec.Raw
 
 
 class BeWorker(_Message, frozen=True, kw_only=True, tag="worker"):
@@ -127,21 +129,9 @@ FromChild = Ready | Reloaded | Report | Refused
 # -- the channel ----------------------------------------------------------------------------------
 
 
-def _encode(value: object) -> str:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError(f"a {type(value).__name__} cannot be told to a child")
-
-
-def _decode(kind: type, value: object) -> object:
-    if kind is Path:
-        return Path(str(value))
-    raise NotImplementedError(f"a {kind.__name__} cannot be told to a child")
-
-
-_encoder = msgspec.json.Encoder(enc_hook=_encode)
-_of_supervisor = msgspec.json.Decoder[ToChild](ToChild, dec_hook=_decode)
-_of_child = msgspec.json.Decoder[FromChild](FromChild, dec_hook=_decode)
+_encoder = msgspec.json.Encoder()
+_of_supervisor = msgspec.json.Decoder[ToChild](ToChild)
+_of_child = msgspec.json.Decoder[FromChild](FromChild)
 
 _Received = TypeVar("_Received")
 

@@ -9,7 +9,12 @@ again simply wait in that queue.
 
 Rules
 - A child that ends without having been told to is started again: at once, then, where it keeps on
-  dying, with growing pauses (`Backoff`). A sentence on standard error says so.
+  dying, less and less often (`Backoff`). A sentence on standard error says so.
+- Everybody waits for a ledger, and loading Python code is nearly all of its start. So beside each
+  serves an *understudy*: a process that has loaded everything, and has yet to be told what to be.
+- A child that has not said a word for long, though asked once a second, is killed: what it bound is
+  given back, and its clients come back elsewhere. Seconds that nobody counted, because the whole
+  machine stood still, are nobody's silence.
 - Children are spawned, never forked off this process, and are told what to be over a channel
   (`farebox.control`), which is also how they are asked for their figures, once a second and at
   every scrape.
@@ -59,10 +64,9 @@ from farebox.control import (
     ToChild,
     supervisors_end,
 )
+from farebox.served import Settings, packed
 from farebox.totals import Report as Figures
 from farebox.totals import Totals, value_of
-
-WORKERS_PER_SHARD = 32
 
 _PATH_BYTES_MAX = 100  # of a unix socket; the kernels' limits are 107 and 103
 _BACKLOG = 1024
@@ -70,20 +74,35 @@ _LAST_WORDS_SECONDS = 2.0
 _POLL_SECONDS = 1.0
 _SCRAPE_SECONDS = 1.0
 _ASKS_MAX = 10
+_SILENT_POLLS = 3  # so many without a word are told
 _RELOAD_SECONDS = 30.0
 _GRACE_SECONDS = 20.0  # beyond its own deadlines, before a child that does not end is killed
 
 
-def shards_of(workers: int) -> int:
-    """How many ledgers so many workers need."""
-    return -(-workers // WORKERS_PER_SHARD)
+@dataclass(frozen=True, slots=True)
+class SupervisorSettings:
+    """Bounds of a gateway with several workers.
+
+    `polls_max` is how often in a row, about once a second, a child may leave us without an answer.
+    A disk may let a ledger wait for some seconds, a body of many megabytes a worker for one.
+    """
+
+    workers_per_shard: int = 32
+    polls_max: int = 30
+
+    def shards(self, workers: int) -> int:
+        """How many ledgers so many workers need."""
+        return -(-workers // self.workers_per_shard)
 
 
 # -- restarts -------------------------------------------------------------------------------------
 
 
 class Backoff:
-    """Pauses before restarts: none at first, then doubling, and none again after a quiet time."""
+    """Pauses before restarts, so that a start follows the last one after a time at the earliest.
+
+    That time is none at first, then doubles, and is none again after a quiet life.
+    """
 
     FIRST_SECONDS = 0.1
     MOST_SECONDS = 5.0
@@ -94,9 +113,9 @@ class Backoff:
 
     def pause(self, lived_seconds: float) -> float:
         """How long to wait, now that a child has ended that lived so long."""
-        pause = 0.0 if lived_seconds >= self.QUIET_SECONDS else self._next
-        self._next = min(max(2 * pause, self.FIRST_SECONDS), self.MOST_SECONDS)
-        return pause
+        apart = 0.0 if lived_seconds >= self.QUIET_SECONDS else self._next
+        self._next = min(max(2 * apart, self.FIRST_SECONDS), self.MOST_SECONDS)
+        return max(apart - lived_seconds, 0.0)
 
 
 def told(returncode: int) -> str:
@@ -141,13 +160,30 @@ class ChildStatus:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Recruit:
+    """A process that waits to be told what to be."""
+
+    process: trio.Process
+    channel: Channel[FromChild]
+
+    async def dismiss(self) -> None:
+        """See to it that it has ended."""
+        self.process.kill()
+        self.channel.close()
+        with trio.CancelScope(shield=True):
+            await self.process.wait()
+
+
 @dataclass(slots=True)
 class _Life:
     """One process in the place of a child."""
 
-    pid: int
+    process: trio.Process
     channel: Channel[FromChild]
     ready: bool = False
+    heard: bool = True
+    silent_polls: int = 0
     promised: int = 0
     version: int = 0
     asked: int = 0
@@ -161,8 +197,9 @@ class Child:
     """A place among the children, filled by one process after another.
 
     `start` says at each start what the process is to be, and `inherited` what it is handed;
-    `wait` holds it back until there is something to do. With `once`, success is the end. What it
-    refuses at its first start it will always refuse: that is the end as well.
+    `wait` holds it back until there is something to do. With `once`, success is the end. With
+    `understudied`, the next process is loaded while the present one serves. What it refuses at its
+    first start it will always refuse: that is the end as well.
     """
 
     def __init__(
@@ -175,6 +212,7 @@ class Child:
         *,
         wait: trio.Event | None = None,
         once: bool = False,
+        understudied: bool = False,
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -185,6 +223,8 @@ class Child:
         self._inherited = tuple(inherited)
         self._wait = wait
         self._once = once
+        self._understudied = understudied
+        self._understudy: _Recruit | None = None
         self._life: _Life | None = None
         self._ending = trio.Event()
         self._served = False
@@ -202,8 +242,8 @@ class Child:
         life = self._life
         if life is None or not life.ready:
             return [f"{self.name}: starting"]
-        if life.asked - life.answered >= _ASKS_MAX:
-            return [f"{self.name}: does not answer (process {life.pid})"]
+        if life.silent_polls >= _SILENT_POLLS:
+            return [f"{self.name}: does not answer (process {life.process.pid})"]
         return [f"{self.name}: {problem}" for problem in life.problems]
 
     def status(self) -> ChildStatus:
@@ -211,7 +251,7 @@ class Child:
         life = self._life
         return ChildStatus(
             name=self.name,
-            pid=life.pid if life else 0,
+            pid=life.process.pid if life else 0,
             ready=self.ready,
             restarts=self.restarts,
             open_streams=int(value_of(life.figures, "farebox_open_streams")) if life else 0,
@@ -229,6 +269,19 @@ class Child:
         with contextlib.suppress(ChannelClosed):
             await life.channel.send(Ask(number=number))
             await self._bell.until(lambda: life.answered >= number or self._life is not life)
+
+    def judge(self, polls_max: int) -> None:
+        """To be called after each poll: kill a process that left so many of them unanswered."""
+        life = self._life
+        if life is None or not life.ready:
+            return
+        life.silent_polls = 0 if life.heard else life.silent_polls + 1
+        life.heard = False
+        if life.silent_polls == polls_max:
+            sys.stderr.write(
+                f"{self.name} (process {life.process.pid}) does not answer; killing it.\n"
+            )
+            life.process.kill()
 
     async def reload(self, served: Served) -> None:
         """Hand a changed configuration over, and wait until its new requests see it."""
@@ -258,6 +311,13 @@ class Child:
 
     async def keep(self) -> None:
         """Keep a process in this place, until one ends that was told to. Cancelled: kill it."""
+        try:
+            await self._keep()
+        finally:
+            if self._understudy is not None:
+                await self._understudy.dismiss()
+
+    async def _keep(self) -> None:
         backoff = Backoff()
         while not self._ending.is_set():
             began = trio.current_time()
@@ -280,6 +340,51 @@ class Child:
 
     async def _live(self) -> tuple[int, int, tuple[str, ...]]:
         """One process from start to end: its number, how it ended, and what it refused."""
+        recruit = await self._next()
+        process = recruit.process
+        life = self._life = _Life(process, recruit.channel)
+        try:
+            async with trio.open_nursery() as nursery:
+                heard = trio.Event()
+                nursery.start_soon(self._talk, life, heard)
+                nursery.start_soon(self._kill_when_late, process)
+                if self._understudied:
+                    nursery.start_soon(self._keep_understudy, life)
+                await process.wait()
+                with trio.move_on_after(_LAST_WORDS_SECONDS):
+                    await heard.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            await recruit.dismiss()
+            self._totals.retire(life.channel)
+            self._life = None
+            self._bell.ring()
+        assert process.returncode is not None
+        return process.pid, process.returncode, life.refused
+
+    async def _next(self) -> _Recruit:
+        """Who takes the place now."""
+        waiting, self._understudy = self._understudy, None
+        if waiting is None:
+            return await self._recruit()
+        if waiting.process.poll() is None:
+            return waiting
+        await waiting.dismiss()
+        return await self._recruit()
+
+    async def _keep_understudy(self, life: _Life) -> None:
+        """Have somebody ready to take the place, once there is time for that."""
+        await self._bell.until(lambda: life.ready)
+        backoff = Backoff()
+        while True:
+            began = trio.current_time()
+            self._understudy = await self._recruit()
+            await self._understudy.process.wait()
+            await self._understudy.dismiss()
+            self._understudy = None
+            await trio.sleep(backoff.pause(trio.current_time() - began))
+
+    async def _recruit(self) -> _Recruit:
         ours, theirs = socket.socketpair()
         channel = supervisors_end(ours)
         try:
@@ -290,27 +395,10 @@ class Child:
                     pass_fds=[theirs.fileno(), *self._inherited],
                     start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's
                 )
-            life = self._life = _Life(process.pid, channel)
-            try:
-                async with trio.open_nursery() as nursery:
-                    heard = trio.Event()
-                    nursery.start_soon(self._talk, life, heard)
-                    nursery.start_soon(self._kill_when_late, process)
-                    await process.wait()
-                    with trio.move_on_after(_LAST_WORDS_SECONDS):
-                        await heard.wait()
-                    nursery.cancel_scope.cancel()
-            finally:
-                process.kill()
-                with trio.CancelScope(shield=True):
-                    await process.wait()
-                self._totals.retire(life.channel)
-                self._life = None
-                self._bell.ring()
-        finally:
+        except BaseException:
             channel.close()
-        assert process.returncode is not None
-        return process.pid, process.returncode, life.refused
+            raise
+        return _Recruit(process, channel)
 
     async def _talk(self, life: _Life, heard: trio.Event) -> None:
         """Tell it what to be, then listen until it is gone."""
@@ -328,6 +416,7 @@ class Child:
         heard.set()
 
     def _hear(self, life: _Life, message: FromChild) -> None:
+        life.heard = True
         match message:
             case Ready():
                 life.ready = self._served = True
@@ -366,6 +455,7 @@ class Supervisor:
         built_in: BuiltIn | None,
         listening: socket.socket,
         workers: int,
+        settings: SupervisorSettings | None = None,
     ) -> None:
         self.stopped = trio.Event()
         self.draining = False
@@ -375,6 +465,8 @@ class Supervisor:
         self._built_in = built_in
         self._listening = listening
         self._count = workers
+        self._settings = settings or SupervisorSettings()
+        self._shards = self._settings.shards(workers)
         self._version = 1
         self._totals = Totals()
         self._bell = Bell()
@@ -466,7 +558,7 @@ class Supervisor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the children until drained. Reports started when there are places for them all."""
-        shards = shards_of(self._count)
+        shards = self._shards
         directories = shard_directories(self._config.data_dir, shards)
         held, lifeline = os.pipe()
         try:
@@ -520,9 +612,12 @@ class Supervisor:
         while True:
             await trio.sleep(_POLL_SECONDS)
             await self.look()
+            for child in self._children:
+                child.judge(self._settings.polls_max)
 
     def _served(self) -> Served:
-        return Served(version=self._version, config=self._config, built_in=self._built_in)
+        settings = Settings(config=self._config, built_in=self._built_in)
+        return Served(version=self._version, settings=packed(settings))
 
     def _worker(self, number: int, ledgers: tuple[str, ...], lifeline: int) -> Child:
         def start() -> BeWorker:
@@ -541,7 +636,7 @@ class Supervisor:
         )
 
     def _ledger(self, number: int, directory: Path, listening: socket.socket, held: int) -> Child:
-        terms = HolderTerms.of(self._config, self._conninfo, shards_of(self._count))
+        terms = HolderTerms.of(self._config, self._conninfo, self._shards)
         start = BeLedger(
             terms=terms,
             directory=str(directory),
@@ -549,7 +644,14 @@ class Supervisor:
             lifeline=held,
         )
         inherited = [listening.fileno(), held]
-        return Child(f"ledger {number}", self._totals, self._bell, lambda: start, inherited)
+        return Child(
+            f"ledger {number}",
+            self._totals,
+            self._bell,
+            lambda: start,
+            inherited,
+            understudied=True,
+        )
 
 
 async def keep_leftovers(config: Config, conninfo: str, shards: int) -> None:

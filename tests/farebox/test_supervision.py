@@ -6,6 +6,8 @@ import os
 import select
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +33,8 @@ from farebox.control import (
     childs_end,
     supervisors_end,
 )
-from farebox.supervise import Backoff, shards_of, told, unix_sockets
+from farebox.served import Settings, packed, unpacked
+from farebox.supervise import Backoff, SupervisorSettings, told, unix_sockets
 from farebox.totals import Family, Sample, Totals, merged, report_of, text_of, value_of
 from farebox.worker import write_lines
 from proxy.listener import Listener, bind
@@ -163,12 +166,11 @@ class Environment(dict[str, str]):
 async def test_a_child_is_told_everything_that_it_has_to_know() -> None:
     ours, theirs = socket.socketpair()
     supervisor, child = supervisors_end(ours), childs_end(theirs)
+    settings = Settings(
+        config=load(EXAMPLE, Environment()), built_in=sandbox_provider("http://127.0.0.1:1/v1")
+    )
     start = BeWorker(
-        served=Served(
-            version=7,
-            config=load(EXAMPLE, Environment()),
-            built_in=sandbox_provider("http://127.0.0.1:1/v1"),
-        ),
+        served=Served(version=7, settings=packed(settings)),
         conninfo="host=/run user=farebox",
         secret=bytes(range(32)),
         listening=5,
@@ -177,7 +179,10 @@ async def test_a_child_is_told_everything_that_it_has_to_know() -> None:
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(supervisor.send, start)
-        assert await child.receive() == start
+        told_to_be = await child.receive()
+    assert told_to_be == start
+    assert isinstance(told_to_be, BeWorker)
+    assert unpacked(told_to_be.served.settings) == settings
     answers = [
         Ready(),
         Report(
@@ -248,7 +253,16 @@ def test_ledger_sockets_are_for_their_owner_alone_and_go_away(tmp_path: Path, de
 
 
 def test_one_ledger_serves_up_to_32_workers() -> None:
-    assert [shards_of(workers) for workers in (1, 32, 33, 64, 65)] == [1, 1, 2, 2, 3]
+    shards = SupervisorSettings().shards
+    assert [shards(workers) for workers in (1, 32, 33, 64, 65)] == [1, 1, 2, 2, 3]
+
+
+def test_a_ledgers_process_loads_nothing_that_only_workers_need() -> None:
+    """It is the one everybody waits for, and there are two of them."""
+    script = "import sys, farebox.child; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", script], text=True).split()
+    needless = ("adapters", "console", "evals", "farebox.config", "farebox.worker", "h11")
+    assert [name for name in loaded if name.startswith(needless)] == []
 
 
 def test_the_first_shard_is_where_a_single_worker_has_its_journal(tmp_path: Path) -> None:
@@ -262,10 +276,11 @@ def test_the_first_shard_is_where_a_single_worker_has_its_journal(tmp_path: Path
     assert list(leftover_directories(tmp_path, 3)) == []
 
 
-def test_who_dies_again_and_again_waits_longer_and_longer() -> None:
+def test_who_dies_again_and_again_starts_less_and_less_often() -> None:
     backoff = Backoff()
-    assert [backoff.pause(0.1) for _ in range(9)] == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
-    assert [backoff.pause(60), backoff.pause(0.1)] == [0, 0.1]
+    assert [backoff.pause(0) for _ in range(9)] == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
+    assert [backoff.pause(3), backoff.pause(6)] == [2, 0], "only as far apart as that"
+    assert [backoff.pause(60), backoff.pause(0)] == [0, 0.1]
 
 
 def test_an_end_is_told_in_words() -> None:
