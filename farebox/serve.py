@@ -30,7 +30,7 @@ from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.secret import ensure_secret
 from farebox.supervise import Supervisor, keep_leftovers
 from farebox.worker import Worker, example_model, snapshot
-from ledger.directory import Directory, DirectoryUnavailable
+from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable
 from ledger.migrate import MigrationError, migrate
 from ledger.money import parse_usd
 from ledger.segments import JournalError
@@ -85,6 +85,8 @@ def main(config_path: Path | None, *, demo_model: bool = False) -> int:
             conninfo = postgres.start()
         migrate(conninfo)
         secret = ensure_secret(config, environ)
+        with Directory(conninfo, secret=secret) as directory:
+            directory.claim_secret()
         start = _Start(config_path, environ, config, conninfo, secret, postgres, demo_model)
         trio.run(_serve, start)
     except ConfigError as error:
@@ -94,6 +96,7 @@ def main(config_path: Path | None, *, demo_model: bool = False) -> int:
         EmbeddedPostgresError,
         MigrationError,
         JournalError,
+        DirectoryRefused,
         DirectoryUnavailable,
         demo.DemoUnavailable,
     ) as error:

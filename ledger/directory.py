@@ -193,6 +193,20 @@ class Directory:
         with self._lock:
             self._disconnect()
 
+    def claim_secret(self) -> None:
+        """Make sure that the secret is the one with which all of this database's keys are made.
+
+        Raises DirectoryRefused where it is not: no gateway would know a key that is made with it.
+        """
+        with self._transaction() as tx:
+            mark = keys.secret_mark(self._secret)
+            (ours,) = _one(tx.execute("SELECT directory.claim_secret(%s)", [mark]).fetchone())
+        if not ours:
+            raise DirectoryRefused(
+                "This database belongs to another server.secret: give every gateway, and every "
+                "machine that makes keys, a copy of the first one's. (docs/operating.md)"
+            )
+
     # -- accounts -------------------------------------------------------------------------------
 
     def create_account(self, name: str, tier: str = "", credit: int = 0) -> Account:

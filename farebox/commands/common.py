@@ -185,6 +185,8 @@ def directory(config: Config, *, keys: bool = False) -> Iterator[Directory]:
             database(config) as conninfo,
             Directory(conninfo, secret=secret, brand=config.server.brand) as opened,
         ):
+            if keys:
+                opened.claim_secret()
             yield opened
     except ConfigError as error:
         raise Refused(error.problems[0]) from None

@@ -183,6 +183,21 @@ def test_a_key_is_nowhere_in_the_database(books: Farebox, database: str) -> None
     assert secret.encode().hex() not in row[0]
 
 
+def test_a_machine_with_another_secret_makes_no_keys_that_nobody_would_serve(
+    books: Farebox, tmp_path: Path
+) -> None:
+    books.ok("account", "create", "acme")
+    books.ok("key", "create", "acme/chat")
+    (tmp_path / ".farebox/secret").write_text("ab" * 32)
+    assert books.refused("key", "create", "acme/chat").startswith(
+        "This database belongs to another server.secret"
+    )
+    assert len(books.ok("key", "list", "--json").splitlines()) == 1
+    done = books("serve")  # a gateway would refuse every key there is
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("This database belongs to another server.secret")
+
+
 def test_a_key_for_people_is_on_a_line_of_its_own(books: Farebox) -> None:
     books.ok("account", "create", "acme")
     done = books("key", "create", "acme/chat")

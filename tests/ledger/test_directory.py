@@ -13,7 +13,7 @@ import pytest
 from ledger import verify
 from ledger.accounts import AccountStatus, Budget, Credential
 from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable, PriceRow
-from ledger.keys import keyed_hash, looks_valid
+from ledger.keys import keyed_hash
 
 SECRET = b"s" * 32
 DOLLAR = 1_000_000_000
@@ -131,7 +131,7 @@ def test_a_refusal_is_a_sentence(
 
 def test_a_key_is_stored_as_its_hash_only(database: str, acme: Directory) -> None:
     key, plain = acme.create_key("acme", "web", "laptop", models=["b", "a", "a"])
-    assert looks_valid(plain, "farebox")
+    assert plain.startswith("sk_farebox_")
     assert (key.account, key.project, key.name, key.models) == ("acme", "web", "laptop", ("a", "b"))
     (credential,) = acme.changes_since(0)[1]
     assert credential.key_hash == keyed_hash(SECRET, plain)
@@ -302,3 +302,26 @@ def test_a_price_never_changes(database: str, directory: Directory) -> None:
     for statement in ("UPDATE directory.price SET margin_bps = 0", "DELETE FROM directory.price"):
         with pytest.raises(psycopg.Error, match="append-only"):
             execute(database, statement)
+
+
+# -- the secret of all gateways -------------------------------------------------------------------
+
+
+def test_the_first_secret_is_the_one_that_all_need(database: str) -> None:
+    for _ in range(2):
+        with Directory(database, secret=SECRET) as directory:
+            directory.claim_secret()
+    with (
+        Directory(database, secret=b"t" * 32) as other,
+        pytest.raises(DirectoryRefused, match=r"another server\.secret"),
+    ):
+        other.claim_secret()
+
+
+def test_the_mark_of_a_secret_is_no_hash_of_any_key(database: str) -> None:
+    with Directory(database, secret=SECRET) as directory:
+        directory.claim_secret()
+    with psycopg.connect(database) as connection:
+        row = connection.execute("SELECT mark FROM directory.secret").fetchone()
+    assert row is not None
+    assert row[0] not in (SECRET, keyed_hash(SECRET, ""))
