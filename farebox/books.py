@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from ledger import reaper
-from ledger.client import Ledger, LedgerUnavailable
+from ledger.client import Ledger
 from ledger.fleet import FleetLimiter
 from ledger.journal import Journal, JournalLocked, RecoveredState
 from ledger.link import LocalLink, SocketLink, WorkerIdentity, is_alive
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # a ledger's process does not load what workers are configure
 _SEGMENT_BYTES = 16 << 20
 _LOCK_POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 15.0
+_CLOSE_POLL_SECONDS = 0.01
 _VALKEY_SECONDS = 0.5
 
 
@@ -214,17 +215,13 @@ class SharedBooks:
             task_status.started()
 
     async def close(self) -> None:
-        """As of Books: it is with the lease holders, and posted. One that restarts is waited for.
+        """As of Books: it is in the lease holders' journals; posting it is their business.
 
-        Within bounds: where only the database is away, their journals have it all by then.
+        One that restarts is waited for, within bounds.
         """
         with trio.move_on_after(_CLOSE_SECONDS):
-            while True:
-                try:
-                    await self.ledger.flush()
-                except LedgerUnavailable:
-                    continue
-                return
+            while self.ledger.unconfirmed:  # noqa: ASYNC110 - once in a life, no event
+                await trio.sleep(_CLOSE_POLL_SECONDS)
 
 
 def boot_id() -> str:

@@ -413,6 +413,11 @@ class _Shard:
         if not flushed.is_set():
             raise LedgerUnavailable(RETRY_AFTER_SECONDS, "usage could not be posted in time")
 
+    @property
+    def unconfirmed(self) -> int:
+        """As of `Ledger`."""
+        return len(self._reservations)
+
     def knows(self, reservation: Reservation) -> bool:
         """Whether something of it is still unconfirmed."""
         return reservation.id in self._reservations
@@ -479,6 +484,11 @@ class Ledger:
         """Have everything posted that was settled so far. Raises LedgerUnavailable."""
         for shard in self._shards:
             await shard.flush()
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many reservations are open, or have ended without the ledger having said so."""
+        return sum(shard.unconfirmed for shard in self._shards)
 
     def credit_hint(self, account_id: int) -> None:
         """The account may have been credited: ask the store again at the next request."""
