@@ -17,8 +17,9 @@ from typing import Protocol
 from adapters import sse
 from adapters.canonical import Event, Usage
 from adapters.codec import EMPTY_ANSWER, Counted, Reader, UpstreamFailure
-from adapters.errors import APIError, UpstreamProtocolViolation
-from adapters.stream import Meter, cut_at
+from adapters.errors import APIError
+from adapters.limited import LimitedStream
+from adapters.stream import Meter
 
 
 class Manner(Protocol):
@@ -77,67 +78,21 @@ class PassingCall:
         return Meter(self.pieces, silent=self.silent)
 
 
-class PassingStream:
+class PassingStream(LimitedStream):
     """One stream on its way through. Implements `codec.StreamRelay`."""
 
-    __slots__ = (
-        "_held",
-        "_held_bytes",
-        "_input_text_bytes",
-        "_limit",
-        "_limited",
-        "_manner",
-        "_meter",
-        "_reader",
-        "_splitter",
-        "_unread",
-        "_waiting",
-        "cut",
-        "ended",
-        "failure",
-        "full",
-    )
+    __slots__ = ("_held", "_held_bytes", "_manner", "_meter", "_reader", "_unread")
 
     def __init__(
         self, reader: Reader, meter: Meter, manner: Manner, *, limited: bool = False
     ) -> None:
-        self.ended = False
-        self.cut = False
-        self.full = False
-        self.failure: UpstreamFailure | None = None
+        super().__init__(meter.counted, limited=limited)
         self._reader = reader
         self._meter = meter
         self._manner = manner
-        self._splitter = sse.Splitter()
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._limited = limited
-        self._limit: int | None = None
-        self._unread: list[Event] = []  # of the first raw event that waits
-        self._waiting: list[bytes] = []  # raw events without room
-        self._input_text_bytes = 0
-
-    @property
-    def waiting_bytes(self) -> int:
-        return self._splitter.waiting_bytes
-
-    def limit(self, output_tokens: int | None) -> bytes:
-        assert self._limited, "the relay was made without"
-        self._limit = output_tokens
-        if not self.full:
-            return b""
-        self.full = False
-        (first, *rest), self._waiting = self._waiting, []
-        out = self._pass(first, self._unread)
-        return out + b"".join([self._pass(raw) for raw in rest])
-
-    def cut_short(self, input_text_bytes: int) -> None:
-        self.full, self.cut, self.ended = False, True, True
-        self._input_text_bytes = input_text_bytes
-        self._meter.read_on(self._unread)
-        for raw in self._waiting[1:]:
-            self._read_on(raw)
-        self._waiting.clear()
+        self._unread: list[Event] | None = None  # of the first raw event that waits
 
     @property
     def has_content(self) -> bool:
@@ -149,62 +104,22 @@ class PassingStream:
             self._held.append(self._manner.cut(self.counted(self._input_text_bytes).usage))
         return b"".join(self._held) + self._manner.end()
 
-    def feed(self, data: bytes) -> bytes:
-        if self.ended:
-            return b""
-        try:
-            events = self._splitter.feed(data)
-        except UpstreamProtocolViolation as violation:
-            self._fail(UpstreamFailure("protocol", str(violation)))
-            return b""
-        return b"".join([self._pass(event) for event in events])
-
-    def close(self) -> bytes:
-        rest = self._splitter.close()
-        out = self._pass(sse.terminated(rest)) if sse.data_of(rest) else b""
-        if not (self.ended or self.full):
-            self._reader.close()
-            self._reader.composer.finish()
-            self._look(self._reader.composer.take())
-        return out
-
-    def read_on(self, data: bytes) -> bool:
-        if self.full:
-            self.cut_short(0)
-        if not self.cut:
-            self.feed(data)
-            return self.ended
-        try:
-            for raw in self._splitter.feed(data):
-                self._read_on(raw)
-        except UpstreamProtocolViolation:
-            return True
-        return self._reader.composer.ended
-
-    def counted(self, input_text_bytes: int) -> Counted:
-        counted = self._meter.counted(input_text_bytes)
-        return cut_at(counted, self._limit) if self.cut and self._limit is not None else counted
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._manner.error_event(error, request_id)
 
-    def _pass(self, raw: bytes, unread: list[Event] | None = None) -> bytes:
-        """What the client sees of one raw event; `unread` is what the reader saw of it before."""
+    def _pass(self, raw: bytes) -> bytes:
         if self.ended or self.full:
             self._keep_back(raw)
             return b""
         payload = sse.data_of(raw)
         if payload:
-            if unread is None:
-                self._reader.read(payload)
-                unread = self._reader.composer.take()
+            events = self._events_of(payload)
             if self._limited:
-                if self._limit is not None and not self._has_room(unread, self._limit):
-                    self.full, self._unread = True, unread
-                    self._waiting.append(raw)
-                    return b""
+                if self._limit is not None and not self._has_room(events, self._limit):
+                    self._unread = events
+                    return self._wait(raw)
                 self._manner.remember(payload)
-            self._look(unread)
+            self._look(events)
             if self.failure is not None:
                 return b""
         shown = self._manner.shown(raw, payload)
@@ -216,11 +131,13 @@ class PassingStream:
             self._fail(UpstreamFailure("protocol", "The stream goes on after its end."))
         return b""
 
-    def _keep_back(self, raw: bytes) -> None:
-        if self.full:
-            self._waiting.append(raw)
-        elif self.cut:
-            self._read_on(raw)
+    def _events_of(self, payload: bytes) -> list[Event]:
+        """What the reader sees in an event, once, also where it had to wait in between."""
+        events, self._unread = self._unread, None
+        if events is None:
+            self._reader.read(payload)
+            events = self._reader.composer.take()
+        return events
 
     def _has_room(self, events: list[Event], limit: int) -> bool:
         return self._reader.composer.has_reason or self._meter.has_room(events, limit)
@@ -238,13 +155,17 @@ class PassingStream:
                 self._fail(EMPTY_ANSWER)
 
     def _read_on(self, raw: bytes) -> None:
-        """An event behind the cut."""
         if payload := sse.data_of(raw):
-            self._reader.read(payload)
-            self._meter.read_on(self._reader.composer.take())
+            self._meter.read_on(self._events_of(payload))
 
-    def _fail(self, failure: UpstreamFailure) -> None:
-        self.failure, self.ended = failure, True
+    def _break_off(self) -> None:
+        self._reader.close()
+        self._reader.composer.finish()
+        self._look(self._reader.composer.take())
+
+    @property
+    def _complete(self) -> bool:
+        return self._reader.composer.ended
 
 
 class PassingPlain:

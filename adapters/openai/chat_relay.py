@@ -16,13 +16,13 @@ import msgspec
 
 from adapters import sse
 from adapters.canonical import Usage
-from adapters.codec import EMPTY_ANSWER, Counted, FailureKind, UpstreamFailure
+from adapters.codec import EMPTY_ANSWER, Counted, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
+from adapters.limited import LimitedStream
 from adapters.openai import wire
 from adapters.openai.chat_meter import ChatMeter
 from adapters.openai.failure import read_error_object
 from adapters.openai.refusal import OpenAIRefusals
-from adapters.stream import cut_at
 
 _DONE = b"[DONE]"
 _USAGE = b'"usage"'
@@ -35,7 +35,7 @@ _encode = msgspec.json.encode
 _REFUSALS = OpenAIRefusals()
 
 
-class ChatStreamRelay:
+class ChatStreamRelay(LimitedStream):
     """One streamed chat completion, passing from an upstream to a client.
 
     `shown_model` is the id that the client asked for; usage passes where `show_usage`; `pieces`
@@ -43,24 +43,15 @@ class ChatStreamRelay:
     """
 
     __slots__ = (
-        "_complete",
         "_ending",
-        "_input_text_bytes",
         "_last",
-        "_limit",
-        "_limited",
         "_meter",
         "_model_member",
+        "_said_last",
         "_show_usage",
         "_shown_member",
         "_shown_model",
-        "_splitter",
         "_upstream_model",
-        "_waiting",
-        "cut",
-        "ended",
-        "failure",
-        "full",
     )
 
     def __init__(
@@ -71,41 +62,16 @@ class ChatStreamRelay:
         *,
         limited: bool = False,
     ) -> None:
-        self.ended = False
-        self.cut = False
-        self.full = False
-        self.failure: UpstreamFailure | None = None
-        self._splitter = sse.Splitter()
         self._meter = ChatMeter(pieces)
+        super().__init__(self._meter.counted, limited=limited)
         self._show_usage = show_usage
         self._shown_model = shown_model
         self._shown_member = b'"model":' + _encode(shown_model)
         self._upstream_model = ""  # learnt from the events, with its spelling in them
         self._model_member = b""
-        self._limited = limited
-        self._limit: int | None = None
-        self._waiting: list[bytes] = []  # events without room
-        self._input_text_bytes = 0
         self._last = b""  # chunk that passed, of a stream that may be cut
         self._ending = b""  # of one that was
-        self._complete = False  # the upstream has said its last word, whoever heard it
-
-    @property
-    def waiting_bytes(self) -> int:
-        return self._splitter.waiting_bytes
-
-    def limit(self, output_tokens: int | None) -> bytes:
-        assert self._limited, "the relay was made without"
-        self._limit = output_tokens
-        waiting, self._waiting, self.full = self._waiting, [], False
-        return b"".join([self._pass(event) for event in waiting])
-
-    def cut_short(self, input_text_bytes: int) -> None:
-        self.full, self.cut, self.ended = False, True, True
-        self._input_text_bytes = input_text_bytes
-        for event in self._waiting:
-            self._read_on(event)
-        self._waiting.clear()
+        self._said_last = False  # behind the cut
 
     @property
     def terminal(self) -> bytes:
@@ -118,80 +84,39 @@ class ChatStreamRelay:
         """A role alone, or an empty delta, is not content yet."""
         return self._meter.deltas > 0
 
-    def feed(self, data: bytes) -> bytes:
-        if self.ended:
-            return b""
-        try:
-            events = self._splitter.feed(data)
-        except UpstreamProtocolViolation as violation:
-            self._fail("protocol", str(violation))
-            return b""
-        return b"".join([self._pass(event) for event in events])
-
-    def close(self) -> bytes:
-        rest = self._splitter.close()
-        out = self._pass(sse.terminated(rest)) if sse.data_of(rest) else b""
-        if self.ended or self.full:
-            return out
-        if self._meter.finished:
-            self._end()
-        else:
-            self._fail("truncated", "The stream ended before the answer did.")
-        return out
-
-    def read_on(self, data: bytes) -> bool:
-        if self.full:
-            self.cut_short(0)
-        if not self.cut:
-            self.feed(data)
-            return self.ended
-        try:
-            for event in self._splitter.feed(data):
-                self._read_on(event)
-        except UpstreamProtocolViolation:
-            return True
-        return self._complete
-
-    def counted(self, input_text_bytes: int) -> Counted:
-        counted = self._meter.counted(input_text_bytes)
-        return cut_at(counted, self._limit) if self.cut and self._limit is not None else counted
-
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return _REFUSALS.error_event(error, request_id)
 
-    def _pass(self, event: bytes) -> bytes:
-        """Read one event; return what the client sees of it."""
+    def _pass(self, raw: bytes) -> bytes:
         if self.ended or self.full:
-            self._keep_back(event)
+            self._keep_back(raw)
             return b""
-        data = sse.data_of(event)
+        data = sse.data_of(raw)
         if not data:
-            return event  # a comment, or blank lines
+            return raw  # a comment, or blank lines
         if data.startswith(_DONE):
             self._end()
             return b""
         try:
             chunk = wire.read_answer(data)
         except UpstreamProtocolViolation as violation:
-            self._fail("protocol", str(violation))
+            self._fail(UpstreamFailure("protocol", str(violation)))
             return b""
         if chunk.error and (failure := read_error_object(chunk.error)) is not None:
-            self.failure, self.ended = failure, True
+            self._fail(failure)
             return b""
         if self._limited:
             if self._limit is not None and not self._meter.has_room(chunk, self._limit):
-                self.full = True
-                self._waiting.append(event)
-                return b""
+                return self._wait(raw)
             self._last = data
         self._meter.read(chunk)
         if chunk.usage and not self._show_usage:
             if not chunk.choices and bytes(chunk.usage) != b"null":
                 return b""  # nothing but the usage that we asked for
-            event = _without_usage(event)
+            raw = _without_usage(raw)
         if chunk.model != self._shown_model and isinstance(chunk.model, str):
-            event = self._renamed(event, chunk.model)
-        return event
+            raw = self._renamed(raw, chunk.model)
+        return raw
 
     def _end(self) -> None:
         """The upstream's last word: the answer is complete, unless it is none."""
@@ -200,21 +125,24 @@ class ChatStreamRelay:
         if self._meter.empty:
             self.failure = EMPTY_ANSWER
 
-    def _keep_back(self, event: bytes) -> None:
-        if self.full:
-            self._waiting.append(event)
-        elif self.cut:
-            self._read_on(event)
-
-    def _read_on(self, event: bytes) -> None:
-        """An event behind the cut, whatever it is worth."""
-        data = sse.data_of(event)
+    def _read_on(self, raw: bytes) -> None:
+        data = sse.data_of(raw)
         if data.startswith(_DONE):
-            self._complete = True
+            self._said_last = True
             self._meter.close()
         elif data:
             with suppress(UpstreamProtocolViolation):
                 self._meter.read_on(wire.read_answer(data))
+
+    def _break_off(self) -> None:
+        if self._meter.finished:
+            self._end()
+        else:
+            self._fail(UpstreamFailure("truncated", "The stream ended before the answer did."))
+
+    @property
+    def _complete(self) -> bool:
+        return self._said_last
 
     def _cut_off(self, usage: Usage) -> bytes:
         """The chunks that end every choice at its cap, in the words of the last that passed."""
@@ -231,9 +159,6 @@ class ChatStreamRelay:
                 sse.event(_encode({**members, "choices": [], "usage": wire.written_usage(usage)}))
             )
         return b"".join(chunks)
-
-    def _fail(self, kind: FailureKind, message: str) -> None:
-        self.failure, self.ended = UpstreamFailure(kind, message), True
 
     def _renamed(self, event: bytes, model: str) -> bytes:
         """The event under the name of the model that the client knows."""
