@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -88,14 +89,15 @@ class Database:
         self.max_request_seconds = max_request_seconds
         self._generator = generator
         self._after_commit = after_commit
-        self._inbox, self._requests = trio.open_memory_channel[_Statement[object]](10_000)
+        self._spawn: Callable[[_Statement[object]], None] | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Execute what arrives, in tasks of the world."""
+        """Execute what arrives, in tasks of the world, whoever sent it."""
+        world = copy_context()
         async with trio.open_nursery() as statements:
+            self._spawn = lambda each: world.run(lambda: statements.start_soon(self._execute, each))
             task_status.started()
-            async for statement in self._requests:
-                statements.start_soon(self._execute, statement)
+            await trio.sleep_forever()
 
     def break_connections(self) -> None:
         """Nobody hears the answers of what is under way, and what has not happened never will."""
@@ -105,7 +107,8 @@ class Database:
         """Send a statement and wait for its answer."""
         process.check()
         statement = _Statement(name, run, self.generation)
-        self._inbox.send_nowait(statement)  # type: ignore[arg-type]  # each has its own result
+        assert self._spawn is not None, "the database does not run yet"
+        self._spawn(statement)  # type: ignore[arg-type]  # each has its own result
         await statement.done.wait()
         process.check()
         assert statement.result is not None

@@ -16,7 +16,7 @@ import trio
 
 from ledger import reaper
 from ledger.client import Ledger
-from ledger.engine import EngineSettings
+from ledger.engine import Engine, EngineSettings
 from ledger.journal import JournalCorrupt, JournalFailed, JournalFull, RecoveredState
 from ledger.link import GRACE_SECONDS, LinkRejected, StreamLink, WorkerIdentity, serve_streams
 from ledger.records import Worker as WorkerRecord
@@ -73,6 +73,7 @@ class Node:
         generator: random.Random,
         settings: NodeSettings,
         traffic: Callable[[Node, Worker], Awaitable[None]],
+        inspect: Callable[[Node, Engine], None],
     ) -> None:
         self.name = name
         self.disk = MemoryDisk()
@@ -91,11 +92,13 @@ class Node:
         self.machine.alive = False
         self.seen_open: set[int] = set()
         self.disturbed_at = 0.0  # when its disk was last refusing, or it stood still
+        self._looked_at = -1.0
         self._database = database
         self._oracle = oracle
         self._scheduler = scheduler
         self._generator = generator
         self._traffic = traffic
+        self._inspect = inspect
         self._processes: dict[tuple[int, int], Process] = {}
         self._pids = 100
         self._port = Port(self.machine, self._delay)
@@ -143,6 +146,7 @@ class Node:
         """Stand still, with all processes; clocks go on."""
         for process in self.processes:
             process.paused = process.alive
+        self._scheduler.freeze()
         self.disturbed_at = trio.current_time()
 
     def resume(self) -> None:
@@ -226,6 +230,7 @@ class Node:
         process = Process(f"{self.name} ledgerd")
         self.ledgerd = self._port.owner = process
         process.at_death.append(self.disk.kill)
+        process.after_step = partial(self._after_step, process)
         return await self._be(process, lambda: self._ledgerd(process))
 
     async def _ledgerd(self, process: Process) -> None:
@@ -261,6 +266,11 @@ class Node:
         async with trio.open_nursery() as services:
             await services.start(server.run)
             await services.start(serve_streams, server, self._port, self._ended)
+
+    def _after_step(self, process: Process) -> None:
+        if self.server is not None and process.alive:
+            self.look()
+            self._inspect(self, self.server.engine)
 
     async def _run_reaper(self) -> Process:
         self.reaper = process = Process(f"{self.name} reaper")
@@ -299,10 +309,14 @@ class Node:
         return trio.current_time() - worker.linked_at >= GRACE_SECONDS - 0.001
 
     def look(self) -> None:
-        """Note which workers have a link."""
+        """Note which workers have a link, now or at least a moment ago."""
+        now = trio.current_time()
+        if now == self._looked_at:
+            return
+        self._looked_at = now
         for worker in self.workers.values():
             if worker.ends and worker.ends[0].intact and worker.link.connected:
-                worker.linked_at = trio.current_time()
+                worker.linked_at = now
 
     def _lives(self, worker: WorkerRecord) -> bool:
         process = self._processes.get((worker.pid, worker.started))

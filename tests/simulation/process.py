@@ -30,6 +30,7 @@ class Process:
         self.died = trio.Event()
         self.failure: BaseException | None = None
         self.at_death: list[Callable[[], None]] = []
+        self.after_step: Callable[[], None] | None = None  # looks at what it has done
         self._scope = trio.CancelScope()
 
     def check(self) -> None:

@@ -6,24 +6,34 @@ generator, `virtual_threads` runs what would go to a thread in the task that wai
 halves of virtual time. `Scheduler` sees every step of every task: it counts them, stops a task
 whose process is paused until it goes on, and lets the world look at itself after a step.
 
+A third of all steps are the ends of sleeps, and a cancel scope with its deadline costs more than
+what most steps do. So `VirtualClock` wakes sleepers itself; and as it knows that there is no world
+outside to wait for, it needs no idle turn of trio's loop to find out, as `MockClock` does.
+
 This is the only file that touches trio's private names; test_determinism.py fails if one vanishes.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
 import outcome
 import trio
 from trio._core import _run, _traps
 
-from tests.simulation.process import Process
+from tests.simulation.process import Process, process_of
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
+
+STUCK_MAX = 10  # turns of an ending loop, in which trio wakes itself
 
 
 @contextmanager
@@ -36,6 +46,77 @@ def deterministic(generator: random.Random) -> Iterator[None]:
         yield
     finally:
         _run._ALLOW_DETERMINISTIC_SCHEDULING, _run._r = before  # type: ignore[misc]
+
+
+class NothingHappens(Exception):
+    """Every task waits for another one: nothing would ever happen again."""
+
+
+@dataclass(slots=True)
+class _Sleeper:
+    """A task that sleeps, unless it has been cancelled meanwhile."""
+
+    task: trio.lowlevel.Task | None
+
+
+class VirtualClock(trio.abc.Clock):
+    """Time leaps to the next deadline or alarm as soon as nobody has anything to do."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._alarms: list[tuple[float, int, _Sleeper]] = []  # by time, then first come first
+        self._numbers = itertools.count()
+        self._stuck = 0
+
+    def start_clock(self) -> None:
+        """Nothing to start."""
+
+    def current_time(self) -> float:
+        return self._now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """trio asks when nothing is left to do; time is over then at once."""
+        alarms = self._alarms
+        while alarms and alarms[0][2].task is None:
+            heapq.heappop(alarms)
+        until = min(deadline, alarms[0][0]) if alarms else deadline
+        if until == math.inf:
+            self._stuck += 1
+            if self._stuck > STUCK_MAX:
+                raise NothingHappens
+            return 0.0
+        self._stuck = 0
+        self._now = max(self._now, until)
+        while alarms and alarms[0][0] <= self._now:
+            task = heapq.heappop(alarms)[2].task
+            if task is not None:
+                trio.lowlevel.reschedule(task)
+        return 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        """`trio.sleep`, without a scope of its own."""
+        if seconds <= 0:
+            await trio.lowlevel.checkpoint()
+            return
+        sleeper = _Sleeper(trio.lowlevel.current_task())
+        heapq.heappush(self._alarms, (self._now + seconds, next(self._numbers), sleeper))
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            sleeper.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+@contextmanager
+def virtual_sleep(clock: VirtualClock) -> Iterator[None]:
+    """For one call of `trio.run` with this clock: `trio.sleep` is the clock's."""
+    real = trio.sleep
+    trio.sleep = clock.sleep
+    try:
+        yield
+    finally:
+        trio.sleep = real
 
 
 @contextmanager
@@ -61,34 +142,33 @@ def virtual_threads(seconds: Callable[[], float]) -> Iterator[None]:
         trio.to_thread.run_sync = real
 
 
-class Scheduler(trio.abc.Instrument):
-    """Every step of every task passes here. `process_of` says whose task it is, if anybody's."""
+class _Hooks(dict[str, Callable[[trio.lowlevel.Task], None]]):
+    """In place of trio's instruments: what is wrong in one of ours is never just logged."""
 
-    def __init__(
-        self,
-        process_of: Callable[[trio.lowlevel.Task], Process | None],
-        after_step: Callable[[Process | None], None],
-    ) -> None:
+    def call(self, name: str, *arguments: trio.lowlevel.Task) -> None:
+        self[name](*arguments)
+
+
+class Scheduler:
+    """Every step of every task passes here.
+
+    `after_step` is told of those of watched processes, and of number `interruption`.
+    """
+
+    def __init__(self, after_step: Callable[[Process | None], None]) -> None:
         self.steps = 0
-        self._process_of = process_of
+        self.interruption = 0
         self._after_step = after_step
+        self._hooks = _Hooks(after_task_step=self._stepped)
         self._frozen: list[tuple[Process, Callable[[], None]]] = []
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        process = self._process_of(task)
-        if process is not None and process.paused:
-            send, value = task._next_send_fn, task._next_send
+    def watch(self) -> None:
+        """From now on, in this run of trio."""
+        _run.GLOBAL_RUN_CONTEXT.runner.instruments = self._hooks  # type: ignore[assignment]  # as much of it as trio asks
 
-            def go_on() -> None:
-                trio.lowlevel.reschedule(task)
-                task._next_send_fn, task._next_send = send, value
-
-            self._frozen.append((process, go_on))
-            task._next_send_fn = _stand_still
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.steps += 1
-        self._after_step(self._process_of(task))
+    def freeze(self) -> None:
+        """Some process has been paused: from now on look before every step."""
+        self._hooks["before_task_step"] = self._steps
 
     def thaw(self) -> None:
         """Let the tasks of processes that are not paused any more go on where they stopped."""
@@ -98,6 +178,24 @@ class Scheduler(trio.abc.Instrument):
                 self._frozen.append((process, go_on))
             else:
                 go_on()
+
+    def _stepped(self, task: trio.lowlevel.Task) -> None:
+        self.steps += 1
+        process = process_of(task)
+        if self.steps == self.interruption or (process is not None and process.after_step):
+            self._after_step(process)
+
+    def _steps(self, task: trio.lowlevel.Task) -> None:
+        process = process_of(task)
+        if process is not None and process.paused:
+            send, value = task._next_send_fn, task._next_send
+
+            def go_on() -> None:
+                trio.lowlevel.reschedule(task)
+                task._next_send_fn, task._next_send = send, value
+
+            self._frozen.append((process, go_on))
+            task._next_send_fn = _stand_still
 
 
 def _stand_still(_: object) -> _traps.WaitTaskRescheduled:

@@ -44,6 +44,7 @@ def test_the_names_of_trio_that_this_depends_on_exist() -> None:
     assert isinstance(vars(_run)["_ALLOW_DETERMINISTIC_SCHEDULING"], bool)
     assert isinstance(vars(_run)["_r"], random.Random)
     assert "WaitTaskRescheduled" in vars(_traps)
+    assert {"instruments"} <= set(dir(_run.Runner))
     assert {"_next_send_fn", "_next_send", "_counter"} <= set(dir(trio.lowlevel.Task))
 
 

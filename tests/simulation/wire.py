@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import trio
 
@@ -78,24 +79,26 @@ class End(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        await trio.lowlevel.checkpoint()
         pipe = self._incoming
-        while True:
-            self.process.check()
-            if self._closed:
-                raise trio.ClosedResourceError
-            if pipe.cut:
-                raise trio.BrokenResourceError
-            if pipe.parcels:
-                arrives_at = pipe.parcels[0][0]
-                if arrives_at <= trio.current_time():
-                    return pipe.parcels.popleft()[1]
-                with trio.move_on_at(arrives_at):
-                    await pipe.changed.wait()
-            elif pipe.ended:
-                return b""
-            else:
+        if self._readable:
+            await trio.lowlevel.checkpoint()
+        while not self._readable:
+            with trio.move_on_at(pipe.parcels[0][0]) if pipe.parcels else nullcontext():
                 await pipe.changed.wait()
+        if self._closed:
+            raise trio.ClosedResourceError
+        if pipe.cut:
+            raise trio.BrokenResourceError
+        return pipe.parcels.popleft()[1] if pipe.parcels else b""
+
+    @property
+    def _readable(self) -> bool:
+        """Whether `receive_some` has something to say."""
+        self.process.check()
+        pipe = self._incoming
+        if self._closed or pipe.cut:
+            return True
+        return pipe.parcels[0][0] <= trio.current_time() if pipe.parcels else pipe.ended
 
     async def aclose(self) -> None:
         self._close()

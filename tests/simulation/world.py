@@ -8,6 +8,7 @@ of a ledger's task its engine must agree with itself, and after every statement 
 
 from __future__ import annotations
 
+import gc
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -15,9 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
-from trio.testing import MockClock
 
 from ledger.client import LedgerError
+from ledger.engine import Engine
 from ledger.errors import LedgerDivergence
 from ledger.memory import FAILOVER_LOSS, OVERRUN_LOSS, PROMOTIONS, MemoryStore
 from ledger.store import HolderState, PoolId, StoreError
@@ -28,8 +29,14 @@ from tests.simulation.faults import Chaos
 from tests.simulation.node import Node, Worker
 from tests.simulation.oracle import Oracle, Violated, WatchedJournal
 from tests.simulation.plan import Plan
-from tests.simulation.process import Process, process_of
-from tests.simulation.scheduling import Scheduler, deterministic, virtual_threads
+from tests.simulation.process import Process
+from tests.simulation.scheduling import (
+    Scheduler,
+    VirtualClock,
+    deterministic,
+    virtual_sleep,
+    virtual_threads,
+)
 
 REST_SECONDS = 60.0
 REFUND = 3  # the code of its posting
@@ -61,7 +68,7 @@ class World:
         self.generator = plan.generator
         self.books = MemoryStore(synchronous_replication=plan.synchronous)
         self.oracle = Oracle(is_silent=self._is_silent)
-        self.scheduler = Scheduler(process_of, self._after_step)
+        self.scheduler = Scheduler(self._after_step)
         self.database = Database(
             self.books,
             self.generator,
@@ -119,6 +126,7 @@ class World:
             self.generator,
             self.plan.node,
             lambda node, worker: self._traffic(self, node, worker),
+            self._check_engine,
         )
         self.nodes.append(node)
         return node
@@ -184,32 +192,23 @@ class World:
         if self.violation:
             return
         try:
-            if process is not None:
-                self._look_at(process)
-            if self.interruption is not None and self.interruption[0] == self.scheduler.steps:
+            if process is not None and process.after_step is not None:
+                process.after_step()
+            if self.interruption is not None and self.scheduler.steps == self.interruption[0]:
                 self.interruption[1](self)
         except Violated as violation:  # trio would not let it through
             self.violation = str(violation)
             self.ended.set()
 
-    def _look_at(self, process: Process) -> None:
-        for node in self.nodes:
-            if node.ledgerd is process and node.server is not None and process.alive:
-                node.look()
-                self._check_engine(node)
-
-    def _check_engine(self, node: Node) -> None:
+    def _check_engine(self, node: Node, engine: Engine) -> None:
         """The holder agrees with itself, and made no promise after its leases were given away."""
-        assert node.server is not None
-        engine = node.server.engine
         try:
             engine.check()
         except (LedgerDivergence, AssertionError) as error:
             raise Violated(f"{node.name}: {error}") from error
         if engine.book.halted:
             raise Violated(f"{node.name} halted: {engine.book.halted}")
-        fresh = engine.book.open.keys() - node.seen_open
-        if fresh:
+        if not engine.book.open.keys() <= node.seen_open:
             node.seen_open.clear()
             node.seen_open.update(engine.book.open)
             journal_id = node.journal.journal_id if node.journal else b""
@@ -408,8 +407,9 @@ def run(
 
     async def main() -> None:
         world = World(plan, traffic)
-        world.interruption = interruption
-        trio.lowlevel.add_instrument(world.scheduler)
+        if interruption is not None:
+            world.interruption, world.scheduler.interruption = interruption, interruption[0]
+        world.scheduler.watch()
         started = trio.current_time()
         try:
             await world.live(story)
@@ -429,8 +429,15 @@ def run(
             report.lost = world.oracle.lost_events
             report.digest = world.digest
 
-    with _quiet(), deterministic(plan.scheduling), virtual_threads(plan.disk_seconds):
-        trio.run(main, clock=MockClock(autojump_threshold=0))
+    clock = VirtualClock()
+    with (
+        _quiet(),
+        _rarely_collected(),
+        deterministic(plan.scheduling),
+        virtual_sleep(clock),
+        virtual_threads(plan.disk_seconds),
+    ):
+        trio.run(main, clock=clock)
     return report
 
 
@@ -450,3 +457,14 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _rarely_collected() -> Iterator[None]:
+    """Python looks for garbage less often: what a world leaves behind is not much."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
