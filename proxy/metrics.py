@@ -29,6 +29,8 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 _FLUSH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 TOKEN_KINDS = ("input", "cached_input", "output", "reasoning")
+ENDINGS = ("settled", "estimated", "cancelled", "review", "free", "voided")
+"""How a reservation can end: the status of its settlement, or that there was none."""
 _T = TypeVar("_T")
 _NUSD = 1e9  # metrics are floats by definition; the books are not made from them
 
@@ -97,6 +99,18 @@ class Metrics:
             ["provider"],
             registry=registry,
         )
+        settlements = Counter(
+            "farebox_settlements_total",
+            "Reservations that have ended, by how they were settled",
+            ["model", "provider", "status"],
+            registry=registry,
+        )
+        short_of_credit = Counter(
+            "farebox_streams_short_of_credit_total",
+            "Streams that were ended because no more credit could be held for them",
+            ["model"],
+            registry=registry,
+        )
         attempts = Counter(
             "farebox_upstream_attempts_total",
             "Attempts at upstreams, by outcome",
@@ -131,6 +145,7 @@ class Metrics:
             registry=registry,
         ).labels(version("farebox")).set(1)
         self.attempt = _Remembered(attempts.labels)
+        self.short_of_credit = _Remembered(short_of_credit.labels)
         self.limited = _Remembered(limited.labels)
         self.exchange = _Remembered(
             lambda surface, model, provider, status: ExchangeMetrics(
@@ -144,6 +159,7 @@ class Metrics:
                 reserved=reserved.labels(model, provider),
                 overrun=overrun.labels(model, provider),
                 unbilled=unbilled.labels(provider),
+                endings={each: settlements.labels(model, provider, each) for each in ENDINGS},
             )
         )
 
@@ -170,6 +186,7 @@ class ExchangeMetrics:
     reserved: Counter
     overrun: Counter
     unbilled: Counter
+    endings: Mapping[str, Counter]
 
     def settle(self, *, reserved: int, charge: int, cost: int) -> None:
         """Count one settlement; amounts are nano-dollars."""

@@ -49,7 +49,8 @@ class Record:
     """The facts of one exchange. Each step of the exchange writes what it learnt.
 
     `upstream_seconds` and `client_seconds` sum up waiting, so that what is left is our own time.
-    `reserved` is what was asked for, and once it is settled what was held then.
+    `reserved` is what was asked for, and once it is settled what was held then. `ending` is one of
+    `metrics.ENDINGS`, "" where nothing was reserved.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Record:
         "client_seconds",
         "code",
         "dropped",
+        "ending",
         "endpoint",
         "estimated",
         "first_byte",
@@ -97,6 +99,7 @@ class Record:
         self.attempts = 0
         self.dropped: tuple[str, ...] = ()
         self.reserved = 0
+        self.ending = ""
         self.principal: Principal | None = None
         self.usage: Usage | None = None
         self.settled: Settled | None = None
@@ -149,6 +152,8 @@ class Record:
                 seen.tokens["cached_input"].inc(usage.cached_input_tokens)
             if usage.reasoning_tokens:
                 seen.tokens["reasoning"].inc(usage.reasoning_tokens)
+        if self.ending:
+            seen.endings[self.ending].inc()
         if self.settled is not None:
             seen.settle(reserved=self.reserved, charge=self.settled.charge, cost=self.settled.cost)
 

@@ -187,6 +187,8 @@ async def _stream(
     if failure is None and not idle.scope.cancelled_caught:
         await opening.keep(relay.terminal)
         hold.settle()
+        if relay.cut:
+            gateway.metrics.short_of_credit(record.model).inc()
         if opening.keeper is not None:
             opening.keeper.keep(relay.terminal)
         await hold.reservation.journalled()

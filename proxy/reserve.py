@@ -206,6 +206,7 @@ class Hold:
             raise self._insufficient(error) from error
         except LedgerError as error:
             raise _refusal(error, self._record.refusals, self._now) from error
+        self._record.ending = "voided"  # unless it is settled
         return self
 
     async def __aexit__(

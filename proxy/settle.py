@@ -35,12 +35,14 @@ def post(
     """
     counted = relay.counted(input_text_bytes)
     usage = counted.usage
+    price, quantities = _price(candidate, usage), pricing.quantities(usage)
+    status = EventStatus.FREE if free else _status(cut=cut, estimated=counted.estimated)
     settled = reservation.settle(
-        price=_price(candidate, usage),
+        price=price,
         provider_id=candidate.provider_id,
-        quantities=pricing.quantities(usage),
+        quantities=quantities,
         tokens=_tokens(usage),
-        status=EventStatus.FREE if free else _status(cut=cut, estimated=counted.estimated),
+        status=status,
         ttfb_ms=record.ttfb_ms,
         duration_ms=record.duration_ms,
         plausible=plausible,
@@ -49,6 +51,10 @@ def post(
     record.estimated = counted.estimated
     record.reserved = reservation.amount
     record.settled = settled
+    # What is under review is charged all that was held, unless there is less than nothing in it.
+    if settled.charge >= reservation.amount or min(quantities.values(), default=0) < 0:
+        _, _, status = bill(price, quantities, reservation.amount, status, plausible)
+    record.ending = status.name.lower()
     return settled
 
 

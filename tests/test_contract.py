@@ -275,6 +275,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "farebox_settled_reserved_usd_total": ("model", "provider"),
     "farebox_overrun_usd_total": ("model", "provider"),
     "farebox_unbilled_provider_cost_usd_total": ("provider",),
+    "farebox_settlements_total": ("model", "provider", "status"),
+    "farebox_streams_short_of_credit_total": ("model",),
     "farebox_upstream_attempts_total": ("provider", "outcome"),
     "farebox_circuit_state": ("provider",),
     "farebox_rate_limited_total": ("limit",),
@@ -299,6 +301,7 @@ def test_metrics_have_the_promised_names_and_labels() -> None:
     metrics.watch_ledger(lambda: zero)
     metrics.exchange("openai", "m", "p", "200").requests.inc()
     metrics.attempt("p", "ok").inc()
+    metrics.short_of_credit("m").inc()
     metrics.limited("rpm").inc()
     metrics.circuit.labels("p").set(0)
     labels: dict[str, set[str]] = {}

@@ -11,14 +11,15 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ledger.client import LedgerStatistics
 from ledger.journal import Journal
-from proxy.metrics import Metrics
+from ledger.store import EventStatus
+from proxy.metrics import ENDINGS, Metrics
 from tests.fakes import provider
 from tests.fakes.gateway import running
-from tests.fakes.provider import ScriptedProvider
+from tests.fakes.provider import Script, ScriptedProvider
 
 CHAT = "/v1/chat/completions"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -192,3 +193,57 @@ def test_every_metric_is_documented_and_nothing_else(tmp_path: Path) -> None:
     }
     journal.close()
     assert set(re.findall(r"`(farebox_[a-z_]+)`", PAGE.read_text())) == shown
+
+
+# -- how reservations end -------------------------------------------------------------------------
+
+
+def endings(metrics: Metrics) -> dict[str, int]:
+    """How many there are of each ending that there is."""
+    counted = {
+        status: sum(
+            int(sample.value)
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "farebox_settlements_total" and sample.labels["status"] == status
+        )
+        for status in ENDINGS
+    }
+    return {status: number for status, number in counted.items() if number}
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        (provider.completion(), "settled"),
+        (provider.completion(output_tokens=150), "settled"),
+        (provider.completion(output_tokens=100_000), "review"),
+        (provider.error(400, "no"), "voided"),
+    ],
+    ids=["settled", "overrun", "review", "voided"],
+)
+async def test_each_reservation_is_counted_by_how_it_ended(
+    autojump_clock: MockClock, script: Script, status: str
+) -> None:
+    async with running({"p": ScriptedProvider(script)}) as world:
+        await world.connect().call(CHAT, ASK)
+        (event,) = await world.flushed()
+        await wait_all_tasks_blocked()  # it is counted just after its answer has left
+        assert (event.status == EventStatus.REVIEW) == (status == "review")
+        assert endings(world.gateway.metrics) == {status: 1}
+
+
+async def test_what_is_not_reserved_has_no_ending(autojump_clock: MockClock) -> None:
+    async with running({"p": ScriptedProvider(provider.completion())}) as world:
+        await world.connect().call(CHAT, ASK | {"model": "unknown"})
+        await world.connect().call(CHAT, b"{")
+        await wait_all_tasks_blocked()
+        assert endings(world.gateway.metrics) == {}
+
+
+async def test_a_stream_that_breaks_is_counted_as_cancelled(autojump_clock: MockClock) -> None:
+    script = [provider.STREAM_HEAD, provider.delta("Hello"), None]
+    async with running({"p": ScriptedProvider(script)}) as world:
+        await world.connect().call(CHAT, ASK | {"stream": True})
+        await wait_all_tasks_blocked()
+        assert endings(world.gateway.metrics) == {"cancelled": 1}

@@ -338,6 +338,8 @@ async def test_a_stream_that_may_not_grow_ends_at_what_is_held(
         assert 0 <= world.balance() < 64 * TOKEN_NUSD + charge_of(0, 400)
         assert world.gateway.outputs is not None
         assert world.gateway.outputs.start("gpt") == 1024, "a cut answer tells nothing"
+        sample = world.gateway.metrics.registry.get_sample_value
+        assert sample("farebox_streams_short_of_credit_total", {"model": "gpt"}) == 1
 
 
 @pytest.mark.parametrize("protocol", ["openai-responses", "openai"])
