@@ -13,7 +13,7 @@ import msgspec
 from adapters.codec import Scan
 from adapters.media import document_tokens, image_tokens
 from adapters.openai.body import Fields
-from adapters.raw import UNREADABLE, count_items, size_of
+from adapters.raw import UNREADABLE, count_items, hides_words, size_of
 
 PASSES_DEFAULT = 10  # how often a tool of the provider may run where no limit is given
 PASSES_MAX = 100  # no request is served with more, whatever it says
@@ -84,8 +84,9 @@ def scanned(fields: Fields, betas: bytes = b"") -> Scan:
     if _is_given(fields, "mcp_servers"):
         found.passes += PASSES_DEFAULT
     # The summary of a conversation that was too long is billed.
+    management = _bytes(fields, "context_management")
     found.passes += _is_given(fields, "compaction") + (
-        b'"compact_' in _bytes(fields, "context_management")
+        b'"compact_' in management or hides_words(management)
     )
     rendered = sum([size_of(fields.get(name, _ABSENT)) for name in _RENDERED])
     return Scan(
@@ -96,7 +97,7 @@ def scanned(fields: Fields, betas: bytes = b"") -> Scan:
         tools=tools,
         passes=min(found.passes, PASSES_MAX),
         pieces={"web_search": found.searches} if found.searches else {},
-        long_cache=any(_LONG_TTL.search(memoryview(raw)) for raw in fields.values()),
+        long_cache=any(_may_keep_long(raw) for raw in fields.values()),
         window=_LONG_CONTEXT_TOKENS if _LONG_CONTEXT in betas.lower() else 0,
     )
 
@@ -162,6 +163,10 @@ def _scan_tools(found: _Found, tools: msgspec.Raw | None) -> int:
             found.passes += uses
             found.searches += uses if hosted[1] == "web_search" else 0
     return len(declared)
+
+
+def _may_keep_long(raw: msgspec.Raw) -> bool:
+    return _LONG_TTL.search(memoryview(raw)) is not None or hides_words(raw)
 
 
 def _is_given(fields: Fields, name: str) -> bool:

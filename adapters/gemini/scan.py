@@ -28,6 +28,7 @@ _DECLARATIONS = "functionDeclarations"
 _EMPTY = msgspec.Raw(b"[]")
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
+_decode_value = msgspec.json.Decoder().decode
 
 
 def scan(members: Fields) -> Scan:
@@ -38,13 +39,15 @@ def scan(members: Fields) -> Scan:
             found.guarded(_scan_contents, members[name])
     if "tools" in members:
         found.guarded(_scan_tools, members["tools"])
+    if "generationConfig" in members:
+        found.guarded(_scan_config, members["generationConfig"])
     text_bytes = sum([size_of(members[name]) for name in _RENDERED if name in members])
     hosted = found.hosted
     return Scan(
         text_bytes=text_bytes - found.media_bytes,
         media_bytes=found.media_bytes,
         media_tokens=found.media_tokens,
-        audio=found.audio or b"AUDIO" in bytes(members.get("generationConfig", b"")).upper(),
+        audio=found.audio,
         hidden=found.hidden or any(name in members for name in _BY_REFERENCE),
         tools=found.tools,
         passes=_PASSES if hosted else 1,
@@ -121,6 +124,13 @@ def _scan_tools(found: _Found, raw: msgspec.Raw) -> None:
         tool = _members(each)
         found.tools += len(_listed(tool.get(_DECLARATIONS, _EMPTY)))
         found.hosted |= tool.keys() - {_DECLARATIONS}
+
+
+def _scan_config(found: _Found, raw: msgspec.Raw) -> None:
+    """Whether the answer may be spoken. Google takes a number for the name that it stands for."""
+    for each in _listed(_members(raw).get("responseModalities", _EMPTY)):
+        modality = _decode_value(each)
+        found.audio = found.audio or not isinstance(modality, str) or modality.upper() == "AUDIO"
 
 
 def _listed(raw: msgspec.Raw) -> list[msgspec.Raw]:

@@ -17,7 +17,7 @@ from adapters.codec import Scan
 from adapters.media import audio_tokens, document_tokens, image_tokens
 from adapters.openai import responses_scan
 from adapters.openai.body import Fields
-from adapters.raw import UNREADABLE, begins, count_items, size_of
+from adapters.raw import UNREADABLE, begins, count_items, hides_words, size_of
 
 _TEXT_TYPES = frozenset(
     {"text", "refusal", "input_text", "output_text", "tool_use", "thinking", "redacted_thinking"}
@@ -212,7 +212,7 @@ def _brings_more(fields: Fields) -> bool:
     if any(name in fields and _is_given(fields[name]) for name in _HOSTED):
         return True
     extra = bytes(fields.get("extra_body", _ABSENT))
-    return any(mark in extra for mark in _CACHED_CONTENT)
+    return any(mark in extra for mark in _CACHED_CONTENT) or hides_words(extra)
 
 
 def _note_cache_mark(found: _Found, mark: msgspec.Raw) -> None:

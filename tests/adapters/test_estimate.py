@@ -183,6 +183,18 @@ def test_what_a_compatible_provider_adds_is_bounded_by_the_window(fields: Json) 
     assert bounded("hi", 100_000, **fields).input_tokens == 100_000
 
 
+def test_escapes_hide_nothing_that_a_compatible_provider_adds() -> None:
+    body = json.dumps(
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "hi"}],
+            "extra_body": {"google": {"cached_content": "cachedContents/x"}},
+        }
+    )
+    hidden = body.replace("cached_content", "cached\\u005fcontent").replace("Contents", "s")
+    assert bound(ChatDownstream().decode(hidden.encode(), Ask()), 100_000).input_tokens == 100_000
+
+
 def test_a_compatible_providers_own_tools_make_it_read_again() -> None:
     own = bounded("hi", 1000, tools=[{"type": "web_search"}, {"type": "function", "function": {}}])
     assert own.input_tokens > 10_000

@@ -157,6 +157,31 @@ def test_an_hour_in_the_cache_has_its_own_price() -> None:
     assert not decoded(**with_blocks({"type": "text", "text": '"ttl": "1h"'})).scan.long_cache
 
 
+@pytest.mark.parametrize(
+    ("plain", "escaped"),
+    [(b'"ttl"', b'"t\\u0074l"'), (b'"1h"', b'"\\u0031h"'), (b'"1h"', b'"1\\u0068"')],
+)
+def test_escapes_hide_no_hour_in_the_cache(plain: bytes, escaped: bytes) -> None:
+    body = json.dumps({**ASK, "cache_control": {"type": "ephemeral", "ttl": "1h"}}).encode()
+    assert plain in body
+    request = MessagesDownstream().decode(body.replace(plain, escaped), Ask())
+    assert request.scan.long_cache
+
+
+def test_escapes_hide_no_summary() -> None:
+    body = json.dumps({**ASK, "context_management": {"edits": [{"type": "compact_20260112"}]}})
+    for written in (body, body.replace("compact_", "comp\\u0061ct_")):
+        assert MessagesDownstream().decode(written.encode(), Ask()).scan.passes == 2
+
+
+def test_what_encoders_escape_is_no_reason_to_hold_more() -> None:
+    """Characters beyond ASCII, and what is unsafe in HTML."""
+    odd = json.dumps({**ASK, "system": "é \U0001f600 \x7f"})
+    body = odd.replace("é", "\\u003cb\\u003e \\u0026 \\u0027")
+    scan = MessagesDownstream().decode(body.encode(), Ask()).scan
+    assert (scan.long_cache, scan.passes) == (False, 1)
+
+
 def test_fast_answers_are_priced_as_such() -> None:
     assert decoded(speed="fast", service_tier="auto").service_tier == "fast"
 

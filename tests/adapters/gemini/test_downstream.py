@@ -142,6 +142,25 @@ def test_audio_has_a_price_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("modalities", "audio"),
+    [
+        ('["AUDIO"]', True),
+        ('["TEXT","audio"]', True),
+        ('["\\u0041UDIO"]', True),
+        ("[3]", True),
+        ('"AUDIO"', True),
+        ('["TEXT","IMAGE"]', False),
+    ],
+)
+def test_an_answer_that_is_spoken_is_found_however_that_is_written(
+    modalities: str, audio: bool
+) -> None:
+    """Google takes the number of a modality for its name."""
+    body = json.dumps({"contents": HI, "generationConfig": {"response_modalities": "MODALITIES"}})
+    assert decode(body.replace('"MODALITIES"', modalities).encode()).scan.audio is audio
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"contents": user({"fileData": {"fileUri": "https://x/files/1"}})},
