@@ -24,6 +24,7 @@ from console.settings import ConsoleSettings, StripeSettings
 from evals.settings import RoutingSettings
 from farebox.decode import Problems, map_strings, nearest, table
 from farebox.presets import AUTH_BY_PROTOCOL, PRESETS
+from ledger.connection import understood
 from ledger.draws import LIMIT_MAX
 from ledger.settings import DatabaseSettings
 from ledger.valkey import client_missing, parse_url
@@ -125,6 +126,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     assert file is not None, "every table has a default"
     assert isinstance(raw, dict)
     _check_server(file.server, problems)
+    _check_database(file.database, problems)
     _check_billing(file, problems)
     _check_fleet(file, problems)
     _check_console(file.console, problems)
@@ -204,6 +206,17 @@ def _check_server(server: ServerSettings, problems: Problems) -> None:
         problems.add(
             "server.workers", f"is at most {WORKERS_MAX}; 0 means as many as there are CPUs"
         )
+
+
+def _check_database(database: DatabaseSettings, problems: Problems) -> None:
+    if database.url and not understood(database.url):
+        problems.add(
+            "database.url",
+            "is not what Postgres takes; write it as "
+            '"postgresql://user:password@host:5432/database"',
+        )
+    if not database.data_dir:
+        problems.add("database.data_dir", 'names no folder; write one, such as ".farebox"')
 
 
 def _check_billing(file: _File, problems: Problems) -> None:

@@ -8,6 +8,7 @@ never repeats a value: it may be a secret.
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -88,6 +89,7 @@ def map_strings(
 
 
 _BAD = object()
+_NUMBER_MAX = 10**15  # no quantity has more, and what counts with it has room for 64 bits
 
 
 def _value(hint: object, raw: object, path: str, problems: Problems) -> object:
@@ -110,6 +112,9 @@ def _value(hint: object, raw: object, path: str, problems: Problems) -> object:
             return _BAD
         named = {key: table(cls, row, _join(path, key), problems) for key, row in raw.items()}
         return {key: row for key, row in named.items() if row is not None}
+    if isinstance(raw, int) and raw > _NUMBER_MAX:
+        problems.add(path, f"expected {_expected(hint)}, found one above 10^15")
+        return _BAD
     try:
         return cast("object", msgspec.convert(raw, type=hint))
     except msgspec.ValidationError as error:
@@ -166,6 +171,8 @@ def _found(raw: object) -> str:
     """The kind of a TOML value, in words."""
     if isinstance(raw, bool):
         return "true or false"
+    if isinstance(raw, float) and not math.isfinite(raw):
+        return "no finite number"
     if isinstance(raw, int | float):
         if raw < 0:
             return "a negative number"

@@ -20,13 +20,34 @@ def ensure_secret(config: Config, environ: Mapping[str, str]) -> bytes:
     Safe to call from several processes at once: they all get the same bytes. Whoever loses the
     secret loses every API key, so a malformed one is refused, never replaced. Raises ConfigError.
     """
-    reference = config.server.secret or f"file:{config.data_dir / 'secret'}"
-    if reference.startswith("file:"):
-        path = config.root / reference.removeprefix("file:")
-        if not path.exists():
-            _create(path)
+    path = _path(config)
+    if path is not None and not path.exists():
+        _create(path)
+    return _read(config, environ)
+
+
+def check_secret(config: Config, environ: Mapping[str, str]) -> None:
+    """Raises ConfigError where `ensure_secret` would; a file that is not there yet is none."""
+    path = _path(config)
+    if path is None or path.exists():
+        _read(config, environ)
+
+
+def _reference(config: Config) -> str:
+    return config.server.secret or f"file:{config.data_dir / 'secret'}"
+
+
+def _path(config: Config) -> Path | None:
+    """The file of the secret, where it is in one."""
+    reference = _reference(config)
+    if not reference.startswith("file:"):
+        return None
+    return config.root / reference.removeprefix("file:")
+
+
+def _read(config: Config, environ: Mapping[str, str]) -> bytes:
     try:
-        text = resolve(reference, config.root, environ).strip()
+        text = resolve(_reference(config), config.root, environ).strip()
     except ValueError as error:
         raise ConfigError([f"server.secret: {error}"]) from None
     if len(text) != 2 * SECRET_BYTES or not set(text) <= set(string.hexdigits):

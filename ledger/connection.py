@@ -56,6 +56,15 @@ def connect(
     return connection
 
 
+def understood(conninfo: str) -> bool:
+    """Whether `conninfo` is a URL or a list of settings that Postgres's client can read."""
+    try:
+        conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        return False
+    return True
+
+
 def remark(conninfo: str) -> str | None:
     """What an operator should know of a database and its user, if anything."""
     try:

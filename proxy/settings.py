@@ -11,7 +11,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Seconds = Annotated[float, msgspec.Meta(ge=0, description="a number of seconds, 0 or more")]
+_YEAR_SECONDS = 31_536_000  # more is a slip, and dates that far away have no name
+Seconds = Annotated[
+    float,
+    msgspec.Meta(ge=0, le=_YEAR_SECONDS, description="a number of seconds from 0 to a year"),
+]
+SomeSeconds = Annotated[
+    float,
+    msgspec.Meta(gt=0, le=_YEAR_SECONDS, description="a number of seconds above 0, at most a year"),
+]
 Count = Annotated[int, msgspec.Meta(ge=0, description="a whole number, 0 or more")]
 Bytes = Annotated[int, msgspec.Meta(ge=1, description="a number of bytes, 1 or more")]
 Brand = Annotated[
@@ -44,14 +52,14 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     public_url: str = ""
     workers: Count = 1
     drain_seconds: Seconds = 600
-    max_request_seconds: Seconds = 900
+    max_request_seconds: SomeSeconds = 900
     max_body_bytes: Bytes = 64 * 1024 * 1024
     max_head_bytes: Bytes = 64 * 1024
     max_connections: Annotated[int, msgspec.Meta(ge=1, description="a whole number above 0")] = (
         10_000
     )
-    head_seconds: Seconds = 10
-    body_seconds: Seconds = 30
+    head_seconds: SomeSeconds = 10
+    body_seconds: SomeSeconds = 30
     keep_alive_seconds: Seconds = 75
     secret: str = ""
     brand: Brand = "farebox"

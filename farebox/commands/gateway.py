@@ -26,15 +26,17 @@ def serve(config_path: Path | None, demo: bool) -> None:
     sys.exit(main(config_path, demo_model=demo))
 
 
-@click.command()
+@click.command(short_help="Say what is wrong with the configuration.")
 @config_option
 def check(config_path: Path | None) -> None:
     """Validate the configuration: one line for each problem, exit code 1 if there is any."""
     from farebox.catalogue import catalogue, priced, remarks
     from farebox.config import ConfigError, load
+    from farebox.secret import check_secret
 
     try:
         config = load(config_path, os.environ)
+        check_secret(config, os.environ)
         served = catalogue(config)
     except ConfigError as error:
         for problem in error.problems:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from farebox.config import Config, ConfigError, groups, load
-from farebox.secret import ensure_secret
+from farebox.secret import check_secret, ensure_secret
 
 PRICED = '[[models]]\nid = "m"\nupstreams = ["openai/m"]\n'
 OPENAI = {"OPENAI_API_KEY": "sk-real"}
@@ -184,7 +184,27 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
         ),
         (
             "[server]\ndrain_seconds = true",
-            "server.drain_seconds: expected a number of seconds, 0 or more, found true or false",
+            "server.drain_seconds: expected a number of seconds from 0 to a year, found true or "
+            "false",
+        ),
+        (
+            "[server]\nmax_request_seconds = inf",
+            "server.max_request_seconds: expected a number of seconds above 0, at most a year, "
+            "found no finite number",
+        ),
+        (
+            "[server]\nhead_seconds = 0",
+            "server.head_seconds: expected a number of seconds above 0, at most a year, found a "
+            "number",
+        ),
+        (
+            "[server]\nkeep_alive_seconds = 40_000_000",
+            "server.keep_alive_seconds: expected a number of seconds from 0 to a year, found a "
+            "number",
+        ),
+        (
+            "[tiers.free]\nrpm = 100_000_000_000_000_000_000",
+            "tiers.free.rpm: expected a whole number, 0 or more, found one above 10^15",
         ),
         ("server = 1", "server: expected a table, found a number"),
         ("tiers = []", "tiers: expected a table of tables, found a list"),
@@ -224,6 +244,15 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
         (
             '[database]\nurl = "env:DATABASE_URL"',
             "database.url: the environment variable DATABASE_URL is not set; set it or remove this",
+        ),
+        (
+            '[database]\nurl = "mysql://u:pw@h/d"',
+            "database.url: is not what Postgres takes; write it as "
+            '"postgresql://user:password@host:5432/database"',
+        ),
+        (
+            '[database]\ndata_dir = ""',
+            'database.data_dir: names no folder; write one, such as ".farebox"',
         ),
         (
             '[stripe]\napi_key = "file:nowhere"',
@@ -432,6 +461,15 @@ def test_all_who_make_the_secret_at_once_get_the_same(tmp_path: Path) -> None:
 def test_the_secret_may_come_from_the_environment(tmp_path: Path) -> None:
     config = read(tmp_path, '[server]\nsecret = "env:FAREBOX_SECRET"')
     assert ensure_secret(config, {"FAREBOX_SECRET": "ab" * 32}) == b"\xab" * 32
+
+
+def test_a_secret_is_checked_without_making_it(tmp_path: Path) -> None:
+    check_secret(read(tmp_path, ""), {})
+    check_secret(read(tmp_path, '[server]\nsecret = "file:later/secret"'), {})
+    for text in ('secret = "abc"', 'secret = "env:NOPE"'):
+        with pytest.raises(ConfigError, match=r"^server\.secret: "):
+            check_secret(read(tmp_path, f"[server]\n{text}"), {})
+    assert os.listdir(tmp_path) == ["farebox.toml"]
 
 
 def test_a_malformed_secret_is_refused_and_kept(tmp_path: Path) -> None:
