@@ -32,6 +32,9 @@ def main() -> None:
     try:
         _check_text(sys.argv)
         code = cli.main(prog_name="farebox", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "farebox"
         _complain(f"{error.format_message()} (See {where} --help.)")

@@ -491,7 +491,7 @@ def _find_account(tx: psycopg.Connection, name: str) -> Account:
 
 def _unknown_account(tx: psycopg.Connection, name: str) -> NoReturn:
     names = [row[0] for row in tx.execute("SELECT name FROM directory.account LIMIT 10000")]
-    raise DirectoryRefused(f"There is no account {name!r}{_did_you_mean(name, names)}.")
+    raise DirectoryRefused(f"There is no account {name!r}{_did_you_mean(name, names)}")
 
 
 def _find_project(tx: psycopg.Connection, account: str, project: str) -> int:
@@ -504,7 +504,7 @@ def _find_project(tx: psycopg.Connection, account: str, project: str) -> int:
     found: dict[str, int] = dict(rows.fetchall())
     if project not in found:
         raise DirectoryRefused(
-            f"The account {account!r} has no project {project!r}{_did_you_mean(project, found)}."
+            f"The account {account!r} has no project {project!r}{_did_you_mean(project, found)}"
         )
     return found[project]
 
@@ -518,7 +518,7 @@ def _find_key(tx: psycopg.Connection, key_id: int) -> Key:
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _check_name(kind: str, name: str) -> None:

@@ -95,7 +95,10 @@ def set_(
 
 
 # A negative amount looks like an option, so unknown options are taken as arguments here.
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    short_help="Add credit to an account, or take it away.",
+)
 @click.argument("name")
 @click.argument("amount", type=USD)
 @click.option("--reason", required=True, help="Kept with the entry.")

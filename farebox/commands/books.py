@@ -35,7 +35,7 @@ def ledger() -> None:
     """The books: verify them, and see who holds leased credit."""
 
 
-@ledger.command("verify")
+@ledger.command("verify", short_help="Check every invariant of the books.")
 @common_options
 def verify(config_path: Path | None, as_json: bool) -> None:
     """Check every invariant of the books; exit code 1 if one does not hold."""
@@ -88,7 +88,7 @@ def holders(config_path: Path | None, as_json: bool) -> None:
     show_all(records, as_json=as_json, empty="No gateway has held credit yet.")
 
 
-@ledger.command("declare-dead")
+@ledger.command("declare-dead", short_help="Give back what a machine held that is gone for good.")
 @click.argument("node")
 @click.option("--yes", is_flag=True, help="The machine is off, and stays off.")
 @common_options
@@ -155,10 +155,11 @@ def journal() -> None:
 )
 @common_options
 def journal_verify(cut: bool, config_path: Path | None, as_json: bool) -> None:
-    """Read every record; exit code 1 if the journal is corrupt. A torn end is not: see --help.
+    """Read every record; exit code 1 if the journal is corrupt.
 
-    A crash may leave the last record unfinished; recovery ends there and loses nothing that was
-    answered. Bytes that are bad in the middle are corruption, which nothing repairs by itself.
+    A torn end is not corruption: a crash may leave the last record unfinished; recovery ends there
+    and loses nothing that was answered. Bytes that are bad in the middle are corruption, which
+    nothing repairs by itself.
     """
     config = load(config_path)
     from ledger import segments
@@ -193,7 +194,7 @@ def usage() -> None:
     """What was used and charged."""
 
 
-@usage.command("export")
+@usage.command("export", short_help="One record for each request of an account.")
 @click.argument("account")
 @click.option("--since", type=SINCE, help="2026-11-21, or 7d: posted since then.")
 @click.option("--format", "shape", type=click.Choice(["csv", "jsonl"]), default="csv")

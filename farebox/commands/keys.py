@@ -109,7 +109,7 @@ def create_key(
         say("The key is shown this once: keep it now.")
 
 
-@key.command("list")
+@key.command("list", short_help="Which keys there are; never the keys themselves.")
 @click.argument("path", default="", metavar="[ACCOUNT[/PROJECT]]")
 @common_options
 def list_keys(path: str, config_path: Path | None, as_json: bool) -> None:

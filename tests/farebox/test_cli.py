@@ -330,6 +330,7 @@ def test_an_export_of_nothing_is_a_head_or_no_line(books: Farebox) -> None:
             "0.01 USD cannot be taken from 'acme': 'account show' says what is available; "
             "what gateways hold reserved comes back within a minute of rest.",
         ),
+        ("account show acne", "There is no account 'acne'; did you mean 'acme'?"),
         ("account create new --credit -1", "The first credit cannot be negative: -1."),
         ("key create nobody/chat", "There is no account 'nobody'."),
         ("key revoke 99", "There is no key with the id 99; 'key list' shows them."),
@@ -363,6 +364,14 @@ def test_what_is_refused_is_said_in_a_sentence(books: Farebox, command: str, sen
 )
 def test_a_wrong_command_line_is_exit_2(farebox: Farebox, command: str, sentence: str) -> None:
     assert sentence in farebox.refused(*command.split(), code=2)
+
+
+@pytest.mark.parametrize("group", ["", "account", "project", "key", "ledger", "usage"])
+def test_a_group_alone_lists_its_commands_whole(farebox: Farebox, group: str) -> None:
+    done = farebox(*group.split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Usage: farebox ")
+    assert "..." not in done.err.partition("Commands:")[2]
 
 
 def test_a_corrupt_journal_is_refused_until_it_is_cut(books: Farebox, tmp_path: Path) -> None:
