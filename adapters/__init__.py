@@ -5,9 +5,9 @@ a limit, so the same code serves the gateway, the sandbox provider and the tests
 and msgspec only; nothing of ours is imported from elsewhere.
 
 Reading order: `canonical` (the vocabulary in the middle), `errors` (what a client may be told),
-`codec` (the two interfaces), `stream` (what may follow what, and how it is counted), `sse`, then the
-two ways of an answer: `translate` (from one protocol to another) and `passing` (to its own, with
-`limited` for streams that may be cut). Of the protocols `anthropic`, `gemini` and `openai` read one.
+`codec` (the two interfaces), `stream` (what may follow what, and how it is counted), `sse`, then
+the two ways of an answer: `translate` (from one protocol to another) and `passing` (to its own,
+with `limited` for streams that may be cut). Of `anthropic`, `gemini` and `openai` read one.
 `catalogue`, `pricing` and `estimate` say what a model is and what it costs, `registry` which codec
 has which name; `sandbox` is a provider that misbehaves on demand.
 """
