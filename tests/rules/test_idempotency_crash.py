@@ -136,6 +136,10 @@ async def test_a_killed_worker_s_keys_can_be_used_again_at_once(gateway: Gateway
     assert not [each for each in outcomes.values() if "idempotent-replayed" in each.headers]
     assert gateway.stop() == 0, gateway.tail()
     assert charged(gateway) == {each.request_id: 1 for each in outcomes.values()}
+    records = gateway.records("usage", "export", "acme", "--format", "jsonl")
+    orphaned = [each for each in records if each["status"] == "orphaned"]
+    assert len(orphaned) == len(broken)
+    assert all(each["reserved_usd"] != "0" for each in orphaned), "what providers bill at most"
 
 
 async def test_killed_at_any_moment_no_key_is_charged_twice(
