@@ -150,6 +150,20 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     )
 
 
+def restart_needed(running: Config, wanted: Config) -> tuple[str, ...]:
+    """The settings of `wanted` that a reload of `running` cannot take over, by their names."""
+    changed = {
+        "server.listen": running.server.listen != wanted.server.listen,
+        "server.admin_listen": running.server.admin_listen != wanted.server.admin_listen,
+        "server.workers": running.server.workers != wanted.server.workers,
+        "server.secret": running.server.secret != wanted.server.secret,
+        "database.url": running.database.url != wanted.database.url,
+        "database.data_dir": running.data_dir != wanted.data_dir,
+        "limits.valkey_url": running.limits.valkey_url != wanted.limits.valkey_url,
+    }
+    return tuple(name for name, differs in changed.items() if differs)
+
+
 def resolve(text: str, root: Path, environ: Mapping[str, str]) -> str:
     """The value behind `env:NAME` or `file:PATH`; other text is itself.
 

@@ -25,7 +25,7 @@ import trio
 from farebox import admin, demo, maintenance, sandbox
 from farebox.books import Holder, HolderTerms, OwnBooks, shard_directories
 from farebox.catalogue import BuiltIn, catalogue, demo_provider, sandbox_provider
-from farebox.config import Config, ConfigError, load
+from farebox.config import Config, ConfigError, load, restart_needed
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.secret import ensure_secret
 from farebox.supervise import Supervisor, keep_leftovers
@@ -40,6 +40,8 @@ from proxy.settings import ServerSettings, parse_address
 _DEMO = "demo"
 _DEMO_PROJECT = "default"
 _DEMO_CREDIT = "25.00"
+_DRAINING = "Draining: what runs may finish; a second signal cuts it.\n"
+_CUTTING = "Cutting what still runs.\n"
 _REVIVE_SECONDS = 0.5
 _PORT_PATIENCE_SECONDS = 5.0
 _PORT_POLL_SECONDS = 0.05
@@ -253,12 +255,15 @@ async def _follow_signals(
     drain: Callable[[], None],
     reload: Callable[[Config], Awaitable[bool]],
 ) -> None:
+    draining = False
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         async with trio.open_nursery() as nursery:
             async for number in received:
                 if number == signal.SIGHUP:
                     nursery.start_soon(_reload, start, built_in, reload)
                 else:
+                    sys.stderr.write(_CUTTING if draining else _DRAINING)
+                    draining = True
                     drain()
 
 
@@ -280,6 +285,8 @@ async def _reload(
         sys.stderr.write("Reloaded: models, prices, providers, tiers and limits.\n")
     else:
         sys.stderr.write("Reloaded, but not yet by every worker; see /status.\n")
+    if later := restart_needed(start.config, config):
+        sys.stderr.write(f"These keep their old values until a restart: {', '.join(later)}.\n")
 
 
 async def _revive(postgres: EmbeddedPostgres) -> None:
@@ -311,7 +318,7 @@ def _greet(config: Config, addresses: _Addresses, key: str, model: str) -> None:
             f"  {key}",
         ]
     else:
-        lines.append(f"Another API key: farebox key create {_DEMO}/{_DEMO_PROJECT}")
+        lines.append("Another API key: farebox key create ACCOUNT/PROJECT")
     if model:
         lines += [
             "Try it:",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from farebox.config import Config, ConfigError, groups, load
+from farebox.config import Config, ConfigError, groups, load, restart_needed
 from farebox.secret import check_secret, ensure_secret
 
 PRICED = '[[models]]\nid = "m"\nupstreams = ["openai/m"]\n'
@@ -426,6 +426,24 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 def test_what_this_version_does_not_do_is_said(tmp_path: Path, text: str, what: str) -> None:
     (warning,) = read(tmp_path, text).warnings
     assert warning.startswith(f"not in this version yet: {what}")
+
+
+# -- reloading ------------------------------------------------------------------------------------
+
+
+def test_what_a_reload_cannot_take_over_is_named(tmp_path: Path) -> None:
+    running = read(tmp_path, "[server]\ndrain_seconds = 5\n[tiers.free]\nrpm = 1\n")
+    same = read(tmp_path, "[server]\ndrain_seconds = 6\n[tiers.free]\nrpm = 2\n")
+    assert restart_needed(running, same) == ()
+    wanted = read(
+        tmp_path,
+        '[server]\nworkers = 4\nlisten = "127.0.0.1:1"\n[database]\ndata_dir = "elsewhere"\n',
+    )
+    assert restart_needed(running, wanted) == (
+        "server.listen",
+        "server.workers",
+        "database.data_dir",
+    )
 
 
 # -- the server's secret --------------------------------------------------------------------------

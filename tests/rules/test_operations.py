@@ -230,11 +230,14 @@ def test_sighup_changes_models_prices_and_limits_for_new_requests_only(tmp_path:
         ) as stream:
             next(stream)
             changed = {"sandbox-slow": "3.00", "sandbox-long": "1.00"}
-            gateway.config.write_text(relay_to(provider, **changed))
+            later = relay_to(provider, **changed).replace("[server]", "[server]\nworkers = 3", 1)
+            gateway.config.write_text(later)
             gateway.signal(signal.SIGHUP)
             eventually(lambda: "sandbox-long" in listed(), "the new model is listed")
             assert "sandbox" not in listed()
             eventually(lambda: "Reloaded: " in "".join(gateway.output), "the reload is told")
+            wait = "These keep their old values until a restart: server.workers."
+            eventually(lambda: wait in "".join(gateway.output), "what was not reloaded is told")
             *_, last = stream
             assert last.choices[0].finish_reason == "stop"
 
@@ -329,6 +332,7 @@ def test_a_second_sigterm_cuts_and_charges_what_was_delivered(tmp_path: Path) ->
             next(stream)
             gateway.signal(signal.SIGTERM)
             eventually(lambda: not answers(gateway), "new connections are refused")
+            assert "Draining: what runs may finish; a second signal cuts it." in gateway.tail()
             status, why = fetch(f"{gateway.admin_url}/readyz")
             assert (status, why) == (503, b"draining\n")
             assert fetch(f"{gateway.admin_url}/healthz")[0] == 200
