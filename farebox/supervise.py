@@ -95,6 +95,9 @@ class SupervisorSettings:
         return -(-workers // self.workers_per_shard)
 
 
+SETTINGS = SupervisorSettings()
+
+
 # -- restarts -------------------------------------------------------------------------------------
 
 
@@ -455,7 +458,6 @@ class Supervisor:
         built_in: BuiltIn | None,
         listening: socket.socket,
         workers: int,
-        settings: SupervisorSettings | None = None,
     ) -> None:
         self.stopped = trio.Event()
         self.draining = False
@@ -465,8 +467,7 @@ class Supervisor:
         self._built_in = built_in
         self._listening = listening
         self._count = workers
-        self._settings = settings or SupervisorSettings()
-        self._shards = self._settings.shards(workers)
+        self._shards = SETTINGS.shards(workers)
         self._version = 1
         self._totals = Totals()
         self._bell = Bell()
@@ -613,7 +614,7 @@ class Supervisor:
             await trio.sleep(_POLL_SECONDS)
             await self.look()
             for child in self._children:
-                child.judge(self._settings.polls_max)
+                child.judge(SETTINGS.polls_max)
 
     def _served(self) -> Served:
         settings = Settings(config=self._config, built_in=self._built_in)

@@ -23,7 +23,7 @@ import trio
 
 from farebox.books import shard_directories
 from tests.fakes.callers import Outcome, call
-from tests.fakes.process import LOOPBACK, GatewayProcess, serving
+from tests.fakes.process import FAREBOX, LOOPBACK, GatewayProcess, serving
 
 SOON_SECONDS = 10
 EFFECTIVE_SECONDS = 3.0  # the promise is one; other tests may share the machine
@@ -40,9 +40,12 @@ def several(database: str, workers: int = 2, more: str = "") -> str:
 
 
 @contextmanager
-def started(directory: Path, config: str) -> Iterator[GatewayProcess]:
+def started(
+    directory: Path, config: str, program: Sequence[str] = FAREBOX
+) -> Iterator[GatewayProcess]:
     """A gateway that the block ends itself, or that is killed."""
     gateway = GatewayProcess(directory, config)
+    gateway.program = program
     children: list[int] = []
     try:
         gateway.start()
