@@ -12,8 +12,11 @@ from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
 from adapters.errors import InvalidRequest
 from adapters.image_size import SIZE_BYTES, size_of
+from adapters.raw import UNREADABLE, begins
 
 IMAGE_TOKENS = 20_000  # of an image whose size is not known: full detail beyond 12 megapixels
 AUDIO_TOKENS_PER_SECOND = 32
@@ -25,6 +28,8 @@ PAGE_TOKENS = IMAGE_TOKENS + 3_000  # a page is billed as an image and as its te
 _IMAGE_TOKENS_MIN = 4_784  # where an image's size does not matter: Claude's cap
 _SIZE_CHARACTERS = SIZE_BYTES // 3 * 4
 _MAGIC_CHARACTERS = 24  # of base64
+# A link, data that says so, or base64 without more; slashes may be escaped.
+_IMAGE_ADDRESS = re.compile(rb'"(?:data:image|https?:|(?:[a-z0-9+/=_-]|\\/){8})', re.IGNORECASE)
 _WHITE_SPACE = re.compile(r"\s+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -41,6 +46,13 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 )
 _RIFF = {b"WEBP": "image/webp", b"WAVE": "audio/wav"}
 _SAME_BYTES = (frozenset(("audio/mp3", "audio/mpeg")), frozenset(("audio/wav", "audio/x-wav")))
+
+
+class _Address(msgspec.Struct, gc=False):
+    url: msgspec.Raw = msgspec.Raw()
+
+
+_decode_address = msgspec.json.Decoder(_Address).decode
 
 
 def parse_data_url(url: str, field: str) -> tuple[str, str]:
@@ -70,6 +82,33 @@ def sniffed(data_base64: str, media_type: str) -> str:
     if found is None or any(found in same and media_type in same for same in _SAME_BYTES):
         return media_type
     return found
+
+
+def checked(media_type: str, kind: str, field: str) -> str:
+    """The type of data that came as `kind`: image, audio or text.
+
+    Data of another kind may be billed far above what was reserved for this one: a film or a book
+    above a picture. Raises InvalidRequest naming `field`.
+    """
+    if media_type and not media_type.startswith(f"{kind}/"):
+        raise InvalidRequest(
+            f"{field}: the data is {media_type}, but it came as {kind}: send it as what it is.",
+            param=field,
+        )
+    return media_type
+
+
+def may_be_no_image(raw: msgspec.Raw) -> bool:
+    """Whether an image's address, or an object with it, has data that is not said to be an image.
+
+    Some providers take anything there, and go by what it is called.
+    """
+    if begins(raw, b"{"):
+        try:
+            raw = _decode_address(raw).url
+        except UNREADABLE:
+            return True
+    return bool(raw) and _IMAGE_ADDRESS.match(memoryview(raw)) is None
 
 
 def image_tokens(data_base64: str = "") -> int:

@@ -26,7 +26,7 @@ from adapters.canonical import (
 )
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
-from adapters.media import sniffed
+from adapters.media import checked, sniffed
 from adapters.raw import UNREADABLE
 
 _ABSENT = msgspec.Raw()
@@ -292,7 +292,7 @@ def _image(block: _Block, at: str) -> Image:
     if source.type == "file":
         return Image(file_id=source.file_id, cache=cache)
     _check_data(source, at)
-    media_type = sniffed(source.data, source.media_type)
+    media_type = checked(sniffed(source.data, source.media_type), "image", f"{at}.source")
     return Image(media_type=media_type, data=source.data, cache=cache)
 
 

@@ -265,7 +265,10 @@ def _inline(raw: msgspec.Raw, detail: str, where: str) -> Image | Audio | Docume
     members = fields.members(raw, where)
     data = fields.text(members, "data", where)
     media_type = fields.text(members, "mimeType", where).lower() or "application/octet-stream"
+    kind = media_type.partition("/")[0]
     media_type, data = media.parse_data_url(media.data_url(media_type, data), f"{where}.data")
+    if kind in ("image", "audio", "text"):  # for anything else, enough is held for all of these
+        media.checked(media_type, kind, f"{where}.data")
     name = fields.text(members, "displayName", where)
     if media_type.startswith("image/"):
         return Image(media_type=media_type, data=data, detail=detail)

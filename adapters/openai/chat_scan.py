@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from adapters.codec import Scan
-from adapters.media import audio_tokens, document_tokens, image_tokens
+from adapters.media import audio_tokens, document_tokens, image_tokens, may_be_no_image
 from adapters.openai import responses_scan
 from adapters.openai.body import Fields
 from adapters.raw import UNREADABLE, begins, count_items, hides_words, size_of
@@ -165,6 +165,8 @@ def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = Fals
 def _add_media(found: _Found, part: _Part) -> None:
     if part.type in ("image_url", "input_image"):
         found.add_media(size_of(part.image_url), image_tokens())
+        if may_be_no_image(part.image_url):
+            found.hidden = found.audio = True
     elif part.type == "image":
         found.add_media(size_of(part.source), image_tokens())
         found.foreign = True

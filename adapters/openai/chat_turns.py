@@ -28,7 +28,7 @@ from adapters.canonical import (
 )
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest, RequestNotExpressible
-from adapters.media import parse_data_url
+from adapters.media import checked, parse_data_url
 from adapters.openai.chat_marks import CacheControl, CacheMark, cache_of
 
 _ABSENT = msgspec.Raw()
@@ -377,6 +377,7 @@ def _read_image(part: ContentPart, at: str, envelopes: Envelopes) -> Image:
     detail = image.detail or ""
     if image.url.startswith("data:"):
         media_type, data = parse_data_url(image.url, f"{at}.image_url")
+        media_type = checked(media_type, "image", f"{at}.image_url")
         return Image(media_type=media_type, data=data, detail=detail)
     return Image(url=image.url, detail=detail)
 
@@ -394,6 +395,7 @@ def _read_audio(part: ContentPart, at: str, envelopes: Envelopes) -> Audio:
     named = f"audio/{audio.format or 'wav'}"
     url = audio.data if audio.data.startswith("data:") else f"data:{named};base64,{audio.data}"
     media_type, data = parse_data_url(url, f"{at}.input_audio.data")
+    media_type = checked(media_type, "audio", f"{at}.input_audio.data")
     return Audio(media_type=media_type or named, data=data)
 
 
@@ -445,7 +447,7 @@ def _read_source_image(part: ContentPart, at: str, envelopes: Envelopes) -> Imag
     if source.url:
         return Image(url=source.url)
     media_type, data = _source_data(source, f"{at}.source")
-    return Image(media_type=media_type, data=data)
+    return Image(media_type=checked(media_type, "image", f"{at}.source"), data=data)
 
 
 def _read_document(part: ContentPart, at: str, envelopes: Envelopes) -> Document:

@@ -9,7 +9,7 @@ import msgspec
 
 from adapters.canonical import Audio, Cache, Document, Image, Part, Refusal, Text
 from adapters.errors import InvalidRequest, RequestNotExpressible
-from adapters.media import parse_data_url, sniffed
+from adapters.media import checked, parse_data_url, sniffed
 from adapters.raw import UNREADABLE
 
 _TTLS: Mapping[object, Cache] = {"12h": "12h", "30m": "30m"}
@@ -96,6 +96,7 @@ def _image(part: _Part, where: str) -> Part:
     if not _is_data(url):
         return Image(url=url, detail=detail, cache=_cache(part))
     media_type, data = parse_data_url(url, f"{where}.image_url")
+    media_type = checked(media_type, "image", f"{where}.image_url")
     return Image(media_type=media_type, data=data, detail=detail, cache=_cache(part))
 
 

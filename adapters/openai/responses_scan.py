@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from adapters.codec import Scan
-from adapters.media import audio_tokens, document_tokens, image_tokens
+from adapters.media import audio_tokens, document_tokens, image_tokens, may_be_no_image
 from adapters.openai.body import Fields
 from adapters.raw import UNREADABLE, begins, size_of
 
@@ -191,6 +191,8 @@ class _Found:
         elif part.type in _IMAGE_PARTS:
             self._add_media(size_of(part.image_url), image_tokens())
             self.hidden = self.hidden or not part.image_url
+            if may_be_no_image(part.image_url):
+                self.hidden = self.audio = True
         elif part.type == "input_audio":
             size = size_of(part.input_audio) + size_of(part.data)
             self._add_media(size, audio_tokens(size))

@@ -183,6 +183,40 @@ def test_what_a_compatible_provider_adds_is_bounded_by_the_window(fields: Json) 
     assert bounded("hi", 100_000, **fields).input_tokens == 100_000
 
 
+@pytest.mark.parametrize(
+    ("address", "hidden"),
+    [
+        ("data:image/png;base64,AAAA", False),
+        ("DATA:IMAGE/PNG;base64,AAAA", False),
+        ("https://a.b/c.png", False),
+        ("/9j/4AAQSkZJRg==", False),
+        ("data:video/mp4;base64,AAAA", True),
+        ("data:application/pdf;base64,AAAA", True),
+        ("data:audio/wav;base64,AAAA", True),
+        ("gs://films/1.mp4", True),
+    ],
+)
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_film_in_an_images_place_is_bounded_by_the_window(
+    address: str, hidden: bool, as_object: bool
+) -> None:
+    """Compatible providers take films and documents there."""
+    part = {"type": "image_url", "image_url": {"url": address} if as_object else address}
+    found = bounded([part], 1_000_000)
+    assert (found.input_tokens == 1_000_000) is hidden
+    assert found.audio is hidden
+
+
+def test_escapes_do_not_make_an_image_of_a_film() -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:video/mp4;base64,AAAA"}}
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": [part]}]})
+    for written in (body.replace("data:", "d\\u0061ta:"), body.replace('"url"', '"u\\u0072l"')):
+        found = bound(ChatDownstream().decode(written.encode(), Ask()), 1_000_000)
+        assert found.input_tokens == 1_000_000
+    php = body.replace("video/mp4", "image\\/png")
+    assert bound(ChatDownstream().decode(php.encode(), Ask()), 1_000_000).input_tokens < 30_000
+
+
 def test_escapes_hide_nothing_that_a_compatible_provider_adds() -> None:
     body = json.dumps(
         {
