@@ -1,119 +1,60 @@
-"""The lease holder at work: the engine, its journal, and two lanes to the store.
+"""The lease holder at work: the engine, its journal, and its sessions with the store.
 
 Workers say messages (`ledger.messages`) through a link (`ledger.link`), in this process or another.
-`handle` is synchronous: what happened is journalled before it is answered, and nothing waits for
-the store. `run` keeps a session with the store and drives the lanes: *exchange* posts events and
-moves surplus (every `flush_seconds`, one at a time, only what is already durable), *grant* gets
-credit for those who wait.
+`handle` is synchronous: what happened is journalled (`ledger.scribe`) before it is answered, and
+nothing waits for the store. `run` keeps the journal, and a session with the store that posts usage
+and moves credit (`ledger.sessions`).
 
 Rules
-- Any uncertain outcome on either lane ends the session; both lanes stop and a new one is opened,
-  which tells what happened. So no reply is ever guessed.
-- The store may be away: admission goes on from leases until they are used up or too old,
-  settlements always proceed, and opening a session is retried with full jitter.
-- If the two sides' books disagree, nothing more is admitted, posted or repaired. A store that says
-  itself that it has lost what it had acknowledged (another timeline, after a failover) gets it
-  again from the journal, and what is bound is attested.
-- A holder whose leases were given away because it was silent for too long posts what it has, then
-  begins anew as another holder.
+- Admission goes on from leases while the store is away; settlements always proceed.
 - Leaving `run` by cancellation still posts everything and gives all credit back, for at most
   `close_seconds`; the journal has what is left.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
 from ledger import messages
-from ledger.engine import Engine, EngineSettings, EngineStatistics
-from ledger.errors import LedgerDivergence, LedgerError, LedgerUnavailable
+from ledger.engine import Engine, EngineStatistics
+from ledger.errors import LedgerError, LedgerUnavailable
 from ledger.journal import JournalFailed, JournalFull, RecoveredState
-from ledger.lanes import Exchange, Phase
+from ledger.lanes import Phase
 from ledger.limits import LimiterPort
 from ledger.messages import Message, Reply, facts_of
-from ledger.records import Extend, Record, Reserve, Timeline, Worker
+from ledger.records import Extend, Reserve, Worker
 from ledger.reservation import Hold, Waiter, instance_of
-from ledger.store import (
-    Ask,
-    HolderState,
-    LedgerStore,
-    PoolGrant,
-    RecallHint,
-    Session,
-    StoreError,
-    StoreRefused,
-    StoreUncertain,
-    UsageEvent,
-)
+from ledger.scribe import JournalPort, Scribe
+from ledger.sessions import FlushObserver, LedgerSettings, Sessions
+from ledger.store import LedgerStore
 from ledger.valkey import QuotaLane, QuotasPort
+
+__all__ = [
+    "FlushObserver",
+    "LedgerServer",
+    "LedgerSettings",
+    "LedgerStatistics",
+    "Peer",
+    "boottime",
+    "wall_microseconds",
+]
 
 log = logging.getLogger(__name__)
 
-FlushObserver = Callable[[float, int], None]
-_T = TypeVar("_T")
-
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # elsewhere the latter counts it
-
-_OTHERS_EPOCH = frozenset({"LE001", "LE002"})
-_UNKNOWN_POOL = "LE004"
-_HOLDER_CLOSED = "LE006"
-# SQLSTATE classes that speak of the database, not of the batch: connection, rollback, resources,
-# not in the right state (locks), operator intervention, system.
-_NOT_THE_BATCH = ("08", "40", "53", "55", "57", "58")
-
-
-class JournalPort(Protocol):
-    """What the server needs of `journal.Journal`."""
-
-    journal_id: bytes
-    synced: int
-
-    def append(self, records: Sequence[Record]) -> int: ...
-
-    async def sync(self, upto: int) -> None: ...
-
-    def acknowledge(self, applied_seq: int) -> None: ...
-
-    def headroom(self, open_reservations: int) -> bool: ...
-
-    async def events_after(self, applied_seq: int) -> list[UsageEvent]: ...
-
-    def begin_anew(self) -> None: ...
-
-    async def run(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Peer(Protocol):
     """A worker as the server sees it: where answers go."""
 
     def send(self, replies: Sequence[Reply]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerSettings:
-    """Times of the lanes, in seconds, and the engine's bounds."""
-
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    node: str = "local"
-    max_request_seconds: float = 900.0
-    flush_seconds: float = 0.25
-    flush_events: int = 2_000
-    linger_seconds: float = 0.002
-    store_seconds: float = 15.0
-    retry_min_seconds: float = 0.05
-    retry_max_seconds: float = 2.0
-    close_seconds: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +110,8 @@ class LedgerServer:
         `fleet` is how limits are shared with other nodes, if they are.
         """
         self.settings = settings or LedgerSettings()
-        self.observers: list[FlushObserver] = []
-        self._store = store
-        self._journal = journal
         self._clock = clock
         self._wall_clock = wall_clock
-        self._jitter = jitter
         self.engine = Engine(
             recovered,
             now=clock(),
@@ -189,27 +126,24 @@ class LedgerServer:
         self._workers: dict[int, Worker] = {
             number: worker for number, worker in recovered.workers.items() if number in alive
         }
-        self._recovered_seq = recovered.next_seq
         self._peers: dict[int, Peer] = {}
-        self._position = 0
-        self._journal_failed: JournalFailed | None = None
-        self._divergence: LedgerDivergence | None = None
         self._drain_tried = False
-        self._session: Session | None = None
-        self._timeline = recovered.timeline
-        self._applied_max = recovered.acked_seq
-        self._forgiven = ""  # the timeline that has explained a divergence
-        self._sessions = 0
-        self._flushes = 0
-        self._last_flush_seconds = 0.0
-        self._awaiting_flush: list[tuple[Peer, int, int]] = []  # with the number to reach
-        self._flush_due = trio.Event()
-        self._credit_wanted = trio.Event()
-        self._closing = trio.Event()
         self._closed = trio.Event()
         self._journal_scope = trio.CancelScope(shield=True)
         self._serving = trio.CancelScope()
-        self._journalise_settlements()  # what recovery decided
+        self._scribe = Scribe(self.engine, journal, lost=self._serving.cancel)
+        self._sessions = Sessions(
+            store,
+            self.engine,
+            self._scribe,
+            recovered,
+            settings=self.settings,
+            workers=self._workers.values,
+            answer=self._answer,
+            clock=clock,
+            jitter=jitter,
+        )
+        self._scribe.settle()  # what recovery decided
 
     # -- workers ------------------------------------------------------------------------------
 
@@ -227,7 +161,7 @@ class LedgerServer:
             return False
         self._peers[hello.instance] = peer
         self.engine.attest(self._clock(), hello.instance, hello.open, self._wall_clock())
-        self._journalise_settlements()
+        self._scribe.settle()
         return True
 
     def leave(self, instance: int) -> None:
@@ -235,7 +169,7 @@ class LedgerServer:
         self._peers.pop(instance, None)
         if self._workers.pop(instance, None) is not None:
             self.engine.worker_gone(self._clock(), instance, self._wall_clock())
-            self._journalise_settlements()
+            self._scribe.settle()
 
     @property
     def workers(self) -> list[Worker]:
@@ -252,7 +186,7 @@ class LedgerServer:
 
         Without a journal nothing is answered: the worker will say it again to who comes after us.
         """
-        if self._journal_failed is not None:
+        if self._scribe.failure is not None:
             return
         now = self._clock()
         batch = _Batch()
@@ -269,13 +203,15 @@ class LedgerServer:
                 case messages.Attempt():
                     self._attempt(now, message)
                 case messages.Flush():
-                    self._flush(peer, batch, message)
+                    self._flush(peer, message)
                 case messages.CreditHint():
                     self.engine.credit_hint(message.account_id)
                 case messages.Hello():
                     raise AssertionError("a worker introduces itself once a link")
-        self._journalise_batch(now, batch)
-        if batch.replies and self._journal_failed is None:
+        self._journalise(now, batch)
+        if self.engine.pending_events >= self.settings.flush_events:
+            self._sessions.hurry()
+        if batch.replies and self._scribe.failure is None:
             peer.send(batch.replies)
 
     def _reserve(self, now: float, batch: _Batch, message: messages.Reserve) -> None:
@@ -285,14 +221,14 @@ class LedgerServer:
             if engine.awaits(number):
                 return
             try:
-                if not self._has_room():
+                if not self._scribe.has_room():
                     raise self._unavailable("the journal is full")
                 outcome = engine.reserve(now, number, message.request)
             except LedgerError as error:
                 batch.replies.append(messages.Refused(number, facts_of(error)))
                 return
             if type(outcome) is Waiter:
-                self._credit_wanted.set()
+                self._sessions.want_credit()
                 if self._quota_lane is not None:
                     self._quota_lane.wake()
                 return
@@ -307,19 +243,14 @@ class LedgerServer:
             batch.replies.append(messages.Extended(message.reservation_id, message.amount, 0))
             return
         before = hold.amount
-        wanted = message.amount if self._has_room() else before
+        wanted = message.amount if self._scribe.has_room() else before
         outcome = self.engine.extend(now, hold, wanted)
         if isinstance(outcome, Waiter):
-            self._credit_wanted.set()
+            self._sessions.want_credit()
             return
         if outcome > before:
             batch.grown.append((hold, outcome - before))
         batch.replies.append(messages.Extended(hold.id, message.amount, outcome))
-
-    def _has_room(self) -> bool:
-        """Whether the journal can take one more, and the end of all that are open or wait."""
-        engine = self.engine
-        return self._journal.headroom(engine.open_reservations + len(engine.room))
 
     def _attempt(self, now: float, message: messages.Attempt) -> None:
         hold = self.engine.find(message.reservation_id)
@@ -350,33 +281,37 @@ class LedgerServer:
 
     def _return_scarce(self, now: float, hold: Hold) -> None:
         """What it no longer holds of a scarce pool is worth an exchange of its own."""
-        if any(pool.is_scarce(now) for pool in hold.pools):
-            self._flush_due.set()
+        for pool in hold.pools:
+            if pool.is_scarce(now):
+                self._sessions.hurry()
 
-    def _flush(self, peer: Peer, batch: _Batch, message: messages.Flush) -> None:
-        outbox = self.engine.book.outbox
-        if not len(outbox):
-            batch.replies.append(messages.Flushed(message.number))
-            return
-        self._awaiting_flush.append((peer, message.number, outbox.next_seq - 1))
-        self._flush_due.set()
+    def _flush(self, peer: Peer, message: messages.Flush) -> None:
+        def flushed() -> None:
+            peer.send([messages.Flushed(message.number)])
+
+        self._sessions.once_posted(flushed)
+
+    @property
+    def observers(self) -> list[FlushObserver]:
+        """Called after each exchange with its seconds and its number of events."""
+        return self._sessions.observers
 
     @property
     def ready(self) -> bool:
         """Whether a session with the store is open and reservations are admitted."""
         engine = self.engine
         serving = engine.lanes.phase is Phase.SERVING
-        return self._session is not None and serving and engine.book.halted is None
+        return self._sessions.session is not None and serving and engine.book.halted is None
 
     def statistics(self) -> LedgerStatistics:
         """A snapshot."""
         engine = self.engine.statistics(self._clock())
         return LedgerStatistics(
             **{name: getattr(engine, name) for name in EngineStatistics.__dataclass_fields__},
-            connected=self._session is not None,
-            sessions=self._sessions,
-            flushes=self._flushes,
-            last_flush_seconds=self._last_flush_seconds,
+            connected=self._sessions.session is not None,
+            sessions=self._sessions.opened,
+            flushes=self._sessions.flushes,
+            last_flush_seconds=self._sessions.last_flush_seconds,
             workers=len(self._workers),
         )
 
@@ -391,13 +326,13 @@ class LedgerServer:
         try:
             async with trio.open_nursery() as services:
                 services.start_soon(self._run_journal)
-                services.start_soon(self._follow_hints)
+                services.start_soon(self._sessions.follow_hints)
                 if self._quota_lane is not None:
                     services.start_soon(self._quota_lane.run)
                 task_status.started()
                 try:
                     with self._serving:
-                        await self._serve()
+                        await self._sessions.serve()
                 finally:
                     try:
                         await self._post_the_rest()
@@ -406,9 +341,9 @@ class LedgerServer:
                         services.cancel_scope.cancel()
         finally:
             self._closed.set()
-            self._journal.close()
-        if self._journal_failed is not None:
-            raise self._journal_failed
+            self._scribe.close()
+        if self._scribe.failure is not None:
+            raise self._scribe.failure
 
     async def drain(self, timeout: float = 15.0) -> bool:  # noqa: ASYNC109  # a bound on `run`
         """Admit nothing more, post everything, give all credit back; whether that was achieved.
@@ -416,342 +351,61 @@ class LedgerServer:
         Call it when no request is running any more: what an open reservation binds stays leased.
         """
         self._drain_tried = True
-        self.engine.drain()
-        self._closing.set()
-        self._flush_due.set()
+        self._sessions.close()
         with trio.move_on_after(timeout):
             await self._closed.wait()
         return self._closed.is_set() and self.engine.drained
 
     async def _run_journal(self) -> None:
         with self._journal_scope:
-            try:
-                await self._journal.run()
-            except JournalFailed as error:
-                self._journal_lost(error)
-
-    async def _serve(self) -> None:
-        """One session after the other, until drained or the books disagree."""
-        try:
-            while not self._finished:
-                session = await self._open_session()
-                await self._use(session)
-        except LedgerDivergence as divergence:
-            log.critical("the ledger stops: %s", divergence)
-            self._session = None
-            await self._closing.wait()
+            await self._scribe.run()
 
     async def _post_the_rest(self) -> None:
         """After a cancellation: what `_serve` would have done, within bounds."""
-        if self._finished or self._drain_tried or self.engine.book.halted:
+        if self._sessions.finished or self._drain_tried or self.engine.book.halted:
             return
-        if self._journal_failed is not None:
+        if self._scribe.failure is not None:
             return
-        self.engine.drain()
-        self._closing.set()
+        self._sessions.close()
         with trio.move_on_after(self.settings.close_seconds, shield=True) as scope:
-            await self._serve()
+            await self._sessions.serve()
         if scope.cancelled_caught:
             log.warning("%d events stay in the journal", self.engine.pending_events)
 
-    @property
-    def _finished(self) -> bool:
-        return self._closing.is_set() and self.engine.drained
-
-    async def _follow_hints(self) -> None:
-        """Hints only save time: whoever misses one learns the same in the next exchange."""
-        while True:
-            try:
-                async for hint in self._store.hints():
-                    if isinstance(hint, RecallHint):
-                        self.engine.lanes.recall(hint.pool_id)
-                        self._flush_due.set()
-                    else:
-                        self.engine.credit_hint(hint.account_id)
-            except StoreError as error:
-                log.info("no hints from the database: %s", error)
-            await trio.sleep(self.settings.retry_max_seconds * self._jitter())
-
-    async def _open_session(self) -> Session:
-        """Retry until the store answers."""
-        delay = self.settings.retry_min_seconds
-        while True:
-            sent_at = self._clock()
-            try:
-                session = await self._within_bounds(self._call_open_session)
-                self._explain_divergence(session)
-                session = await self._reconcile(session)
-            except StoreError as error:
-                log.warning("no session with the database: %s", error)
-                self._begin_anew_if_closed(error)
-            else:
-                self.engine.lanes.session_opened(self._clock(), sent_at, session)
-                self._acknowledge()
-                self._answer_flushes()
-                self._session = session
-                self._remember_timeline(session)
-                self._sessions += 1
-                return session
-            await trio.sleep(delay * self._jitter())
-            delay = min(2 * delay, self.settings.retry_max_seconds)
-
-    async def _call_open_session(self) -> Session:
-        journal_id = self._journal.journal_id
-        holder = await self._store.register_holder(
-            journal_id,
-            self.settings.node,
-            validity_seconds=math.ceil(self.settings.engine.validity_seconds),
-            max_request_seconds=math.ceil(self.settings.max_request_seconds),
-        )
-        return await self._store.open_session(holder, journal_id)
-
-    def _explain_divergence(self, session: Session) -> None:
-        """The two sides' books disagree: go on only if a failover is to blame, once for each.
-
-        Connections need not break in one: a pooler may hide it. Raises LedgerDivergence.
-        """
-        if self._divergence is None:
-            return
-        if session.timeline in (self._timeline, self._forgiven):
-            raise self._divergence
-        self._forgiven = session.timeline
-        self._divergence = None
-        self.engine.book.halted = None
-
-    async def _reconcile(self, session: Session) -> Session:
-        """Give a store that has lost acknowledged work, as its new timeline admits, its due."""
-        if self._timeline == session.timeline or session.state is HolderState.RECLAIMED:
-            return session
-        lanes = self.engine.lanes
-        acknowledged = self.engine.book.outbox.applied_seq
-        if session.applied_seq < acknowledged:
-            found = await self._journal.events_after(session.applied_seq)
-            lost = [event for event in found if event.seq <= acknowledged]
-            log.critical("the database has lost %d events; they are posted again", len(lost))
-            lanes.restore(self._clock(), lost)
-        while True:  # also where nothing is missing: others may wait for our word
-            missing = dict(lanes.missing(session))
-            total = await self._within_bounds(lambda: self._store.reattest(session, missing))  # noqa: B023 - awaited here
-            if total:
-                log.critical("the database has lost leases of %d nano-dollars in use", total)
-            session = dataclasses.replace(session, leases={**session.leases, **missing})
-            if not lanes.missing(session):  # else more was bound meanwhile
-                return session
-
-    async def _use(self, session: Session) -> None:
-        """Both lanes, until one of them loses the session or everything is done."""
-        async with trio.open_nursery() as lanes:
-            lanes.start_soon(self._lane, self._exchange_lane, session, lanes.cancel_scope)
-            lanes.start_soon(self._lane, self._grant_lane, session, lanes.cancel_scope)
-        self._session = None
-        self.engine.lanes.session_lost(self._clock())
-
-    async def _lane(
-        self,
-        lane: Callable[[Session], Awaitable[None]],
-        session: Session,
-        both: trio.CancelScope,
-    ) -> None:
-        try:
-            await lane(session)
-        except StoreError as error:
-            log.warning("the session with the database ends: %s", error)
-        except LedgerDivergence as divergence:  # the next session tells whether it is explained
-            log.critical("the books disagree: %s", divergence)
-            self._divergence = divergence
-        finally:
-            both.cancel()
-
-    # -- the exchange lane --------------------------------------------------------------------
-
-    async def _exchange_lane(self, session: Session) -> None:
-        while not self._finished:
-            if not self._closing.is_set():
-                with trio.move_on_after(self.settings.flush_seconds):
-                    await self._flush_due.wait()
-            self._flush_due = trio.Event()
-            upto = self.engine.book.outbox.next_seq - 1
-            await self._make_durable()
-            if self._is_history:
-                await self._within_bounds(lambda: self._store.close_holder(session))
-                self._begin_anew()
-                return
-            exchange = self.engine.lanes.next_exchange(self._clock(), upto)
-            if exchange is not None:
-                await self._exchange(session, exchange)
-            elif self._closing.is_set():  # what is left is bound by open reservations
-                await trio.sleep(self.settings.linger_seconds)
-
-    async def _exchange(self, session: Session, exchange: Exchange) -> None:
-        sent_at = self._clock()
-        try:
-            replies = await self._within_bounds(
-                lambda: self._store.exchange(session, exchange.events, exchange.reports)
-            )
-        except StoreRefused as refusal:
-            await self._refused(session, refusal)
-            raise
-        now = self._clock()
-        self.engine.lanes.exchanged(now, sent_at, replies)
-        self._acknowledge()
-        self._remember_timeline(session)
-        self._answer_flushes()
-        self._flushes += 1
-        self._last_flush_seconds = now - sent_at
-        for observe in self.observers:
-            observe(self._last_flush_seconds, len(exchange.events))
-
-    async def _refused(self, session: Session, refusal: StoreRefused) -> None:
-        """Find out whether one event is to blame, and put it aside if so."""
-        if refusal.code in _OTHERS_EPOCH or refusal.code.startswith(_NOT_THE_BATCH):
-            return
-        event = self.engine.lanes.refused(refusal.code)
-        if event is None:
-            return
-        log.critical("event %d goes into quarantine: %s", event.seq, refusal)
-        await self._within_bounds(lambda: self._store.quarantine(session, event, str(refusal)))
-        self.engine.lanes.quarantined(event)
-
-    async def _make_durable(self) -> None:
-        """Everything up to here is on disk, or this ends here."""
-        try:
-            await self._journal.sync(self._position)
-        except JournalFailed as error:
-            self._journal_lost(error)
-        await trio.lowlevel.checkpoint_if_cancelled()
-
-    def _answer_flushes(self) -> None:
-        applied = self.engine.book.outbox.applied_seq
-        awaiting, self._awaiting_flush = self._awaiting_flush, []
-        for peer, number, upto in awaiting:
-            if upto <= applied:
-                peer.send([messages.Flushed(number)])
-            else:
-                self._awaiting_flush.append((peer, number, upto))
-
-    def _remember_timeline(self, session: Session) -> None:
-        """Once the store has again all that it ever acknowledged; a crash before begins anew."""
-        applied = self.engine.book.outbox.applied_seq
-        self._applied_max = max(self._applied_max, applied)
-        if session.timeline != self._timeline and applied == self._applied_max:
-            self._timeline = session.timeline
-            self._journalise_settlements([Timeline(session.timeline)])
-
-    # -- after the leases were given away -------------------------------------------------------
-
-    @property
-    def _is_history(self) -> bool:
-        """Whether a reclaimed holder has posted the last it had to say."""
-        engine = self.engine
-        reclaimed = engine.lanes.phase is Phase.RECLAIMED
-        return reclaimed and not engine.open_reservations and engine.drained
-
-    def _begin_anew_if_closed(self, error: StoreError) -> None:
-        """The holder was closed, and the answer, or with this process the knowledge of it, lost.
-
-        It is closed only when everything was posted, so nothing here can have come since.
-        """
-        closed = isinstance(error, StoreRefused) and error.code == _HOLDER_CLOSED
-        engine = self.engine
-        is_old = engine.book.outbox.next_seq == self._recovered_seq
-        if closed and not engine.open_reservations and (is_old or self._is_history):
-            self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        """As another holder, with nothing leased and nothing to post."""
-        try:
-            self._journal.begin_anew()
-        except (JournalFull, JournalFailed) as error:
-            self._journal_lost(error)
-            return
-        log.warning("the leases were given away after a long silence; going on as another holder")
-        unavailable = self._unavailable("the ledger begins anew")
-        self._answer(self.engine.refuse([(each, unavailable) for each in self.engine.room]))
-        self.engine.begin_anew(self._clock())
-        self._applied_max = 0
-        for worker in self._workers.values():
-            self.engine.worker_known(worker)
-        self._journalise_settlements()
-
-    # -- the grant lane -----------------------------------------------------------------------
-
-    async def _grant_lane(self, session: Session) -> None:
-        engine = self.engine
-        while True:
-            if not engine.thirsty:
-                self._credit_wanted = trio.Event()
-                await self._credit_wanted.wait()
-            await trio.sleep(self.settings.linger_seconds)
-            self._answer(engine.serve_waiters(self._clock()))
-            asks, refused = engine.lanes.next_asks(self._clock())
-            self._answer(engine.refuse(refused))
-            if asks:
-                replies = await self._ask(session, asks)
-                now = self._clock()
-                refused = engine.lanes.granted(now, asks, replies)
-                if engine.lanes.recalled(asks):
-                    self._flush_due.set()
-                self._answer(engine.refuse(refused) + engine.serve_waiters(now))
-
     def _serve_deferred(self) -> None:
         self._answer(self.engine.serve_deferred(self._clock()))
-        self._credit_wanted.set()
-
-    async def _ask(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
-        """One request for all; one each where the store does not know some pool."""
-        try:
-            return await self._within_bounds(lambda: self._store.grant_lease(session, asks))
-        except StoreRefused as refusal:
-            if refusal.code != _UNKNOWN_POOL:
-                raise
-        if len(asks) == 1:
-            return []
-        return [reply for ask in asks for reply in await self._ask(session, [ask])]
+        self._sessions.want_credit()
 
     def _answer(self, decided: Sequence[Waiter]) -> None:
         """Journal what was granted, then tell those who waited."""
         if not decided:
             return
         try:
-            self._journalise(self.engine.take_records())
+            self._scribe.write(self.engine.take_records())
         except (JournalFull, JournalFailed) as error:
             self.engine.revoke(self._clock(), decided, str(error))
             if isinstance(error, JournalFailed):
-                self._journal_lost(error)
+                self._scribe.lose(error)
                 return
         for waiter in decided:
             peer = self._peers.get(instance_of(waiter.id))
             if peer is not None:
                 peer.send([_told(waiter)])
 
-    # -- shared -------------------------------------------------------------------------------
-
-    async def _within_bounds(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """The store's answer; StoreUncertain if there is none in time."""
-        with trio.move_on_after(self.settings.store_seconds):
-            return await call()
-        raise StoreUncertain(f"no answer within {self.settings.store_seconds:g} s")
-
     def _unavailable(self, reason: str) -> LedgerUnavailable:
         return LedgerUnavailable(self.settings.retry_max_seconds, reason)
 
-    def _journalise(self, records: Sequence[Record]) -> None:
-        if records:
-            self._position = self._journal.append(records)
-        if self.engine.pending_events >= self.settings.flush_events:
-            self._flush_due.set()
-
-    def _journalise_batch(self, now: float, batch: _Batch) -> None:
+    def _journalise(self, now: float, batch: _Batch) -> None:
         """Where the journal has no room nothing new is admitted, but settlements proceed."""
         records = self.engine.take_records()
         try:
-            self._journalise(records)
+            self._scribe.write(records)
         except (JournalFull, JournalFailed) as error:
             if isinstance(error, JournalFailed):
-                self._journal_lost(error)
+                self._scribe.lose(error)
                 return
             refused = self._undo(now, batch, str(error))
-            self._journalise_settlements(
+            self._scribe.settle(
                 [
                     record
                     for record in records
@@ -781,33 +435,6 @@ class LedgerServer:
             for reply in batch.replies
         ]
         return made | grown.keys()
-
-    def _acknowledge(self) -> None:
-        """Let the journal forget what is posted; a later call makes up for a failed one."""
-        if self._journal_failed is not None:
-            return
-        try:
-            self._journal.acknowledge(self.engine.book.outbox.applied_seq)
-        except JournalFull:
-            pass  # the room that is left belongs to settlements
-        except JournalFailed as error:
-            self._journal_lost(error)
-
-    def _journalise_settlements(self, records: Sequence[Record] | None = None) -> None:
-        """Settlements always have room, see `headroom`; if not even they have, this ends."""
-        try:
-            self._journalise(self.engine.take_records() if records is None else records)
-        except (JournalFull, JournalFailed) as error:
-            self._journal_lost(error)
-
-    def _journal_lost(self, error: JournalFull | JournalFailed) -> None:
-        """End as by a kill: what was not journalled has not happened."""
-        if self._journal_failed is not None:
-            return
-        log.critical("the journal cannot be kept: %s", error)
-        failure = error if isinstance(error, JournalFailed) else JournalFailed(str(error))
-        self._journal_failed = failure
-        self._serving.cancel()
 
 
 def _told(waiter: Waiter) -> Reply:

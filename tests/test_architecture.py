@@ -30,6 +30,8 @@ ONLY_IN = {
         "ledger/client.py",
         "ledger/link.py",
         "ledger/server.py",
+        "ledger/scribe.py",
+        "ledger/sessions.py",
         "ledger/journal.py",
         "ledger/postgres.py",
         "ledger/memory.py",  # hints are waited for
