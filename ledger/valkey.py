@@ -7,7 +7,7 @@ every key expires once what it says is worth nothing: a level a minute after it 
 slots 30 s after the last word of the last holder.
 
 The client is valkey-glide, the Valkey project's own, which runs on trio. It is an extra
-(`farebox[fleet]`), imported only where a URL is set. It connects when first used, reconnects by
+(the extra `fleet`), imported only where a URL is set. It connects when first used, reconnects by
 itself, calls scripts by their hash and sends the text where the server has forgotten it.
 
 A batch that is not answered in `DRAW_SECONDS` counts as lost, whatever the server did with it:
@@ -104,7 +104,9 @@ def client_missing() -> str | None:
     """A sentence fragment where the client library is not installed."""
     if importlib.util.find_spec("glide") is not None:
         return None
-    return "needs the package valkey-glide, which is not installed: pip install 'farebox[fleet]'"
+    return (
+        "needs the package valkey-glide, which is not installed: pip install 'valkey-glide>=2.5,<3'"
+    )
 
 
 class ValkeyQuotas:

@@ -251,7 +251,7 @@ async def test_without_the_client_library_a_sentence_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'farebox\[fleet\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'valkey-glide>=2\.5,<3'"):
         await ValkeyQuotas.connect("valkey://127.0.0.1")
 
 
