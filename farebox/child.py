@@ -265,6 +265,7 @@ class Child:
         self._built = trio.Event()
         self._part: Part | None = None
         self._reloading = trio.CancelScope()
+        self._thread = trio.CapacityLimiter(1)  # who waits for others' threads seems to hang
         self._asked = 0
 
     async def run(self) -> None:
@@ -313,7 +314,9 @@ class Child:
     async def _report(self, part: Part) -> None:
         # Rendering takes milliseconds: it must not stop the streams of this process.
         number = self._asked
-        families = await trio.to_thread.run_sync(report_of, part.metrics.registry)
+        families = await trio.to_thread.run_sync(
+            report_of, part.metrics.registry, limiter=self._thread
+        )
         report = Report(number=number, problems=tuple(part.problems()), families=tuple(families))
         with contextlib.suppress(ChannelClosed):
             await self._channel.send(report)

@@ -18,11 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from farebox.books import leftover_directories, shard_directories
+from farebox.books import HolderTerms, leftover_directories, shard_directories
 from farebox.catalogue import sandbox_provider
+from farebox.child import Child, Part
 from farebox.config import load
 from farebox.control import (
     Ask,
+    BeLeftover,
     BeWorker,
     ChannelClosed,
     Drain,
@@ -30,6 +32,7 @@ from farebox.control import (
     Refused,
     Report,
     Served,
+    Start,
     childs_end,
     supervisors_end,
 )
@@ -38,6 +41,7 @@ from farebox.supervise import Backoff, SupervisorSettings, told, unix_sockets
 from farebox.totals import Family, Sample, Totals, merged, report_of, text_of, value_of
 from farebox.worker import write_lines
 from proxy.listener import Listener, bind
+from proxy.metrics import Metrics
 from proxy.transport import Transport
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "farebox.example.toml"
@@ -160,7 +164,8 @@ class Environment(dict[str, str]):
     """Every variable that the example names has a value."""
 
     def get(self, key: str, default: object = None) -> str:
-        return f"valkey://value-of-{key}-that-is-long-enough"
+        scheme = "postgresql" if key.startswith("DATABASE") else "valkey"
+        return f"{scheme}://value-of-{key}-that-is-long-enough"
 
 
 async def test_a_child_is_told_everything_that_it_has_to_know() -> None:
@@ -231,6 +236,61 @@ def test_messages_survive_being_cut_anywhere(messages: list[Ask | Drain]) -> Non
         end.close()
 
     trio.run(both_ends)
+
+
+class IdlePart:
+    """A child that has nothing to do but to end when it is told to."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self._end = trio.Event()
+
+    def problems(self) -> list[str]:
+        return []
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await self._end.wait()
+
+    def drain(self) -> None:
+        self._end.set()
+
+    cut = drain
+
+    async def reload(self, served: Served) -> None: ...
+
+    async def outlive(self) -> None: ...
+
+
+async def test_a_child_answers_though_every_thread_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def build(_start: Start) -> Part:
+        return IdlePart()
+
+    monkeypatch.setattr("farebox.child.build", build)
+    ours, theirs = socket.socketpair()
+    supervisor, child = supervisors_end(ours), childs_end(theirs)
+    threads = trio.to_thread.current_default_thread_limiter()
+    free = int(threads.total_tokens - threads.borrowed_tokens)
+    takers = [object() for _ in range(free)]
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Child(child).run)
+            terms = HolderTerms(conninfo="", max_request_seconds=1)
+            await supervisor.send(BeLeftover(terms=terms, directory=""))
+            assert await supervisor.receive() == Ready()
+            for taker in takers:
+                threads.acquire_on_behalf_of_nowait(taker)
+            await supervisor.send(Ask(number=7))
+            report = await supervisor.receive()
+            assert isinstance(report, Report)
+            assert report.number == 7
+            for taker in takers:
+                threads.release_on_behalf_of(taker)
+            await supervisor.send(Drain())
+    supervisor.close()
+    child.close()
 
 
 # -- sockets, shards, restarts --------------------------------------------------------------------
