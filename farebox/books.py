@@ -20,11 +20,12 @@ import trio
 
 from ledger import reaper
 from ledger.client import Ledger
+from ledger.clocks import boottime
 from ledger.fleet import FleetLimiter
 from ledger.journal import Journal, JournalLocked, RecoveredState
 from ledger.link import LocalLink, SocketLink, WorkerIdentity, is_alive
 from ledger.postgres import PostgresStore
-from ledger.server import LedgerServer, LedgerSettings, boottime
+from ledger.server import LedgerServer, LedgerSettings
 from ledger.valkey import ValkeyQuotas
 from proxy.metrics import Metrics
 

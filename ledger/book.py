@@ -16,8 +16,6 @@ from ledger.records import Extend, Record, Reserve
 from ledger.reservation import Hold, HoldState, ReservationRequest, Settlement
 from ledger.store import UsageEvent
 
-TOKENS_MAX = 2**31 - 1  # the width of the usage history's columns
-
 
 class Book:
     """The state of one holder. Amounts are nano-dollars, times any clock that never goes back.
@@ -170,13 +168,13 @@ class Book:
             reserved=reserved,
             cost=settlement.cost,
             charge=charge,
-            input_tokens=_column(counts.input),
-            cached_input_tokens=_column(counts.cached_input),
-            output_tokens=_column(counts.output),
-            reasoning_tokens=_column(counts.reasoning),
-            ttfb_ms=_column(settlement.ttfb_ms),
-            duration_ms=_column(settlement.duration_ms),
-            units={unit: _column(quantity) for unit, quantity in counts.units.items()},
+            input_tokens=counts.input,
+            cached_input_tokens=counts.cached_input,
+            output_tokens=counts.output,
+            reasoning_tokens=counts.reasoning,
+            ttfb_ms=settlement.ttfb_ms,
+            duration_ms=settlement.duration_ms,
+            units=dict(counts.units),
             pools=request.pools,
             covered=parts,
             short=tuple([charge - part for part in parts]),
@@ -227,10 +225,6 @@ class Book:
         for pool in self._pools.values():
             bound = sum(hold.amount for hold in self.open.values() if pool in hold.pools)
             assert bound == pool.pending, f"pool {pool.pool_id}: {bound} bound, {pool.pending}"
-
-
-def _column(value: int) -> int:
-    return value if 0 <= value <= TOKENS_MAX else min(max(value, 0), TOKENS_MAX)
 
 
 def request_of(reserve: Reserve) -> ReservationRequest:

@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from ledger import messages
+from ledger.clocks import wall_microseconds
 from ledger.errors import (
     AccountSuspended,
     InsufficientCredit,
@@ -29,7 +30,6 @@ from ledger.limits import LimitRef, LimitState
 from ledger.messages import Message, OpenReservation, Reply, refusal_of
 from ledger.money import AMOUNT_MAX, Price, cost_and_charge
 from ledger.reservation import ReservationRequest, Settlement, TokenCounts, reservation_id
-from ledger.server import LedgerStatistics, wall_microseconds
 from ledger.store import EventStatus
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "InsufficientCredit",
     "Ledger",
     "LedgerError",
-    "LedgerStatistics",
     "LedgerUnavailable",
     "LimitRef",
     "LimitState",
@@ -59,10 +58,11 @@ UNCONFIRMED_MAX = 50_000  # reservations of one shard; more are not begun
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
-    """What a settlement charged, in nano-dollars."""
+    """What a settlement charged, in nano-dollars, and its status: REVIEW where that is cut."""
 
     cost: int
     charge: int
+    status: EventStatus
 
 
 class Link(Protocol):
@@ -198,13 +198,13 @@ class Reservation:
             price_id=price.price_id,
             cost=cost,
             charge=charge,
-            tokens=tokens,
+            tokens=tokens.bounded(),
             ttfb_ms=ttfb_ms,
             duration_ms=duration_ms,
             occurred_at=self._shard.wall_clock(),
         )
         self._closing = True
-        self.settled = Settled(cost, charge)
+        self.settled = Settled(cost, charge, status)
         self._say(messages.Settle(self.id, settlement))
         return self.settled
 
@@ -250,6 +250,7 @@ class Reservation:
 
         What was asked for already, or is there, is not asked for again.
         """
+        amount = min(amount, AMOUNT_MAX)
         if self.open and amount > max(self.amount, self._asked):
             self._asked = amount
             self._shard.link.post(messages.Extend(self.id, amount))
@@ -393,6 +394,8 @@ class _Shard:
 
     def reserve(self, request: ReservationRequest, extend_seconds: float) -> Reservation:
         """A reservation that is on its way, or has been answered already."""
+        if max(request.amount, request.tokens) > AMOUNT_MAX:
+            raise ValueError(f"{request.amount} nano-dollars, {request.tokens} tokens")
         if len(self._reservations) >= UNCONFIRMED_MAX:
             raise LedgerUnavailable(RETRY_AFTER_SECONDS, "too much waits for the ledger")
         number = reservation_id(self.link.instance, next(self._counter))
@@ -474,7 +477,7 @@ class Ledger:
         """Set credit and limits aside for a request; no checkpoint if the answer is there at once.
 
         Raises InsufficientCredit, RateLimited, AccountSuspended or LedgerUnavailable; after any of
-        them, and after cancellation, nothing is held.
+        them, and after cancellation, nothing is held. Raises ValueError above AMOUNT_MAX.
         """
         reservation = self._shard(request.account_id).reserve(request, self._extend_timeout)
         await reservation.granted(self._reserve_timeout)
@@ -515,7 +518,7 @@ def bill(
     if negative:
         quantities = {unit: max(quantity, 0) for unit, quantity in quantities.items()}
     cost, charge = cost_and_charge(price, quantities)
-    cost = min(cost, AMOUNT_MAX)
+    cost, charge = min(cost, AMOUNT_MAX), min(charge, AMOUNT_MAX)
     if status is EventStatus.FREE:
         return cost, 0, status
     if negative or charge > IMPLAUSIBLE_FACTOR * max(reserved, plausible):

@@ -66,6 +66,7 @@ class EngineStatistics:
     pools: int
     applied_seq: int
     orphaned: int
+    orphaned_nusd: int
     fleet_connected: bool | None
     refused_settlements: int
     quarantined: int
@@ -97,6 +98,7 @@ class Engine:
         self.room = WaitingRoom()
         self.lanes = Lanes(self.book, self.room, self.settings, now)
         self._orphaned = 0
+        self._orphaned_nusd = 0
         self._refused_settlements = 0
         self._recover(recovered, alive, now, occurred_at)
 
@@ -262,6 +264,7 @@ class Engine:
 
     def _orphan(self, now: float, hold: Hold, occurred_at: int) -> None:
         self._orphaned += 1
+        self._orphaned_nusd += hold.amount
         self.void(
             now,
             hold,
@@ -280,11 +283,6 @@ class Engine:
     def thirsty(self) -> bool:
         """Whether anybody waits for credit."""
         return bool(self.room.pools)
-
-    @property
-    def deferring(self) -> bool:
-        """Whether anybody waits for the limits."""
-        return bool(self.room.deferred)
 
     def serve_waiters(self, now: float) -> list[Waiter]:
         """Bind what fits by now, in order of arrival: those whom this decides."""
@@ -388,6 +386,7 @@ class Engine:
             pools=len(list(book.pools)),
             applied_seq=book.outbox.applied_seq,
             orphaned=self._orphaned,
+            orphaned_nusd=self._orphaned_nusd,
             fleet_connected=self.limiter.fleet_connected,
             refused_settlements=self._refused_settlements,
             quarantined=book.outbox.quarantined,

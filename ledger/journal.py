@@ -340,11 +340,15 @@ class Journal:
         self._advance(position, self._unsynced[:-1])
 
     def close(self) -> None:
-        """Flush what is possible and give the directory back. Raises `JournalFailed`."""
+        """Flush what is possible and give the directory back. Raises `JournalFailed`.
+
+        Whoever appends from now on gets that, too: the numbers of closed files may be others' soon.
+        """
         try:
             if self._failure is None:
                 self.flush()
         finally:
+            self._failure = self._failure or JournalFailed("the journal is closed")
             if self._spare is not None:
                 self._files.close(self._spare.file)
                 self._files.remove(self._spare.path)

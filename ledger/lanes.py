@@ -26,6 +26,7 @@ from ledger.errors import (
     LedgerError,
     LedgerUnavailable,
 )
+from ledger.money import AMOUNT_MAX
 from ledger.pool import SCARCE_SECONDS, HolderPool, Lane, Sizing
 from ledger.reservation import Waiter
 from ledger.store import (
@@ -47,6 +48,7 @@ BOUND_RETRIES = 2  # where others have credit, but were using all of it
 RECALL_SECONDS = 0.35  # callers give up after half a second, and shall hear a reason before
 OVERDUE_SECONDS = 0.05
 CHECK_VIOLATION = "23514"  # SQLSTATE
+_EXPOSED = "this node may not lease more credit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +217,13 @@ class Lanes:
                 continue
             need = _most_urgent(now, askable).amount - pool.free
             want = self._target(now, pool) + sum(w.amount for w in waiting) - pool.free
-            want = max(want, need)
+            want = min(max(want, need), AMOUNT_MAX)
             if pool.kind == "account":
-                if need > self._exposure_left:
-                    refused += self._refuse_lacking(pool, "this node may not lease more credit")
+                left = self._exposure_left(pool)
+                if need > left and pool.available >= need:
+                    refused += self._refuse_lacking(pool, _EXPOSED)
                     continue
-                want = min(want, self._exposure_left)
+                want = min(want, left) if need <= left else 0  # else to know whether it is there
                 self._wanted += want
             pool.lane = Lane.GRANT
             self._grant_marks[pool.pool_id] = pool.postings
@@ -288,6 +291,8 @@ class Lanes:
 
         That decides about everybody who needs more than there is, whoever was asked for.
         """
+        if pool.kind == "account" and not ask.want and reply.available >= ask.need:
+            return self._refuse_lacking(pool, _EXPOSED)
         short_of = max(min(ask.need, reply.available + 1), 1)
         elsewhere = reply.balance > reply.available + reply.outstanding
         concerned = [
@@ -462,10 +467,16 @@ class Lanes:
             or outbox.oldest_seconds(now) > settings.event_pressed_seconds
         )
 
-    @property
-    def _exposure_left(self) -> int:
-        """How much more this node may lease: all that could be granted to it counts."""
-        return self.settings.exposure_max - self._book.leased - self._wanted
+    def _exposure_left(self, pool: HolderPool) -> int:
+        """How much more may be leased for an account; all that could be granted counts.
+
+        The last tenth is for accounts with less than a hundredth, so that a few large ones cannot
+        stop everybody else.
+        """
+        most = self.settings.exposure_max
+        left = most - self._book.leased - self._wanted
+        small = most // 100 - pool.outstanding
+        return max(left - most // 10, min(left, small))
 
     def _target(self, now: float, pool: HolderPool) -> int:
         if self.phase is not Phase.SERVING:
@@ -512,7 +523,7 @@ class Lanes:
             pool.free -= pool.returning
             want = pool.shortage(now, target)
             if pool.kind == "account":
-                want = max(min(want, self._exposure_left), 0)
+                want = max(min(want, self._exposure_left(pool)), 0)
                 self._wanted += want
         else:
             book.active[pool] = None

@@ -224,12 +224,7 @@ class StreamLink:
                             task_status.started()
                         with outgoing.sending(stream, nursery):
                             await self._listen(stream)
-                except (
-                    OSError,
-                    trio.BrokenResourceError,
-                    ValueError,
-                    msgspec.DecodeError,
-                ) as error:
+                except _BROKEN as error:
                     log.info("no link with the ledger: %s", error)
                 finally:
                     self._outgoing = None

@@ -33,6 +33,9 @@ def instance_of(reservation_id: int) -> int:
     return reservation_id >> _COUNTER_BITS
 
 
+TOKENS_MAX = 2**31 - 1
+"""The width of the usage history's columns."""
+
 Amount = Annotated[int, msgspec.Meta(ge=0, le=AMOUNT_MAX)]
 """Nano-dollars as they travel: what is out of bounds is not even decoded."""
 
@@ -61,6 +64,24 @@ class TokenCounts(msgspec.Struct, frozen=True, gc=False, array_like=True):
     output: int = 0
     reasoning: int = 0
     units: Mapping[str, int] = {}  # msgspec copies it
+
+    def bounded(self) -> TokenCounts:
+        """The same within the columns' width: providers can say anything."""
+        units = self.units.values()
+        counts = self.input, self.cached_input, self.output, self.reasoning, *units
+        if min(counts) >= 0 and max(counts) <= TOKENS_MAX:
+            return self
+        return TokenCounts(
+            _column(self.input),
+            _column(self.cached_input),
+            _column(self.output),
+            _column(self.reasoning),
+            {unit: _column(count) for unit, count in self.units.items()},
+        )
+
+
+def _column(count: int) -> int:
+    return min(max(count, 0), TOKENS_MAX)
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False, array_like=True, kw_only=True):

@@ -52,6 +52,8 @@ class Scribe:
     def __init__(self, engine: Engine, journal: JournalPort, *, lost: Callable[[], None]) -> None:
         """`lost` is called once, when the journal cannot be kept any more; see `failure`."""
         self.failure: JournalFailed | None = None
+        self.ended = False
+        """Whether nothing can be written, and so nothing be told, any more."""
         self._engine = engine
         self._journal = journal
         self._lost = lost
@@ -70,7 +72,8 @@ class Scribe:
             self.lose(error)
 
     def close(self) -> None:
-        """Flush what is possible and give the journal back."""
+        """Flush what is possible and give the journal back; what happens later has not happened."""
+        self.ended = True
         self._journal.close()
 
     def has_room(self) -> bool:
@@ -85,6 +88,8 @@ class Scribe:
 
     def settle(self, records: Sequence[Record] | None = None) -> None:
         """Write what always has room: these records, or what the engine has left."""
+        if self.ended:
+            return
         try:
             self.write(self._engine.take_records() if records is None else records)
         except (JournalFull, JournalFailed) as error:  # if not even that has room, this ends
@@ -100,7 +105,7 @@ class Scribe:
 
     def acknowledge(self) -> None:
         """Let the journal forget what is posted; a later call makes up for a failed one."""
-        if self.failure is not None:
+        if self.ended:
             return
         try:
             self._journal.acknowledge(self._engine.book.outbox.applied_seq)
@@ -128,8 +133,9 @@ class Scribe:
 
     def lose(self, error: JournalFull | JournalFailed) -> None:
         """End as by a kill: what was not journalled has not happened."""
-        if self.failure is not None:
+        if self.ended:
             return
+        self.ended = True
         log.critical("the journal cannot be kept: %s", error)
         self.failure = error if isinstance(error, JournalFailed) else JournalFailed(str(error))
         self._lost()

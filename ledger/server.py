@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +22,7 @@ from typing import Protocol
 import trio
 
 from ledger import messages
+from ledger.clocks import boottime, wall_microseconds
 from ledger.engine import Engine, EngineStatistics
 from ledger.errors import LedgerError, LedgerUnavailable
 from ledger.journal import JournalFailed, JournalFull, RecoveredState
@@ -42,13 +42,9 @@ __all__ = [
     "LedgerSettings",
     "LedgerStatistics",
     "Peer",
-    "boottime",
-    "wall_microseconds",
 ]
 
 log = logging.getLogger(__name__)
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # elsewhere the latter counts it
 
 
 class Peer(Protocol):
@@ -66,16 +62,6 @@ class LedgerStatistics(EngineStatistics):
     flushes: int
     last_flush_seconds: float
     workers: int
-
-
-def boottime() -> float:
-    """Seconds that never go back and count suspend: a paused machine sees that time has passed."""
-    return time.clock_gettime(_CLOCK)
-
-
-def wall_microseconds() -> int:
-    """The time of day, for `occurred_at` only."""
-    return time.time_ns() // 1000
 
 
 class _Batch:
@@ -211,7 +197,7 @@ class LedgerServer:
         self._journalise(now, batch)
         if self.engine.pending_events >= self.settings.flush_events:
             self._sessions.hurry()
-        if batch.replies and self._scribe.failure is None:
+        if batch.replies:
             peer.send(batch.replies)
 
     def _reserve(self, now: float, batch: _Batch, message: messages.Reserve) -> None:
@@ -364,7 +350,7 @@ class LedgerServer:
         """After a cancellation: what `_serve` would have done, within bounds."""
         if self._sessions.finished or self._drain_tried or self.engine.book.halted:
             return
-        if self._scribe.failure is not None:
+        if self._scribe.ended:
             return
         self._sessions.close()
         with trio.move_on_after(self.settings.close_seconds, shield=True) as scope:
@@ -378,7 +364,7 @@ class LedgerServer:
 
     def _answer(self, decided: Sequence[Waiter]) -> None:
         """Journal what was granted, then tell those who waited."""
-        if not decided:
+        if not decided or self._scribe.ended:
             return
         try:
             self._scribe.write(self.engine.take_records())
@@ -402,6 +388,7 @@ class LedgerServer:
             self._scribe.write(records)
         except (JournalFull, JournalFailed) as error:
             if isinstance(error, JournalFailed):
+                batch.replies.clear()
                 self._scribe.lose(error)
                 return
             refused = self._undo(now, batch, str(error))

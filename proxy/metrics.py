@@ -22,8 +22,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ledger.client import LedgerStatistics
 from ledger.journal import JournalStatistics
+from ledger.server import LedgerStatistics
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -274,6 +274,11 @@ _LEDGER_FIGURES: Sequence[_Figure[LedgerStatistics]] = (
         "farebox_ledger_orphaned_reservations_total",
         "Reservations given back because their worker had died",
         lambda state: state.orphaned,
+    ),
+    _Figure(
+        "farebox_ledger_orphaned_usd_total",
+        "What was reserved for them: the most that providers may bill of it",
+        lambda state: state.orphaned_nusd / _NUSD,
     ),
     _Figure(
         "farebox_ledger_fleet_disconnected",

@@ -35,14 +35,12 @@ def post(
     """
     counted = relay.counted(input_text_bytes)
     usage = counted.usage
-    price, quantities = _price(candidate, usage), pricing.quantities(usage)
-    status = EventStatus.FREE if free else _status(cut=cut, estimated=counted.estimated)
     settled = reservation.settle(
-        price=price,
+        price=_price(candidate, usage),
         provider_id=candidate.provider_id,
-        quantities=quantities,
+        quantities=pricing.quantities(usage),
         tokens=_tokens(usage),
-        status=status,
+        status=EventStatus.FREE if free else _status(cut=cut, estimated=counted.estimated),
         ttfb_ms=record.ttfb_ms,
         duration_ms=record.duration_ms,
         plausible=plausible,
@@ -51,10 +49,7 @@ def post(
     record.estimated = counted.estimated
     record.reserved = reservation.amount
     record.settled = settled
-    # What is under review is charged all that was held, unless there is less than nothing in it.
-    if settled.charge >= reservation.amount or min(quantities.values(), default=0) < 0:
-        _, _, status = bill(price, quantities, reservation.amount, status, plausible)
-    record.ending = status.name.lower()
+    record.ending = settled.status.name.lower()
     return settled
 
 

@@ -322,6 +322,48 @@ def test_implausible_usage_costs_at_most_the_reservation(
     assert bill(price, quantities, 100, status) == expected
 
 
+async def test_an_absurd_count_fits_into_the_history(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        reservation = await node.ledger.reserve(request(100))
+        reservation.settle(
+            price=PRICE,
+            provider_id=PROVIDER,
+            quantities={"output": 1},
+            tokens=TokenCounts(input=2**70, output=-5, units={"image": 2**40}),
+            status=EventStatus.SETTLED,
+            ttfb_ms=0,
+            duration_ms=0,
+        )
+    ((_, event),) = books.events
+    assert (event.input_tokens, event.output_tokens) == (2**31 - 1, 0)
+    assert event.units == {"image": 2**31 - 1}
+
+
+async def test_what_cannot_travel_is_not_asked_for(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        with pytest.raises(ValueError, match="nano-dollars"):
+            await node.ledger.reserve(request(AMOUNT_MAX + 1))
+        with pytest.raises(ValueError, match="tokens"):
+            await node.ledger.reserve(request(1, tokens=2**65))
+        reservation = await node.ledger.reserve(request(10))
+        assert not await reservation.extend(2**70)
+        reservation.void()
+    await in_order(books, [])
+
+
+async def test_who_leaves_after_the_end_leaves_nothing_to_write(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        await node.ledger.reserve(request(10))
+        await node.server.drain(1)
+    written = len(node.journal.records)
+    for worker in node.server.workers:
+        node.server.leave(worker.instance)
+    assert len(node.journal.records) == written
+
+
 # -- the store away -------------------------------------------------------------------------------
 
 

@@ -20,11 +20,12 @@ from ledger.errors import (
 from ledger.limits import LimitRef
 from ledger.memory import MemoryStore
 from ledger.messages import OpenReservation
+from ledger.money import AMOUNT_MAX
 from ledger.pool import Sizing
-from ledger.reservation import Hold, Settlement, TokenCounts, Waiter
+from ledger.reservation import Hold, Waiter
 from ledger.store import Ask, EventStatus, PoolId, PoolReport, PoolStatus, UsageEvent
 from tests.fakes.holder import JOURNAL_ID, WORKER, Holder, Lost, finish, in_vain
-from tests.fakes.ledger import ACCOUNT, BUDGET, PROVIDER, funded_store, request, top_up
+from tests.fakes.ledger import ACCOUNT, BUDGET, funded_store, request, top_up
 
 BALANCE = 1_000
 SECOND = ACCOUNT + 1
@@ -144,19 +145,6 @@ def test_a_repeated_attempt_leaves_one_event(holder: Holder) -> None:
     for ordinal in (1, 1, 2, 1, 2):
         holder.engine.attempt(holder.now, hold, ordinal, in_vain(EventStatus.FAILED, 5))
     assert holder.engine.pending_events == 2
-
-
-def test_an_absurd_count_fits_into_the_history(holder: Holder, store: MemoryStore) -> None:
-    absurd = TokenCounts(input=2**40, output=-5, units={"image": 2**40})
-    hold = holder.hold(request(100))
-    settlement = Settlement(
-        status=EventStatus.SETTLED, provider_id=PROVIDER, cost=1, charge=1, tokens=absurd
-    )
-    holder.engine.settle(holder.now, hold, settlement)
-    settled_up(holder)
-    (event,) = events(store)
-    assert (event.input_tokens, event.output_tokens) == (2**31 - 1, 0)
-    assert event.units == {"image": 2**31 - 1}
 
 
 def test_a_free_request_needs_no_lease(store: MemoryStore) -> None:
@@ -326,6 +314,41 @@ def test_a_node_leases_no_more_than_its_exposure() -> None:
     holder.hold(request(900))
     assert isinstance(refusal(holder, 200), LedgerUnavailable)
     assert store.pools[ACCOUNT].leased <= 1_000
+
+
+def test_the_last_of_the_exposure_is_for_who_has_little() -> None:
+    store = finish(funded_store(10**6))
+    finish(top_up(store, 10**6, "second", account=SECOND, new=True))
+    holder = Holder(store, settings=EngineSettings(exposure_max=1_000))
+    assert isinstance(refusal(holder, 901), LedgerUnavailable)
+    holder.hold(request(900))
+    assert isinstance(refusal(holder, 1), LedgerUnavailable)
+    for _ in range(10):
+        holder.hold(request(1, account=SECOND))
+    assert isinstance(holder.reserve(request(1, account=SECOND)), Waiter)
+    (waiter,) = holder.grant()
+    assert isinstance(waiter.outcome, LedgerUnavailable)
+    assert store.pools[ACCOUNT].leased + store.pools[SECOND].leased <= 1_000
+
+
+def test_who_has_too_little_is_told_so_although_the_node_has_no_more_to_lease() -> None:
+    store = finish(funded_store(10**6))
+    finish(top_up(store, 500, "second", account=SECOND, new=True))
+    holder = Holder(store, settings=EngineSettings(exposure_max=1_000))
+    holder.hold(request(900))
+    assert isinstance(holder.reserve(request(600, account=SECOND)), Waiter)
+    (waiter,) = holder.grant()
+    assert isinstance(waiter.outcome, InsufficientCredit)
+    assert waiter.outcome.available == 500
+
+
+def test_wishes_of_many_are_no_more_than_the_store_can_read() -> None:
+    holder = Holder(finish(funded_store(1_000)))
+    for number in range(3):
+        wish = request(AMOUNT_MAX, pools=(ACCOUNT, BUDGET))
+        assert isinstance(holder.engine.reserve(holder.now, 100 + number, wish), Waiter)
+    asks, _ = holder.engine.lanes.next_asks(holder.now)
+    assert {ask.pool_id: ask.want for ask in asks} == {ACCOUNT: 0, BUDGET: AMOUNT_MAX}
 
 
 def test_credit_recalled_by_another_holder_goes_back(holder: Holder, store: MemoryStore) -> None:

@@ -763,6 +763,17 @@ async def test_retention_is_bounded_in_bytes() -> None:
 # -- one process --------------------------------------------------------------------------------
 
 
+def test_nothing_is_written_once_it_is_closed() -> None:
+    disk = MemoryDisk()
+    journal, _ = recover(files=disk)
+    journal.append(request(1))
+    journal.close()
+    with pytest.raises(JournalFailed, match="closed"):
+        journal.append(request(2))
+    assert not journal.headroom(0)
+    assert recover(files=disk)[1] == sum_of(request(1))
+
+
 def test_directory_belongs_to_one_process(tmp_path: Path) -> None:
     journal, _ = Journal.recover(tmp_path, boot_id=BOOT, segment_bytes=SMALL)
     with pytest.raises(JournalLocked, match="another process holds the journal"):

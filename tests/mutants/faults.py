@@ -278,11 +278,11 @@ BOOK = (
     ),
     Mutant(
         "absurd-counts-pass",
-        "ledger/book.py",
-        "return value if 0 <= value <= TOKENS_MAX else min(max(value, 0), TOKENS_MAX)",
-        "return value",
+        "ledger/reservation.py",
+        "return min(max(count, 0), TOKENS_MAX)",
+        "return count",
         "one absurd count of a provider would keep a whole batch out of the books",
-        _HOLDER,
+        _CLIENT,
     ),
 )
 
@@ -422,16 +422,16 @@ LANES = (
     Mutant(
         "exposure-ignored",
         "ledger/lanes.py",
-        "return self.settings.exposure_max - self._book.leased - self._wanted",
-        "return self.settings.exposure_max",
+        "left = most - self._book.leased - self._wanted",
+        "left = most",
         "a lost machine would cost more than its operator allowed",
         _ENGINE,
     ),
     Mutant(
         "exposure-forgets-what-is-asked",
         "ledger/lanes.py",
-        "return self.settings.exposure_max - self._book.leased - self._wanted",
-        "return self.settings.exposure_max - self._book.leased",
+        "left = most - self._book.leased - self._wanted",
+        "left = most - self._book.leased",
         "several pools asked for at once would exceed what a node may lease",
         _ENGINE,
     ),
@@ -783,8 +783,8 @@ SERVER = (
     Mutant(
         "confirmed-without-a-journal",
         "ledger/server.py",
-        "if batch.replies and self._scribe.failure is None:",
-        "if batch.replies:",
+        "batch.replies.clear()",
+        "pass",
         "a receipt would be given for what the successor will not know",
         _CLIENT,
     ),

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ledger.client import LedgerStatistics
 from ledger.journal import Journal
+from ledger.server import LedgerStatistics
 from ledger.store import EventStatus
 from proxy.metrics import ENDINGS, Metrics
 from tests.fakes import provider
@@ -115,6 +115,7 @@ def ledger_state(**facts: object) -> LedgerStatistics:
         ({"quarantined": 1}, "farebox_ledger_quarantined_events_total", 1),
         ({"workers": 4}, "farebox_ledger_workers", 4),
         ({"orphaned": 2}, "farebox_ledger_orphaned_reservations_total", 2),
+        ({"orphaned_nusd": 3 * 10**9}, "farebox_ledger_orphaned_usd_total", 3),
         ({"fleet_connected": None}, "farebox_ledger_fleet_disconnected", 0),
         ({"fleet_connected": True}, "farebox_ledger_fleet_disconnected", 0),
         ({"fleet_connected": False}, "farebox_ledger_fleet_disconnected", 1),
