@@ -30,6 +30,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from ledger import verify
+from ledger.arrays import BIGINT, INTEGER, SMALLINT
 from ledger.connection import announce, connect
 from ledger.store import (
     MAX_REQUEST_SECONDS,
@@ -66,26 +67,28 @@ _UNCERTAIN_CODES = (
     *("53", "55", "57", "58", "XX"),
 )
 
+_OUT_OF_RANGE = "22003"  # numeric_value_out_of_range
+
 # In the order of exchange's e_* arguments, up to the two that need converting.
-_EVENT_COLUMNS = (
-    "occurred_at",
-    "account_id",
-    "key_id",
-    "model_id",
-    "provider_id",
-    "price_id",
-    "status",
-    "endpoint",
-    "input_tokens",
-    "cached_input_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "reserved",
-    "cost",
-    "charge",
-    "ttfb_ms",
-    "duration_ms",
-)
+_EVENT_COLUMNS = {
+    "occurred_at": BIGINT,
+    "account_id": BIGINT,
+    "key_id": BIGINT,
+    "model_id": INTEGER,
+    "provider_id": INTEGER,
+    "price_id": BIGINT,
+    "status": SMALLINT,
+    "endpoint": SMALLINT,
+    "input_tokens": INTEGER,
+    "cached_input_tokens": INTEGER,
+    "output_tokens": INTEGER,
+    "reasoning_tokens": INTEGER,
+    "reserved": BIGINT,
+    "cost": BIGINT,
+    "charge": BIGINT,
+    "ttfb_ms": INTEGER,
+    "duration_ms": INTEGER,
+}
 # In the order of its x_* arguments.
 _POOL_COLUMNS = ("pool_id", "covered", "short", "sync", "held", "pending", "need", "want")
 
@@ -218,12 +221,19 @@ class PostgresStore:
     ) -> list[PoolGrant]:
         """Post the next events, report what is held, obtain credit; see `ledger.exchange`."""
         first, last = (events[0].seq, events[-1].seq) if events else (1, 0)
+        try:
+            columns = [
+                kind.array(list(map(attrgetter(name), events)))
+                for name, kind in _EVENT_COLUMNS.items()
+            ]
+        except OverflowError as error:
+            raise StoreRefused(_OUT_OF_RANGE, str(error)) from error
         parameters = [
             session.holder_id,
             session.epoch,
             first,
             last,
-            *_columns(events, _EVENT_COLUMNS),
+            *columns,
             [uuid.UUID(bytes=event.request_id) for event in events],
             [Jsonb(event.units) if event.units else None for event in events],
             *_columns(pools, _POOL_COLUMNS),

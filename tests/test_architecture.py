@@ -42,6 +42,7 @@ ONLY_IN = {
     "h11": ("proxy/",),
     "httpcore2": ("console/",),
     "psycopg": (
+        "ledger/arrays.py",
         "ledger/connection.py",
         "ledger/postgres.py",
         "ledger/directory.py",
