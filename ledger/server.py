@@ -24,7 +24,7 @@ import trio
 from ledger import messages
 from ledger.clocks import boottime, wall_microseconds
 from ledger.engine import Engine, EngineStatistics
-from ledger.errors import LedgerError, LedgerUnavailable
+from ledger.errors import LedgerError
 from ledger.journal import JournalFailed, JournalFull, RecoveredState
 from ledger.lanes import Phase
 from ledger.limits import LimiterPort
@@ -208,7 +208,7 @@ class LedgerServer:
                 return
             try:
                 if not self._scribe.has_room():
-                    raise self._unavailable("the journal is full")
+                    raise self.engine.lanes.unavailable("the journal is full")
                 outcome = engine.reserve(now, number, message.request)
             except LedgerError as error:
                 batch.replies.append(messages.Refused(number, facts_of(error)))
@@ -378,9 +378,6 @@ class LedgerServer:
             if peer is not None:
                 peer.send([_told(waiter)])
 
-    def _unavailable(self, reason: str) -> LedgerUnavailable:
-        return LedgerUnavailable(self.settings.retry_max_seconds, reason)
-
     def _journalise(self, now: float, batch: _Batch) -> None:
         """Where the journal has no room nothing new is admitted, but settlements proceed."""
         records = self.engine.take_records()
@@ -412,7 +409,7 @@ class LedgerServer:
                 self.engine.undo(now, hold)
         made = {hold.id for hold in batch.made}
         grown = {hold.id: hold.amount for hold, _ in batch.grown}
-        facts = facts_of(self._unavailable(reason))
+        facts = facts_of(self.engine.lanes.unavailable(reason))
         batch.replies = [
             messages.Refused(reply.reservation_id, facts)
             if isinstance(reply, messages.Reserved) and reply.reservation_id in made

@@ -27,7 +27,7 @@ from typing import TypeVar
 import trio
 
 from ledger.engine import Engine, EngineSettings
-from ledger.errors import LedgerDivergence, LedgerUnavailable
+from ledger.errors import LedgerDivergence
 from ledger.lanes import Exchange, Phase
 from ledger.records import Timeline, Worker
 from ledger.reservation import Waiter
@@ -349,7 +349,7 @@ class Sessions:
         if not self._scribe.begin_anew():
             return
         log.warning("the leases were given away after a long silence; going on as another holder")
-        unavailable = LedgerUnavailable(self._settings.retry_max_seconds, "the ledger begins anew")
+        unavailable = self._engine.lanes.unavailable("the ledger begins anew")
         self._answer(self._engine.refuse([(each, unavailable) for each in self._engine.room]))
         self._engine.begin_anew(self._clock())
         self._applied_max = 0
