@@ -1,4 +1,4 @@
-"""Postgres and the network before it: every statement may be lost, answered, hang, or come late.
+"""Postgres and the network before it: a statement may be lost, answered, hang, come late or twice.
 
 The books are the real `MemoryStore`. A statement that was sent is executed by the world, whatever
 becomes of who sent it: after its session has moved on, or its process has died. Only a failover,
@@ -48,6 +48,7 @@ class StatementFaults:
     lost: float = 0.0  # before it happened, or only its answer
     hanging: float = 0.0
     late: float = 0.0  # it fails for the caller, and happens up to 40 s later
+    repeated: float = 0.0  # it happens, is answered, and happens again up to 40 s later
     hint_lost: float = 0.0
 
 
@@ -58,6 +59,7 @@ class _Statement(Generic[T]):
     name: str
     run: Callable[[], Awaitable[T]]
     generation: int
+    repeatable: bool
     done: trio.Event = field(default_factory=trio.Event)
     result: outcome.Outcome[T] | None = None
 
@@ -82,7 +84,9 @@ class Database:
         self.books = books
         self.faults = StatementFaults()
         self.down = False
+        self.disturbed_at = 0.0  # when it was last away, or lost a connection
         self.generation = 0
+        self.astray = 0  # statements that something happens to, not over yet
         self.poison: set[bytes] = set()
         self.injected: dict[str, int] = {}
         self.validity_seconds = validity_seconds
@@ -102,11 +106,23 @@ class Database:
     def break_connections(self) -> None:
         """Nobody hears the answers of what is under way, and what has not happened never will."""
         self.generation += 1
+        self.disturbed_at = trio.current_time()
 
-    async def call(self, process: Process, name: str, run: Callable[[], Awaitable[T]]) -> T:
-        """Send a statement and wait for its answer."""
+    async def call(
+        self,
+        process: Process,
+        name: str,
+        run: Callable[[], Awaitable[T]],
+        *,
+        repeatable: bool = True,
+    ) -> T:
+        """Send a statement and wait for its answer.
+
+        What has neither a sequence number nor a key is not `repeatable`: in the same session,
+        nothing would tell its repetition from the next. No connection to Postgres repeats anything.
+        """
         process.check()
-        statement = _Statement(name, run, self.generation)
+        statement = _Statement(name, run, self.generation, repeatable)
         assert self._spawn is not None, "the database does not run yet"
         self._spawn(statement)  # type: ignore[arg-type]  # each has its own result
         await statement.done.wait()
@@ -116,13 +132,20 @@ class Database:
 
     async def _execute(self, statement: _Statement[object]) -> None:
         fate = self._fate()
+        if fate == "repeated" and not statement.repeatable:
+            fate = "none"
         if fate != "none":
             self.injected[f"statement {fate}"] = self.injected.get(f"statement {fate}", 0) + 1
+        self.astray += fate != "none"
+        await self._suffer(statement, fate)
+        self.astray -= fate != "none"
+
+    async def _suffer(self, statement: _Statement[object], fate: str) -> None:
         await trio.sleep(self._generator.uniform(0.0005, 0.004))
         if fate == "late":
             if self._generator.random() < 0.5:
                 statement.answer(outcome.Error(StoreUncertain("the connection broke")))
-            await trio.sleep(40 * self._generator.random() ** 3)
+            await self._while_others_go_on()
         elif fate == "before" or self.down:
             statement.answer(outcome.Error(StoreUncertain("the request was lost")))
             return
@@ -140,6 +163,13 @@ class Database:
         ):
             result = outcome.Error(StoreUncertain("the answer was lost"))
         statement.answer(result)
+        if fate == "repeated":
+            await self._while_others_go_on()
+            if statement.generation == self.generation and not self.down:
+                await self._committed(statement)
+
+    async def _while_others_go_on(self) -> None:
+        await trio.sleep(40 * self._generator.random() ** 3)
 
     async def _committed(self, statement: _Statement[object]) -> outcome.Outcome[object]:
         try:
@@ -156,6 +186,7 @@ class Database:
             ("after", faults.lost / 2),
             ("hang", faults.hanging),
             ("late", faults.late),
+            ("repeated", faults.repeated),
         ):
             if dice < likely:
                 return fate
@@ -175,7 +206,13 @@ class Client:
         self._process = process
         self._connections: dict[str, int] = {}  # lane → generation
 
-    async def _call(self, name: str, run: Callable[[MemoryStore], Awaitable[T]]) -> T:
+    async def _call(
+        self,
+        name: str,
+        run: Callable[[MemoryStore], Awaitable[T]],
+        *,
+        repeatable: bool = True,
+    ) -> T:
         database, lane = self._database, name if name in LANES else "control"
         broken = self._connections.get(lane, database.generation) != database.generation
         self._connections[lane] = database.generation
@@ -185,7 +222,9 @@ class Client:
         if broken:
             await trio.lowlevel.checkpoint()
             raise StoreUncertain("the connection is broken")
-        return await database.call(self._process, name, lambda: run(database.books))
+        return await database.call(
+            self._process, name, lambda: run(database.books), repeatable=repeatable
+        )
 
     async def register_holder(
         self,
@@ -219,16 +258,20 @@ class Client:
                 raise StoreRefused("22P02", "invalid input syntax")
             return await books.exchange(session, events, pools)
 
-        return await self._call("exchange", post)
+        return await self._call("exchange", post, repeatable=bool(events))
 
     async def grant_lease(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
-        return await self._call("grant_lease", lambda books: books.grant_lease(session, asks))
+        return await self._call(
+            "grant_lease", lambda books: books.grant_lease(session, asks), repeatable=False
+        )
 
     async def quarantine(self, session: Session, event: UsageEvent, error: str) -> None:
         await self._call("quarantine", lambda books: books.quarantine(session, event, error))
 
     async def reattest(self, session: Session, held: Mapping[PoolId, int]) -> int:
-        return await self._call("reattest", lambda books: books.reattest(session, held))
+        return await self._call(
+            "reattest", lambda books: books.reattest(session, held), repeatable=False
+        )
 
     async def close_holder(self, session: Session) -> None:
         await self._call("close_holder", lambda books: books.close_holder(session))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PAUSE_SECONDS = 0.001, 7200.0
 OUTAGE_SECONDS = 1.0, 120.0
+RECOVERY_SECONDS = 3.0  # after whatever failed: a session again, and everything posted
+QUEUE_MAX = 100  # events in a batch, with which no event has to wait for the one after the next
 
 
 class Chaos:
@@ -124,7 +126,18 @@ class Chaos:
         nodes = self._world.nodes
         node = self._node()
         if node is not None and sum(not each.destroyed for each in nodes) > 1:
-            node.destroy(unposted_since=float("-inf"))
+            node.destroy(unposted_since=self._unposted_since(node))
+
+    def _unposted_since(self, node: Node) -> float:
+        """An event that is older must have reached the database, if nothing kept it from there."""
+        world = self._world
+        now, limit = trio.current_time(), node.post_seconds()
+        fails = world.plan.statements != StatementFaults(hint_lost=world.plan.statements.hint_lost)
+        quiet_since = max(node.disturbed_at, world.database.disturbed_at) + RECOVERY_SECONDS
+        queues = node.settings.engine.batch_max < QUEUE_MAX
+        if fails or queues or world.database.down or world.plan.habits.poison:
+            return float("-inf")
+        return now - limit if now - limit > quiet_since else float("-inf")
 
     async def _pause_node(self) -> None:
         node = self._node()
@@ -161,6 +174,7 @@ class Chaos:
         node.disk.full = True
         await trio.sleep(self._between((0.1, 30.0)))
         node.disk.full = False
+        node.disturbed_at = trio.current_time()
 
     async def _refuse_writes(self) -> None:
         node = self._dice.choice(self._world.nodes)
@@ -180,6 +194,7 @@ class Chaos:
         database.break_connections()
         await trio.sleep(self._between(OUTAGE_SECONDS))
         database.down = False
+        database.disturbed_at = trio.current_time()
 
     async def _fail_over(self) -> None:
         world = self._world

@@ -31,6 +31,7 @@ from tests.simulation.scheduling import Scheduler
 from tests.simulation.wire import End, Port
 
 DIRECTORY = Path("/journal")
+POST_SECONDS = 0.5  # for a sync, the exchange that is under way and the next
 YEAR_MICROSECONDS = 365 * 24 * 3600 * 1_000_000
 _EXPECTED_ENDS = (JournalFailed, JournalFull, LinkRejected, Dead, trio.Cancelled, OSError)
 
@@ -42,6 +43,7 @@ class NodeSettings:
     workers: int = 1
     flush_seconds: float = 0.25
     fsync_interval: float = 0.010
+    disk_seconds_max: float = 0.004
     segment_bytes: int = 1 << 15
     retention_bytes: int = 1 << 20
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -91,7 +93,7 @@ class Node:
         self.machine = Process(f"{name} machine")
         self.machine.alive = False
         self.seen_open: set[int] = set()
-        self.disturbed_at = 0.0  # when its disk was last refusing, or it stood still
+        self.disturbed_at = 0.0  # when its ledger or disk last failed, or it stood still
         self._looked_at = -1.0
         self._database = database
         self._oracle = oracle
@@ -167,7 +169,8 @@ class Node:
         if journal is None:
             return
         state = self._survivors()
-        patience = self.settings.fsync_interval + 0.1
+        # A sync that is under way, and the next; or a new segment between them.
+        patience = self.settings.fsync_interval + 3 * self.settings.disk_seconds_max
         since = now - patience if now - self.disturbed_at > patience else float("-inf")
         self._oracle.cut(
             journal.journal_id,
@@ -183,6 +186,11 @@ class Node:
         except JournalCorrupt as error:
             raise Violated(f"a power cut left a journal that cannot be read: {error}") from error
         return RecoveredState() if newest is None else newest.state
+
+    def post_seconds(self) -> float:
+        """Within which an event is posted while nothing fails."""
+        settings = self.settings
+        return settings.flush_seconds + settings.fsync_interval + POST_SECONDS
 
     def destroy(self, *, unposted_since: float) -> None:
         """The machine burns down with its disk."""

@@ -43,6 +43,7 @@ FLAVOURS = (
     "lost statements",
     "hanging statements",
     "late statements",
+    "repeated statements",
     "lost hints",
     "drifting clocks",
     "overruns",
@@ -82,7 +83,6 @@ class Plan:
     faults: dict[str, float] = field(default_factory=dict)  # name → mean seconds between two
     flavours: tuple[str, ...] = ()
     injected: dict[str, int] = field(default_factory=dict)
-    disk_seconds_max: float = 0.004
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -125,11 +125,11 @@ class Plan:
                 lost=dice.uniform(0, 0.2) if "lost statements" in flavours else 0.0,
                 hanging=dice.uniform(0, 0.05) if "hanging statements" in flavours else 0.0,
                 late=dice.uniform(0, 0.2) if "late statements" in flavours else 0.0,
+                repeated=dice.uniform(0, 0.2) if "repeated statements" in flavours else 0.0,
                 hint_lost=0.5 if "lost hints" in flavours else 0.0,
             ),
             faults=faults,
             flavours=tuple(flavours),
-            disk_seconds_max=0.05 if "slow disk" in flavours else 0.004,
         )
 
     @property
@@ -139,7 +139,7 @@ class Plan:
 
     def disk_seconds(self) -> float:
         """How long the disk takes, this time."""
-        return self.scheduling.uniform(0.0001, self.disk_seconds_max)
+        return self.scheduling.uniform(0.0001, self.node.disk_seconds_max)
 
     def patience_seconds(self, nodes: Sequence[Destroyable]) -> float:
         """How much longer rest may take, for credit that went down with a machine."""
@@ -165,5 +165,6 @@ def _node(dice: random.Random, flavours: Sequence[str], *, resends: bool) -> Nod
             batch_max=batch_max,
             exposure_max=dice.choice([10_000, 500_000_000_000]),
         ),
+        disk_seconds_max=0.05 if "slow disk" in flavours else 0.004,
         instances_max=4 if "colliding workers" in flavours else 1 << 25,
     )

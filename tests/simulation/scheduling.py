@@ -33,6 +33,7 @@ from tests.simulation.process import Process, process_of
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
+STEPS_MAX = 500_000  # of one world; the longest has some ten thousand
 STUCK_MAX = 10  # turns of an ending loop, in which trio wakes itself
 
 
@@ -152,7 +153,7 @@ class _Hooks(dict[str, Callable[[trio.lowlevel.Task], None]]):
 class Scheduler:
     """Every step of every task passes here.
 
-    `after_step` is told of those of watched processes, and of number `interruption`.
+    `after_step` is told of those of watched processes, and of number `interruption` and the last.
     """
 
     def __init__(self, after_step: Callable[[Process | None], None]) -> None:
@@ -182,7 +183,8 @@ class Scheduler:
     def _stepped(self, task: trio.lowlevel.Task) -> None:
         self.steps += 1
         process = process_of(task)
-        if self.steps == self.interruption or (process is not None and process.after_step):
+        noted = self.steps in (self.interruption, STEPS_MAX)
+        if noted or (process is not None and process.after_step is not None):
             self._after_step(process)
 
     def _steps(self, task: trio.lowlevel.Task) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from ledger import memory
 from ledger.client import Reservation
 from ledger.engine import Engine
-from ledger.lanes import Lanes
+from ledger.lanes import EngineSettings, Lanes
 from ledger.memory import Holder, MemoryStore
 from ledger.pool import HolderPool
 from ledger.records import Record, Reserve, Settle
+from ledger.scribe import Scribe
 from ledger.segments import RecoveredState
-from ledger.server import LedgerServer
+from ledger.server import LedgerSettings
 from ledger.store import HolderState, Session, StoreRefused
+from tests.simulation import node as simulated
 from tests.simulation.oracle import WatchedJournal
 from tests.simulation.plan import Plan
 from tests.simulation.world import run
@@ -85,10 +88,10 @@ def answer_before_journalling(patch: pytest.MonkeyPatch) -> None:
 
 
 def post_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
-    async def at_once(_self: LedgerServer) -> None:
+    async def at_once(_self: Scribe) -> None:
         pass
 
-    patch.setattr(LedgerServer, "_make_durable", at_once)
+    patch.setattr(Scribe, "make_durable", at_once)
 
 
 def forget_that_it_waits(patch: pytest.MonkeyPatch) -> None:
@@ -103,6 +106,29 @@ def void_nothing_of_the_dead(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "worker_gone", lambda _self, _now, _instance, _occurred_at: [])
 
 
+def accept_any_sequence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryStore, "_expect_sequence", lambda _self, _holder, _seq: None)
+
+
+def sync_rarely(patch: pytest.MonkeyPatch) -> None:
+    """What waits for no exchange stays in memory for longer than it should."""
+    real = WatchedJournal.recover
+
+    def recover(directory: Path, *, fsync_interval: float, **options: object) -> object:
+        return real(directory, fsync_interval=fsync_interval + 0.05, **options)  # type: ignore[arg-type]  # as they come
+
+    patch.setattr(WatchedJournal, "recover", recover)
+
+
+def post_rarely(patch: pytest.MonkeyPatch) -> None:
+    """An exchange is due two seconds later than it should be."""
+
+    def settings(*, engine: EngineSettings, node: str, flush_seconds: float) -> LedgerSettings:
+        return LedgerSettings(engine=engine, node=node, flush_seconds=flush_seconds + 2)
+
+    patch.setattr(simulated, "LedgerSettings", settings)
+
+
 FAULTS: list[tuple[Callable[[pytest.MonkeyPatch], None], dict[str, float]]] = [
     (drop_the_epoch_test, {}),
     (grant_whatever_is_wanted, {}),
@@ -114,8 +140,11 @@ FAULTS: list[tuple[Callable[[pytest.MonkeyPatch], None], dict[str, float]]] = [
     (forget_that_it_waits, {"cut link": 0.3, "database down": 4}),
     (say_nothing_again, {"cut link": 0.3}),
     (void_nothing_of_the_dead, {"kill worker": 2}),
+    (accept_any_sequence, {"repeated statements": 0.2}),
+    (sync_rarely, {"power cut": 4}),
+    (post_rarely, {"destroy node": 6}),
 ]
-"""With what makes each of them matter: mean seconds between two faults."""
+"""With what makes each of them matter: mean seconds between two faults, or how likely they are."""
 
 
 @pytest.mark.parametrize(("fault", "faults"), FAULTS, ids=[each.__name__ for each, _ in FAULTS])
@@ -128,6 +157,7 @@ def test_a_deliberate_fault_is_found(
     for seed in range(SEEDS):
         plan = Plan.of(seed)
         plan.faults |= faults
+        plan.statements.repeated = plan.faults.pop("repeated statements", 0.0)
         if run(seed, plan).violation:
             return
     raise AssertionError(f"not found in {SEEDS} seeds")

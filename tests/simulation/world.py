@@ -8,7 +8,6 @@ of a ledger's task its engine must agree with itself, and after every statement 
 
 from __future__ import annotations
 
-import gc
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from tests.simulation.oracle import Oracle, Violated, WatchedJournal
 from tests.simulation.plan import Plan
 from tests.simulation.process import Process
 from tests.simulation.scheduling import (
+    STEPS_MAX,
     Scheduler,
     VirtualClock,
     deterministic,
@@ -39,6 +39,7 @@ from tests.simulation.scheduling import (
 )
 
 REST_SECONDS = 60.0
+ANSWER_SECONDS = 5.0  # a worker tells its client something within one
 REFUND = 3  # the code of its posting
 
 
@@ -192,6 +193,8 @@ class World:
         if self.violation:
             return
         try:
+            if self.scheduler.steps >= STEPS_MAX:
+                raise Violated(f"no end within {STEPS_MAX} steps")
             if process is not None and process.after_step is not None:
                 process.after_step()
             if self.interruption is not None and self.scheduler.steps == self.interruption[0]:
@@ -251,9 +254,9 @@ class World:
         if server is None or journal is None or not node.up:
             return
         self._check_durable(node, journal)
-        if server._session is None:
+        if server._sessions.session is None:
             return
-        session = server._session
+        session = server._sessions.session
         row = self.books.holder_rows.get(session.holder_id)
         current = row is not None and row.journal_id == journal.journal_id
         if not current or row is None or row.epoch != session.epoch:
@@ -316,11 +319,17 @@ class World:
 
     def _restless(self) -> str:
         """What is not at rest yet."""
+        if self.database.astray:
+            return f"{self.database.astray} statements are still to come"
         for node in self.nodes:
             if node.destroyed:
                 continue
             if node.server is None or not node.server.ready:
                 return f"{node.name} is not ready"
+            session = node.server._sessions.session
+            row = self.books.holder_rows.get(session.holder_id) if session else None
+            if row is None or row.timeline != self.books.server_timeline:
+                return f"{node.name} has not heard of the failover"
             if not all(worker.link.connected for worker in node.workers.values()):
                 return f"a worker of {node.name} is not connected"
             engine = node.server.engine
@@ -345,9 +354,10 @@ class World:
             return
         for account in self.plan.accounts:
             pool = self.books.pools[account]
-            left = pool.available + pool.credit_limit
+            left = pool.funded - pool.spent + pool.credit_limit  # some of it leased, after a refusal
             while left > 0:
-                part = min(left, self.plan.node.engine.exposure_max)
+                exposure = self.plan.node.engine.exposure_max
+                part = min(left, exposure - exposure // 10)  # the last tenth is never one account's
                 await self._spend(nodes, account, part)
                 left -= part
         await self._rest(REST_SECONDS)
@@ -360,14 +370,20 @@ class World:
     async def _spend(self, nodes: Sequence[Node], account: int, amount: int) -> None:
         for _ in range(20):  # another holder may have to give back first, or a worker be replaced
             workers = self.generator.choice(nodes).workers.values()
-            customer = self.customer(self.generator.choice(list(workers)))
+            worker = self.generator.choice(list(workers))
+            customer = self.customer(worker)
             request = customer.request(account)
             self.database.poison.clear()
             try:
-                reservation = await customer.reserve(request, amount)
+                with trio.fail_after(ANSWER_SECONDS):
+                    reservation = await customer.reserve(request, amount)
             except LedgerError as error:
                 refusal = error
                 await trio.sleep(1.5)
+                continue
+            except trio.TooSlowError:
+                if worker.process.alive:
+                    raise Violated("a worker waits for ever for its ledger") from None
                 continue
             request.contacted = True
             customer.settle(request, reservation, amount)
@@ -432,12 +448,14 @@ def run(
     clock = VirtualClock()
     with (
         _quiet(),
-        _rarely_collected(),
         deterministic(plan.scheduling),
         virtual_sleep(clock),
         virtual_threads(plan.disk_seconds),
     ):
-        trio.run(main, clock=clock)
+        try:
+            trio.run(main, clock=clock)
+        except trio.TrioInternalError as error:  # of the clock, or of a check after a step
+            report.violation = repr(error.__cause__)
     return report
 
 
@@ -457,14 +475,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _rarely_collected() -> Iterator[None]:
-    """Python looks for garbage less often: what a world leaves behind is not much."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
