@@ -23,19 +23,21 @@ STRIDE = int(os.environ.get("KILL_POINT_STRIDE", "15"))
 
 
 def kill_ledger(world: World) -> None:
-    ledgerd = world.nodes[0].ledgerd
-    if ledgerd is not None:
-        ledgerd.kill()
+    for node in world.nodes[:1]:  # in the first steps there is none yet
+        if node.ledgerd is not None:
+            node.ledgerd.kill()
 
 
 def kill_worker(world: World) -> None:
-    for worker in list(world.nodes[0].workers.values())[:1]:
-        worker.process.kill()
+    for node in world.nodes[:1]:
+        for worker in list(node.workers.values())[:1]:
+            worker.process.kill()
 
 
 def cut_power(world: World) -> None:
-    if world.nodes[0].up:
-        world.nodes[0].cut_power()
+    for node in world.nodes[:1]:
+        if node.up:
+            node.cut_power()
 
 
 VICTIMS: dict[str, Callable[[World], None]] = {

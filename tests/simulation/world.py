@@ -199,8 +199,8 @@ class World:
                 process.after_step()
             if self.interruption is not None and self.scheduler.steps == self.interruption[0]:
                 self.interruption[1](self)
-        except Violated as violation:  # trio would not let it through
-            self.violation = str(violation)
+        except Exception as error:  # whatever it is, trio would not let it through
+            self.violation = str(error) if isinstance(error, Violated) else repr(error)
             self.ended.set()
 
     def _check_engine(self, node: Node, engine: Engine) -> None:
@@ -354,7 +354,7 @@ class World:
             return
         for account in self.plan.accounts:
             pool = self.books.pools[account]
-            left = pool.funded - pool.spent + pool.credit_limit  # some of it leased, after a refusal
+            left = pool.funded - pool.spent + pool.credit_limit  # some may be leased, if refused
             while left > 0:
                 exposure = self.plan.node.engine.exposure_max
                 part = min(left, exposure - exposure // 10)  # the last tenth is never one account's
@@ -454,7 +454,7 @@ def run(
     ):
         try:
             trio.run(main, clock=clock)
-        except trio.TrioInternalError as error:  # of the clock, or of a check after a step
+        except trio.TrioInternalError as error:  # of the clock: nothing would ever happen again
             report.violation = repr(error.__cause__)
     return report
 
