@@ -22,7 +22,8 @@ import msgspec
 import trio
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from farebox.supervise import ChildStatus, Supervisor
+from farebox.children import ChildStatus
+from farebox.supervise import Supervisor
 from farebox.totals import report_of, text_of
 from farebox.worker import Worker
 

@@ -5,10 +5,10 @@ They are there for what cannot work. Here somebody kills, a thousand times, and 
 
 from __future__ import annotations
 
-from farebox import supervise
+from farebox import children
 from farebox.cli import main
 
-supervise.Backoff.MOST_SECONDS = 0.2
+children.Backoff.MOST_SECONDS = 0.2
 
 if __name__ == "__main__":
     main()

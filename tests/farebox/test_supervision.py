@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from farebox.books import HolderTerms, leftover_directories, shard_directories
 from farebox.catalogue import sandbox_provider
 from farebox.child import Child, Part
+from farebox.children import Backoff, told
 from farebox.config import load
 from farebox.control import (
     Ask,
@@ -37,7 +38,7 @@ from farebox.control import (
     supervisors_end,
 )
 from farebox.served import Settings, packed, unpacked
-from farebox.supervise import Backoff, SupervisorSettings, told, unix_sockets
+from farebox.supervise import SupervisorSettings, unix_sockets
 from farebox.totals import Family, Sample, Totals, merged, report_of, text_of, value_of
 from farebox.worker import write_lines
 from proxy.listener import Listener, bind
