@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -155,6 +155,7 @@ def restart_needed(running: Config, wanted: Config) -> tuple[str, ...]:
     changed = {
         "server.listen": running.server.listen != wanted.server.listen,
         "server.admin_listen": running.server.admin_listen != wanted.server.admin_listen,
+        "server.max_request_seconds": _request_seconds(running) != _request_seconds(wanted),
         "server.workers": running.server.workers != wanted.server.workers,
         "server.secret": running.server.secret != wanted.server.secret,
         "database.url": running.database.url != wanted.database.url,
@@ -162,6 +163,21 @@ def restart_needed(running: Config, wanted: Config) -> tuple[str, ...]:
         "limits.valkey_url": running.limits.valkey_url != wanted.limits.valkey_url,
     }
     return tuple(name for name, differs in changed.items() if differs)
+
+
+def kept(running: Config, wanted: Config) -> Config:
+    """`wanted`, but requests last no longer than the ledger was told when it started.
+
+    It is known to the database how long a gateway that fell silent may still use what it holds.
+    """
+    seconds = _request_seconds(running)
+    return replace(
+        wanted, server=msgspec.structs.replace(wanted.server, max_request_seconds=seconds)
+    )
+
+
+def _request_seconds(config: Config) -> float:
+    return config.server.max_request_seconds
 
 
 def resolve(text: str, root: Path, environ: Mapping[str, str]) -> str:

@@ -25,7 +25,7 @@ import trio
 from farebox import admin, demo, maintenance, sandbox
 from farebox.books import Holder, HolderTerms, OwnBooks, shard_directories
 from farebox.catalogue import BuiltIn, catalogue, demo_provider, sandbox_provider
-from farebox.config import Config, ConfigError, load, restart_needed
+from farebox.config import Config, ConfigError, kept, load, restart_needed
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.secret import ensure_secret
 from farebox.supervise import Supervisor, keep_leftovers
@@ -277,7 +277,7 @@ async def _reload(
             raise ConfigError(
                 ["no provider is left that can serve; add one, the sandbox needs a restart"]
             )
-        done = await reload(config)
+        done = await reload(kept(start.config, config))
     except (ConfigError, DirectoryUnavailable) as error:
         sys.stderr.write(f"Not reloaded, the old configuration stays: {error}\n")
         return

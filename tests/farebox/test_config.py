@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from farebox.config import Config, ConfigError, groups, load, restart_needed
+from farebox.config import Config, ConfigError, groups, kept, load, restart_needed
 from farebox.secret import check_secret, ensure_secret
 
 PRICED = '[[models]]\nid = "m"\nupstreams = ["openai/m"]\n'
@@ -444,6 +444,14 @@ def test_what_a_reload_cannot_take_over_is_named(tmp_path: Path) -> None:
         "server.workers",
         "database.data_dir",
     )
+
+
+def test_a_reload_does_not_let_requests_outlive_what_the_ledger_was_told(tmp_path: Path) -> None:
+    running = read(tmp_path, "")
+    wanted = read(tmp_path, "[server]\nmax_request_seconds = 1800\ndrain_seconds = 7\n")
+    assert restart_needed(running, wanted) == ("server.max_request_seconds",)
+    assert kept(running, wanted).server.max_request_seconds == 900
+    assert kept(running, wanted).server.drain_seconds == 7
 
 
 # -- the server's secret --------------------------------------------------------------------------
