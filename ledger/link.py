@@ -36,6 +36,7 @@ from ledger.messages import Message, Reply
 from ledger.records import Worker
 from ledger.reservation import INSTANCES_MAX
 from ledger.server import LedgerServer
+from ledger.wire import SocketListener, SocketStream
 
 log = logging.getLogger(__name__)
 
@@ -260,14 +261,16 @@ class SocketLink(StreamLink):
         super().__init__(self._to_socket, worker=worker)
         self._path = path
 
-    async def _to_socket(self) -> trio.SocketStream:
-        peer = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    async def _to_socket(self) -> SocketStream:
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            await peer.connect(os.fspath(self._path))
+            peer.setblocking(False)
+            peer.connect(os.fspath(self._path))
+            await trio.lowlevel.checkpoint()
         except BaseException:
             peer.close()
             raise
-        return trio.SocketStream(peer)
+        return SocketStream(peer)
 
 
 # -- the ledger's end ----------------------------------------------------------------------------
@@ -292,9 +295,7 @@ async def serve(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve workers until cancelled. `listening` is a unix socket, open and listening."""
-    listening.setblocking(False)
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-    await serve_streams(server, listener, process_ended, task_status=task_status)
+    await serve_streams(server, SocketListener(listening), process_ended, task_status=task_status)
 
 
 async def serve_streams(

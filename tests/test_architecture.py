@@ -29,6 +29,7 @@ ONLY_IN = {
         "farebox/",
         "ledger/client.py",
         "ledger/link.py",
+        "ledger/wire.py",
         "ledger/server.py",
         "ledger/scribe.py",
         "ledger/sessions.py",
