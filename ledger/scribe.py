@@ -86,14 +86,16 @@ class Scribe:
         if records:
             self._position = self._journal.append(records)
 
-    def settle(self, records: Sequence[Record] | None = None) -> None:
-        """Write what always has room: these records, or what the engine has left."""
+    def settle(self, records: Sequence[Record] | None = None) -> bool:
+        """Write what always has room: these records, or what the engine has left; if it is done."""
         if self.ended:
-            return
+            return False
         try:
             self.write(self._engine.take_records() if records is None else records)
         except (JournalFull, JournalFailed) as error:  # if not even that has room, this ends
             self.lose(error)
+            return False
+        return True
 
     async def make_durable(self) -> None:
         """Everything written up to here is on disk, or this ledger ends."""

@@ -194,10 +194,10 @@ class LedgerServer:
                     self.engine.credit_hint(message.account_id)
                 case messages.Hello():
                     raise AssertionError("a worker introduces itself once a link")
-        self._journalise(now, batch)
+        written = self._journalise(now, batch)
         if self.engine.pending_events >= self.settings.flush_events:
             self._sessions.hurry()
-        if batch.replies:
+        if written and batch.replies:
             peer.send(batch.replies)
 
     def _reserve(self, now: float, batch: _Batch, message: messages.Reserve) -> None:
@@ -378,18 +378,20 @@ class LedgerServer:
             if peer is not None:
                 peer.send([_told(waiter)])
 
-    def _journalise(self, now: float, batch: _Batch) -> None:
-        """Where the journal has no room nothing new is admitted, but settlements proceed."""
+    def _journalise(self, now: float, batch: _Batch) -> bool:
+        """Where the journal has no room nothing new is admitted, but settlements proceed.
+
+        Returns whether all that is left to be answered is written.
+        """
         records = self.engine.take_records()
         try:
             self._scribe.write(records)
         except (JournalFull, JournalFailed) as error:
             if isinstance(error, JournalFailed):
-                batch.replies.clear()
                 self._scribe.lose(error)
-                return
+                return False
             refused = self._undo(now, batch, str(error))
-            self._scribe.settle(
+            return self._scribe.settle(
                 [
                     record
                     for record in records
@@ -398,6 +400,7 @@ class LedgerServer:
                     )
                 ]
             )
+        return True
 
     def _undo(self, now: float, batch: _Batch, reason: str) -> set[int]:
         """Take back what the batch reserved; the ids of the reservations concerned."""

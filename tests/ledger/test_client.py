@@ -584,15 +584,16 @@ async def test_no_more_is_admitted_than_the_journal_can_settle(autojump_clock: M
     await in_order(books, [10, 20, 30])
 
 
+@pytest.mark.parametrize("trouble", ["failed", "full"])
 async def test_what_a_lost_journal_was_not_told_is_neither_confirmed_nor_posted(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, trouble: str
 ) -> None:
     books = await funded_store(BALANCE)
     with pytest.RaisesGroup(JournalFailed):
         async with running(books) as node:
             reservation = await node.ledger.reserve(request(100))
             survived = node.journal.state.copy()
-            node.journal.failed = True
+            setattr(node.journal, trouble, True)
             settle(reservation, 60)
             assert reservation.balance is None  # nobody has confirmed it
             await trio.sleep(5)

@@ -783,8 +783,8 @@ SERVER = (
     Mutant(
         "confirmed-without-a-journal",
         "ledger/server.py",
-        "batch.replies.clear()",
-        "pass",
+        "if written and batch.replies:",
+        "if batch.replies:",
         "a receipt would be given for what the successor will not know",
         _CLIENT,
     ),
