@@ -106,6 +106,9 @@ class Lanes:
         self._in_flight: Exchange | None = None
         self._grant_marks: dict[int, int] = {}
         self._wanted = 0  # of account pools, on its way to the store
+        self._cramped_until = 0.0  # until then nothing is leased ahead of need
+        self.exchange_wanted = False
+        """Whether the next exchange should begin at once: somebody waits for what it gives back."""
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -221,7 +224,7 @@ class Lanes:
             if pool.kind == "account":
                 left = self._exposure_left(pool)
                 if need > left and pool.available >= need:
-                    refused += self._refuse_lacking(pool, _EXPOSED)
+                    refused += self._exposed(now, pool)
                     continue
                 want = min(want, left) if need <= left else 0  # else to know whether it is there
                 self._wanted += want
@@ -292,7 +295,7 @@ class Lanes:
         That decides about everybody who needs more than there is, whoever was asked for.
         """
         if pool.kind == "account" and not ask.want and reply.available >= ask.need:
-            return self._refuse_lacking(pool, _EXPOSED)
+            return self._exposed(now, pool)
         short_of = max(min(ask.need, reply.available + 1), 1)
         elsewhere = reply.balance > reply.available + reply.outstanding
         concerned = [
@@ -340,6 +343,7 @@ class Lanes:
         None when there is nothing to tell and no heartbeat is due.
         """
         assert self._in_flight is None, "one exchange at a time"
+        self.exchange_wanted = False
         book = self._book
         events = book.outbox.batch(upto, self.settings.batch_max)
         covered: dict[int, int] = {}
@@ -478,8 +482,28 @@ class Lanes:
         small = most // 100 - pool.outstanding
         return max(left - most // 10, min(left, small))
 
+    def _exposed(self, now: float, pool: HolderPool) -> list[tuple[Waiter, LedgerError]]:
+        """More is needed than may be leased: refuse, but wait while others give back what is idle."""
+        lacking = self._lacking(pool)
+        if self._makes_room(now, pool):
+            lacking = [waiter for waiter in lacking if now - waiter.since >= RECALL_SECONDS]
+        return [(waiter, self.unavailable(_EXPOSED)) for waiter in lacking]
+
+    def _makes_room(self, now: float, pool: HolderPool) -> bool:
+        """Whether other accounts' pools give back what nobody uses, so that more may be leased."""
+        if now < self._cramped_until:
+            return True
+        others = [each for each in self._book.pools if each.kind == "account" and each is not pool]
+        idle = [each for each in others if each.free]
+        if not idle:
+            return False
+        self._cramped_until = now + SCARCE_SECONDS
+        self._book.active.update(dict.fromkeys(idle))
+        self.exchange_wanted = True
+        return True
+
     def _target(self, now: float, pool: HolderPool) -> int:
-        if self.phase is not Phase.SERVING:
+        if self.phase is not Phase.SERVING or now < self._cramped_until:
             return 0
         target = pool.target(now, self.settings.sizing)
         return target // 2 if self.is_pressed(now) else target

@@ -376,6 +376,8 @@ class Sessions:
                 if engine.lanes.recalled(asks):
                     self.hurry()
                 self._answer(engine.refuse(refused) + engine.serve_waiters(now))
+            if engine.lanes.exchange_wanted:
+                self.hurry()
 
     async def _ask(self, session: Session, asks: Sequence[Ask]) -> list[PoolGrant]:
         """One request for all; one each where the store does not know some pool."""

@@ -331,6 +331,27 @@ def test_the_last_of_the_exposure_is_for_who_has_little() -> None:
     assert store.pools[ACCOUNT].leased + store.pools[SECOND].leased <= 1_000
 
 
+def test_what_others_lease_without_need_makes_room() -> None:
+    store = finish(funded_store(10**6))
+    finish(top_up(store, 10**6, "second", account=SECOND, new=True))
+    holder = Holder(store, settings=EngineSettings(exposure_max=1_000))
+    holder.void(holder.hold(request(600)))  # what was leased for it is kept for a while
+    waiter = holder.reserve(request(600, account=SECOND))
+    assert holder.grant() == []
+    assert holder.engine.lanes.exchange_wanted
+    holder.exchange()
+    assert holder.grant() == [waiter]
+    assert isinstance(waiter, Waiter)
+    assert isinstance(waiter.outcome, Hold)
+    assert store.pools[ACCOUNT].leased == 0
+    third = holder.reserve(request(600))
+    assert holder.grant() == []  # perhaps somebody gives back …
+    holder.now += 0.4
+    assert holder.grant() == [third]  # … but not for ever
+    assert isinstance(third, Waiter)
+    assert isinstance(third.outcome, LedgerUnavailable)
+
+
 def test_who_has_too_little_is_told_so_although_the_node_has_no_more_to_lease() -> None:
     store = finish(funded_store(10**6))
     finish(top_up(store, 500, "second", account=SECOND, new=True))
@@ -399,6 +420,8 @@ def test_who_waits_for_several_pools_at_once_stays_within_the_exposure() -> None
     finish(top_up(store, 10**6, "second", account=SECOND, new=True))
     holder = Holder(store, settings=EngineSettings(exposure_max=1_000))
     waiters = [holder.reserve(request(600, account=account)) for account in (ACCOUNT, SECOND)]
+    holder.grant()
+    holder.now += 0.4  # nobody has given anything back
     holder.grant()
     outcomes = [waiter.outcome for waiter in waiters if isinstance(waiter, Waiter)]
     assert [type(outcome) for outcome in outcomes] == [Hold, LedgerUnavailable]

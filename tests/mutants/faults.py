@@ -774,9 +774,9 @@ SERVER = (
     Mutant(
         "answered-before-journalled",
         "ledger/server.py",
-        "        self._journalise(now, batch)\n        if self.engine.pending_events",
-        "        peer.send(batch.replies)\n        self._journalise(now, batch)\n"
-        "        batch.replies = []\n        if self.engine.pending_events",
+        "        written = self._journalise(now, batch)\n",
+        "        peer.send(batch.replies)\n        written = self._journalise(now, batch)\n"
+        "        batch.replies = []\n",
         "a permit, or a receipt, would be given for what a crash can still lose",
         _CLIENT,
     ),
