@@ -483,7 +483,7 @@ class Lanes:
         return max(left - most // 10, min(left, small))
 
     def _exposed(self, now: float, pool: HolderPool) -> list[tuple[Waiter, LedgerError]]:
-        """More is needed than may be leased: refuse, but wait while others give back what is idle."""
+        """More is needed than may be leased: refuse, but wait while others give back."""
         lacking = self._lacking(pool)
         if self._makes_room(now, pool):
             lacking = [waiter for waiter in lacking if now - waiter.since >= RECALL_SECONDS]
