@@ -82,7 +82,7 @@ async def test_a_client_that_left_mid_stream_has_its_receipt(
     gateway: GatewayProcess, client: OpenAI
 ) -> None:
     left = await call(
-        gateway.base_url, client.api_key, "sandbox-long", stream=True, leave_after=2000
+        gateway.base_url, client.api_key, "sandbox-stall", stream=True, leave_after=500
     )
     assert not left.complete
     found = await eventually(client, left.request_id)
