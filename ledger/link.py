@@ -283,6 +283,8 @@ class _Door:
         self.outgoing = _Outgoing()
         self.closed = trio.Event()
         self.stream = stream
+        self.deaf = False
+        """Whether its worker is taken for dead: what is still to come has never been said."""
 
     def send(self, replies: Sequence[Reply]) -> None:
         self.outgoing.add(replies)
@@ -337,6 +339,8 @@ class _House:
             async with stream:
                 with door.outgoing.sending(stream, nursery):
                     while data := await stream.receive_some(_RECEIVE_BYTES):
+                        if door.deaf:
+                            break
                         for payload in frames.feed(data):
                             said = _message_decoder.decode(payload)
                             if instance == 0 and said:
@@ -384,7 +388,9 @@ class _House:
             else:
                 await self._until_silent(worker)
             # No checkpoint up to here: nobody can have introduced himself meanwhile.
-            self._doors.pop(worker.instance, None)
+            door = self._doors.pop(worker.instance, None)
+            if door is not None:
+                door.deaf = True
             self._server.leave(worker.instance)
         finally:
             self._watched.discard(worker.instance)
@@ -392,9 +398,11 @@ class _House:
     async def _hear_last_words(self, instance: int) -> None:
         """A link that the dead had opened may still wait to be accepted, and has an end."""
         await trio.sleep(LAST_CALL_SECONDS)
-        with trio.move_on_after(LAST_WORDS_SECONDS):
-            while (door := self._doors.get(instance)) and not door.closed.is_set():
-                await door.closed.wait()
+        for _ in range(_GRACE_PARTS):  # a machine that stood still uses up no more than one
+            with trio.move_on_after(LAST_WORDS_SECONDS / _GRACE_PARTS):
+                while (door := self._doors.get(instance)) and not door.closed.is_set():
+                    await door.closed.wait()
+                return
 
     async def _until_silent(self, worker: Worker) -> None:
         """Without a link for the whole grace, a worker is as good as dead."""

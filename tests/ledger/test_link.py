@@ -18,15 +18,16 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
 from ledger import link, messages
 from ledger.client import Ledger, LedgerUnavailable, RateLimited
+from ledger.journal import RecoveredState
 from ledger.limits import LimitRef
 from ledger.link import Frames, LinkRejected, SocketLink, WorkerIdentity, frame, is_alive
 from ledger.memory import MemoryStore
 from ledger.records import Worker
-from ledger.reservation import instance_of
+from ledger.reservation import instance_of, reservation_id
 from ledger.server import LedgerServer
 from ledger.store import EventStatus
 from tests.fakes.faulty_store import FaultyStore
@@ -419,6 +420,56 @@ async def test_what_was_said_before_death_is_heard_although_the_death_is_seen_fi
             child.wait()  # the event loop stands still: it will hear of all at the same moment
             await until_ended(node)
     await in_order(books, [60, 0])
+
+
+class OneGuest(trio.abc.Listener[trio.abc.Stream]):
+    """A listener for a single connection."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._streams = [stream]
+
+    async def accept(self) -> trio.abc.Stream:
+        if not self._streams:
+            await trio.sleep_forever()
+        return self._streams.pop()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_what_arrives_from_a_worker_that_was_taken_for_dead_was_never_said(
+    autojump_clock: MockClock,
+) -> None:
+    """Or nobody would ever end what it reserves."""
+    server = LedgerServer(
+        FaultyStore(await funded_store(BALANCE)),
+        MemoryJournal(),
+        RecoveredState(),
+        clock=trio.current_time,
+    )
+    dead = trio.Event()
+
+    async def ended(_worker: object) -> bool:
+        await dead.wait()
+        return True
+
+    def reserve(number: int) -> messages.Reserve:
+        return messages.Reserve(reservation_id(5, number), request(0))
+
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as services:
+        await services.start(server.run)
+        await services.start(link.serve_streams, server, OneGuest(theirs), ended)
+        await ours.send_all(link.frame([messages.Hello(5, 1, 1, []), reserve(1)]))
+        await trio.sleep(0.1)
+        assert server.statistics().open_reservations == 1
+        dead.set()
+        await trio.sleep(2 * link.LAST_WORDS_SECONDS)
+        assert server.workers == []
+        await ours.send_all(link.frame([reserve(2)]))
+        await trio.sleep(0.1)
+        assert server.statistics().open_reservations == 0
+        services.cancel_scope.cancel()
 
 
 async def test_a_worker_that_dies_while_the_ledger_restarts_is_voided(path: Path) -> None:

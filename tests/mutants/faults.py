@@ -753,6 +753,14 @@ LINK = (
         _LINK,
     ),
     Mutant(
+        "the-dead-go-on-speaking",
+        "ledger/link.py",
+        "if door.deaf:",
+        "if False:",
+        "what a dead worker's link brings late would bind credit that nobody gives back",
+        _LINK,
+    ),
+    Mutant(
         "last-words-unheard",
         "ledger/link.py",
         "await self._hear_last_words(worker.instance)",

@@ -20,7 +20,7 @@ from ledger.client import LedgerError
 from ledger.engine import Engine
 from ledger.errors import LedgerDivergence
 from ledger.memory import FAILOVER_LOSS, OVERRUN_LOSS, PROMOTIONS, MemoryStore
-from ledger.store import HolderState, PoolId, StoreError
+from ledger.store import EventStatus, HolderState, PoolId, StoreError
 from tests.fakes.ledger import PROVIDER
 from tests.simulation.client import Customer
 from tests.simulation.database import Database
@@ -304,6 +304,11 @@ class World:
         await self._spend_the_rest()
         await self._books_balance()
         quarantined = {event.request_id for event, _ in self.books.quarantine_rows.values()}
+        quarantined |= {  # a failover may have lost the row
+            event.request_id
+            for _, event in self.books.events
+            if event.status == EventStatus.QUARANTINED
+        }
         for complaint in self.oracle.verdict(self.books, quarantined=quarantined):
             raise Violated(complaint)
 
