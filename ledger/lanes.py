@@ -211,7 +211,7 @@ class Lanes:
         asks: list[Ask] = []
         refused: list[tuple[Waiter, LedgerError]] = []
         if self.phase is Phase.RECLAIMED:
-            return [], [(waiter, self.unavailable(self.phase.value)) for waiter in self._room]
+            return [], self._refusing(self._room, self.phase.value)
         for pool in self._room.pools:
             if pool.lane is not Lane.IDLE:
                 continue
@@ -259,6 +259,8 @@ class Lanes:
             self._book.check((pool,))
             if not reply.granted:
                 refused += self._not_granted(now, pool, ask, reply)
+            if pool.recalled and pool.free:
+                self.exchange_wanted = True
         return refused
 
     def refusal(self, pool: HolderPool, required: int) -> LedgerError:
@@ -314,12 +316,12 @@ class Lanes:
         pool.recalls_asked = pool.short_of = 0
         solvent = reply.status == PoolStatus.OPEN and reply.available >= ask.need
         if pool.kind == "account" and solvent:  # nobody is granted anything: not their fault
-            return self._refuse_lacking(pool, "no credit is granted at the moment")
+            return self._refusing(self._lacking(pool), "no credit is granted at the moment")
         pool.exhausted(now, short_of)
         return [(waiter, self.refusal(pool, waiter.amount)) for waiter in concerned]
 
-    def _refuse_lacking(self, pool: HolderPool, reason: str) -> list[tuple[Waiter, LedgerError]]:
-        return [(waiter, self.unavailable(reason)) for waiter in self._lacking(pool)]
+    def _refusing(self, waiters: Iterable[Waiter], reason: str) -> list[tuple[Waiter, LedgerError]]:
+        return [(waiter, self.unavailable(reason)) for waiter in waiters]
 
     def _credit(self, now: float, pool: HolderPool, reply: PoolGrant, want: int) -> None:
         """Take the store's word about a pool, and the credit it granted."""
@@ -451,11 +453,6 @@ class Lanes:
             pool.returning += part  # free again once the session is reopened
         self._book.outbox.empty_first(event)
 
-    def recalled(self, asks: Sequence[Ask]) -> bool:
-        """Whether a pool that was asked for has to give back what is free."""
-        pools = [self._book.find_pool(ask.pool_id) for ask in asks]
-        return any(pool is not None and pool.recalled and pool.free for pool in pools)
-
     def recall(self, pool_id: int) -> None:
         """Another holder needs this pool's credit: the next exchange gives back what is free."""
         pool = self._book.find_pool(pool_id)
@@ -487,7 +484,7 @@ class Lanes:
         lacking = self._lacking(pool)
         if self._makes_room(now, pool):
             lacking = [waiter for waiter in lacking if now - waiter.since >= RECALL_SECONDS]
-        return [(waiter, self.unavailable(_EXPOSED)) for waiter in lacking]
+        return self._refusing(lacking, _EXPOSED)
 
     def _makes_room(self, now: float, pool: HolderPool) -> bool:
         """Whether other accounts' pools give back what nobody uses, so that more may be leased."""

@@ -283,8 +283,6 @@ class _Door:
         self.outgoing = _Outgoing()
         self.closed = trio.Event()
         self.stream = stream
-        self.deaf = False
-        """Whether its worker is taken for dead: what is still to come has never been said."""
 
     def send(self, replies: Sequence[Reply]) -> None:
         self.outgoing.add(replies)
@@ -339,8 +337,8 @@ class _House:
             async with stream:
                 with door.outgoing.sending(stream, nursery):
                     while data := await stream.receive_some(_RECEIVE_BYTES):
-                        if door.deaf:
-                            break
+                        if instance and self._doors.get(instance) is not door:
+                            break  # its worker was taken for dead: this was never said
                         for payload in frames.feed(data):
                             said = _message_decoder.decode(payload)
                             if instance == 0 and said:
@@ -388,9 +386,7 @@ class _House:
             else:
                 await self._until_silent(worker)
             # No checkpoint up to here: nobody can have introduced himself meanwhile.
-            door = self._doors.pop(worker.instance, None)
-            if door is not None:
-                door.deaf = True
+            self._doors.pop(worker.instance, None)
             self._server.leave(worker.instance)
         finally:
             self._watched.discard(worker.instance)

@@ -32,6 +32,7 @@ from psycopg.types.json import Jsonb
 from ledger import verify
 from ledger.arrays import BIGINT, INTEGER, SMALLINT
 from ledger.connection import announce, connect
+from ledger.errors import brief
 from ledger.store import (
     MAX_REQUEST_SECONDS,
     VALIDITY_SECONDS,
@@ -485,7 +486,7 @@ def _notifications(connection: psycopg.Connection) -> Iterator[tuple[bytes, int]
 
 def _sort(error: psycopg.Error) -> StoreError:
     """Say what an error means for the outcome of the statement."""
-    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    message = brief(error)
     code = error.sqlstate
     if code is None:
         # From the driver itself: a lost connection, or a value that it could not even send.

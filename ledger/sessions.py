@@ -373,8 +373,6 @@ class Sessions:
                 replies = await self._ask(session, asks)
                 now = self._clock()
                 refused = engine.lanes.granted(now, asks, replies)
-                if engine.lanes.recalled(asks):
-                    self.hurry()
                 self._answer(engine.refuse(refused) + engine.serve_waiters(now))
             if engine.lanes.exchange_wanted:
                 self.hurry()

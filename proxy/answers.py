@@ -24,7 +24,8 @@ import psycopg
 import trio
 
 from adapters.errors import InvalidAPIKey, Overloaded
-from proxy.database import Connections, Work, brief
+from ledger.errors import brief
+from proxy.database import Connections, Work
 from proxy.presence import Presence
 from proxy.sealing import ProjectKey, Unreadable, Wrapping
 

@@ -19,7 +19,7 @@ import psycopg
 import trio
 
 from ledger.connection import connect
-from proxy.database import brief
+from ledger.errors import brief
 
 _RETRY_SECONDS = 0.5
 _SILENT_SECONDS = 20  # of a peer that does not even acknowledge that the connection is there

@@ -25,7 +25,8 @@ import trio
 from psycopg.rows import TupleRow
 
 from adapters.errors import Overloaded, RequestTooLarge
-from proxy.database import Connections, Work, brief, is_away
+from ledger.errors import brief
+from proxy.database import Connections, Work, is_away
 from proxy.sealing import ProjectKey, Unreadable, Wrapping
 
 T = TypeVar("T")

@@ -755,7 +755,7 @@ LINK = (
     Mutant(
         "the-dead-go-on-speaking",
         "ledger/link.py",
-        "if door.deaf:",
+        "if instance and self._doors.get(instance) is not door:",
         "if False:",
         "what a dead worker's link brings late would bind credit that nobody gives back",
         _LINK,
