@@ -49,10 +49,13 @@ FailureKind = Literal[
     "context_length",
     "content_filter",
     "too_large",
+    "not_found",  # something that the request names
+    "model_not_found",  # the model, or the path: what our catalogue names
     "auth",
+    "forbidden",  # which may be the account's fault, or the request's
     "quota",
-    "not_found",
     "rate_limited",
+    "conflict",  # with something inside the provider; the same request may be said again
     "overloaded",
     "timeout",
     "server_error",
@@ -95,7 +98,7 @@ class UpstreamFailure:
         """What the client is told where the request itself was at fault, else None."""
         if self.kind == "not_found" and self.details:
             return NotFound(self.message, details=self.details)
-        if self.kind == "not_found":
+        if self.kind in ("not_found", "model_not_found"):
             return ModelNotAvailable("No upstream of this model knows it.", param="model")
         refusal = _CLIENT_ERRORS.get(self.kind)
         if refusal is None:

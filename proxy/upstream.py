@@ -34,7 +34,6 @@ Reason = Literal[
     "first_byte_timeout",
     "idle_timeout",
     "protocol",
-    "status",
     "truncated",
 ]
 
