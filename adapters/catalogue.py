@@ -20,6 +20,7 @@ class Provider:
     """Where requests are sent. `base_url` has no trailing slash; header names are lower case.
 
     `responses`: a provider of OpenAI's protocol that has the Responses API under the same base URL.
+    After `failures_to_open` failures in a row it is left alone for `open_seconds`.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Provider:
     first_byte_seconds: float = 300
     idle_seconds: float = 120
     max_connections: int = 512
+    failures_to_open: int = 5
+    open_seconds: float = 5
     output_cap_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     responses: bool = False
 

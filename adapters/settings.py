@@ -77,6 +77,12 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     first_byte_seconds: Seconds = 300
     idle_seconds: Seconds = 120
     max_connections: Annotated[int, msgspec.Meta(ge=1, description="a whole number above 0")] = 512
+    failures_to_open: Annotated[
+        int, msgspec.Meta(ge=1, le=1000, description="a whole number from 1 to 1000")
+    ] = 5
+    open_seconds: Annotated[
+        float, msgspec.Meta(gt=0, le=60, description="a number of seconds above 0, at most 60")
+    ] = 5
 
     def __repr__(self) -> str:  # keys, headers and query may be secrets
         return f"ProviderSettings(name={self.name!r}, base_url={self.base_url!r})"

@@ -119,6 +119,8 @@ def provider_of(settings: ProviderSettings) -> Provider:
         first_byte_seconds=settings.first_byte_seconds,
         idle_seconds=settings.idle_seconds,
         max_connections=settings.max_connections,
+        failures_to_open=settings.failures_to_open,
+        open_seconds=settings.open_seconds,
         output_cap_field="max_completion_tokens" if openai else "max_tokens",
         responses=openai and settings.protocol == "openai",
     )

@@ -6,8 +6,8 @@ prices. It is built once per reload; an exchange keeps the one that it started w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from adapters.catalogue import Catalogue, Model, PriceSchedule, Rates, Upstream
 from adapters.errors import InvalidRequest, ModelNotAvailable, PermissionDenied
@@ -27,6 +27,11 @@ class Candidate:
     prices: Mapping[Rates, Price]
 
     @property
+    def weight(self) -> int:
+        """Its share of the requests, among the equals of its group."""
+        return self.upstream.weight
+
+    @property
     def base_price(self) -> Price:
         """The row that applies without long context or a service tier."""
         return self.prices[self.schedule.variants[0, ""]]
@@ -34,15 +39,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a model name means: candidates in priority order.
+    """What a model name means: groups of equals in priority order.
 
-    `reason` says why these, for virtual models.
+    `candidates` are all of them, in the order in which they are configured. `reason` says why
+    these, for virtual models.
     """
 
     model: Model
     model_id: int
-    candidates: tuple[Candidate, ...]
+    groups: tuple[tuple[Candidate, ...], ...]
     reason: str = ""
+    candidates: tuple[Candidate, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        candidates = tuple(candidate for group in self.groups for candidate in group)
+        object.__setattr__(self, "candidates", candidates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +81,14 @@ class Snapshot:
         """
         routes: dict[str, Route] = {}
         for name, model, groups in _names(catalogue):
-            candidates = tuple(
-                Candidate(
-                    upstream,
-                    upstream.prices,
-                    ids.providers[upstream.provider.name],
-                    {
-                        rates: ids.prices[upstream.name, rates]
-                        for rates in upstream.prices.variants.values()
-                    },
-                )
-                for group in groups
-                for upstream in group
-                if upstream.prices is not None
-            )
-            if candidates:
-                routes[name] = Route(model, ids.models[model.id], candidates)
+            candidates = (tuple(_candidates(group, ids)) for group in groups)
+            sold = tuple(group for group in candidates if group)
+            if sold:
+                routes[name] = Route(model, ids.models[model.id], sold)
         meant = routes.get(reference) or _first_chat(routes)
         if meant is None:
             return cls(catalogue, routes)
-        virtual = Route(meant.model, meant.model_id, meant.candidates, "reference")
+        virtual = Route(meant.model, meant.model_id, meant.groups, "reference")
         for kind in _VIRTUAL:
             routes[f"{brand}/{kind}"] = routes[f"{brand}-{kind}"] = virtual
         return cls(catalogue, routes, tuple(f"{brand}/{kind}" for kind in _VIRTUAL))
@@ -103,6 +102,17 @@ def _names(
     for name, (model, upstream) in catalogue.pinned.items():
         if name not in catalogue.models:
             yield name, model, ((upstream,),)
+
+
+def _candidates(group: Iterable[Upstream], ids: BookIds) -> Iterator[Candidate]:
+    """Those of a group that have a price."""
+    for upstream in group:
+        if (schedule := upstream.prices) is not None:
+            prices = {
+                rates: ids.prices[upstream.name, rates] for rates in schedule.variants.values()
+            }
+            provider_id = ids.providers[upstream.provider.name]
+            yield Candidate(upstream, schedule, provider_id, prices)
 
 
 def _first_chat(routes: Mapping[str, Route]) -> Route | None:

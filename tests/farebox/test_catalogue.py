@@ -196,6 +196,7 @@ def test_a_provider_is_reached_as_configured(config_of: ConfigOf) -> None:
         config_of(
             '[[providers]]\nname = "own"\nbase_url = "http://h/v1/"\napi_key = ["a", "b"]\n'
             'headers = { "X-Team" = "red" }\nquery = { "api-version" = "1" }\nidle_seconds = 7\n'
+            "failures_to_open = 3\nopen_seconds = 1.5\n"
         )
     ).providers["own"]
     assert provider.base_url == "http://h/v1"
@@ -203,6 +204,7 @@ def test_a_provider_is_reached_as_configured(config_of: ConfigOf) -> None:
     assert provider.headers == (("x-team", "red"),)
     assert provider.query == (("api-version", "1"),)
     assert provider.idle_seconds == 7
+    assert (provider.failures_to_open, provider.open_seconds) == (3, 1.5)
     assert provider.output_cap_field == "max_tokens"
 
 
