@@ -2,17 +2,56 @@
 
 Bounded buffers give back-pressure, closing resets the peer, a closed peer fires the watch. With
 `trio.testing.MockClock` whole exchanges run in virtual time.
+
+How a connection can fail to come about is data: an `OSError` where one is raised, seconds where it
+takes its time, `NEVER` where nobody answers. `refused`, `unknown_host`, `bad_certificate` and
+`tls_broken` are the errors as the real network raises them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import errno
+import math
+import socket
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from proxy.transport import RECEIVE_BYTES, Transport
 
 BUFFER_BYTES = 256 * 1024
+NEVER = math.inf
+"""So long takes what does not happen."""
+
+Trouble = OSError | float
+"""What a connection meets: an error, or seconds until it is there."""
+
+
+def refused() -> OSError:
+    """Nobody listens there."""
+    return ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+def unknown_host() -> OSError:
+    """A name that no server knows."""
+    return socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+def bad_certificate() -> OSError:
+    """A server that is not who it should be."""
+    error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED]")
+    error.reason = "CERTIFICATE_VERIFY_FAILED"
+    error.verify_message = "certificate has expired"
+    return error
+
+
+def tls_broken() -> OSError:
+    """A server that speaks something else."""
+    error = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+    error.reason = "WRONG_VERSION_NUMBER"
+    return error
 
 
 class _Pipe:
@@ -22,6 +61,7 @@ class _Pipe:
         self.data = bytearray()
         self.ended = False  # the writer will send no more
         self.broken = False  # one side closed: writes fail, reads end
+        self.was_reset = False  # and reads fail behind what has arrived
         self.changed = trio.lowlevel.ParkingLot()
 
 
@@ -42,6 +82,8 @@ class MemoryTransport:
             self._check()
             await pipe.changed.park()
         self._check()
+        if pipe.was_reset and not pipe.data:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         data = bytes(pipe.data[:RECEIVE_BYTES])
         del pipe.data[:RECEIVE_BYTES]
         pipe.changed.unpark_all()
@@ -87,6 +129,16 @@ class MemoryTransport:
         self._incoming.changed.unpark_all()
         self.send_eof()
 
+    def reset(self) -> None:
+        """Close without a goodbye: the peer's next receive fails instead of ending."""
+        self._outgoing.was_reset = True
+        self.close()
+
+    async def peer_gone(self) -> None:
+        """Until the peer sends no more, whatever it has sent before."""
+        while not self._incoming.ended:
+            await self._incoming.changed.park()
+
     def is_stale(self) -> bool:
         return bool(self._incoming.data) or self._incoming.ended
 
@@ -127,6 +179,8 @@ class MemoryDialer:
     """Hosts by name: each is a handler for the server's end of a new connection.
 
     A host that is not listed refuses connections; one whose handler is an exception raises it.
+    Connections to a host take `delays[host]` seconds; but the next ones meet its `troubles`, one
+    each and in order. `dialled` are the hosts, and `dialled_at` the moments, of all of them.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -134,11 +188,23 @@ class MemoryDialer:
         self.hosts: dict[str, Callable[[Transport], Awaitable[None]] | OSError] = {}
         self.delays: dict[str, float] = {}
         self.dialled: list[str] = []
+        self.dialled_at: list[float] = []
+        self._troubles: dict[str, deque[Trouble]] = {}
+
+    def trouble(self, host: str, troubles: Sequence[Trouble]) -> None:
+        """What the next connections to `host` meet."""
+        self._troubles.setdefault(host, deque()).extend(troubles)
 
     async def connect(self, host: str, port: int, *, tls: bool) -> Transport:
         self.dialled.append(host)
-        await trio.sleep(self.delays.get(host, 0))
-        handler = self.hosts.get(host, ConnectionRefusedError(f"nobody listens at {host}:{port}"))
+        self.dialled_at.append(trio.current_time())
+        waiting = self._troubles.get(host)
+        trouble = waiting.popleft() if waiting else self.delays.get(host, 0)
+        if isinstance(trouble, OSError):
+            await trio.lowlevel.checkpoint()
+            raise trouble
+        await trio.sleep(trouble)
+        handler = self.hosts.get(host, refused())
         if isinstance(handler, OSError):
             raise handler
         ours, theirs = connected_pair()

@@ -1,51 +1,93 @@
-"""A provider of one's own making: scripts of bytes and pauses, answered one per request."""
+"""A provider of one's own making: scripts of bytes and pauses, answered one per request.
+
+`ScriptedProvider` goes through its scripts, `ChoosingProvider` has a function pick one by the
+moment and by what is asked. Both keep what they were asked and when, and when an asker left in the
+middle of an answer; a script's pauses notice that at once, as a provider's server does.
+"""
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
 from proxy.transport import Transport
+from tests.fakes.network import MemoryTransport
 
-Step = bytes | float | None
-"""Bytes to send, seconds to pause, or None to cut the connection."""
+
+class Reset(enum.Enum):
+    """Breaks the connection off, as a process that crashes does."""
+
+    RESET = "reset"
+
+
+RESET = Reset.RESET
+HANG = math.inf
+"""A pause without an end."""
+
+Step = bytes | float | Reset | None
+"""Bytes to send, seconds to pause, RESET to break the connection off, or None to close it."""
 
 Script = Sequence[Step]
+SILENCE: Script = [HANG]
+"""Not even a head."""
+
+Asked = dict[str, object]
+"""The body of a request."""
 
 
 class ScriptedProvider:
-    """Answers each request with the next script, and the last one for ever after."""
+    """Answers each request with the next script, and the last one for ever after.
+
+    `asked_at` are the moments at which requests had arrived, `left_at` those at which an asker
+    closed its connection before the end of its script: so often was an answer `cancelled`.
+    """
 
     def __init__(self, *scripts: Script) -> None:
         self._scripts = list(scripts)
-        self.bodies: list[dict[str, object]] = []
+        self.bodies: list[Asked] = []
         self.heads: list[str] = []
-        self.cancelled = 0
+        self.asked_at: list[float] = []
+        self.left_at: list[float] = []
 
     @property
     def calls(self) -> int:
         """How many requests have arrived."""
         return len(self.bodies)
 
+    @property
+    def cancelled(self) -> int:
+        """How many askers have left before the end of their answer."""
+        return len(self.left_at)
+
+    def script_for(self, asked: Asked) -> Script:
+        """What the newest request is answered with."""
+        return self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+
     async def __call__(self, transport: Transport) -> None:
+        assert isinstance(transport, MemoryTransport)
         while (body := await self._read(transport)) is not None:
+            self.asked_at.append(trio.current_time())
             self.bodies.append(body)
-            script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
             try:
-                for step in script:
+                for step in self.script_for(body):
                     if step is None:
+                        return
+                    if isinstance(step, Reset):
+                        transport.reset()
                         return
                     if isinstance(step, bytes):
                         await transport.send(step)
                     else:
-                        await trio.sleep(step)
+                        await _pause(transport, step)
             except OSError:
-                self.cancelled += 1
+                self.left_at.append(trio.current_time())
                 return
 
-    async def _read(self, transport: Transport) -> dict[str, object] | None:
+    async def _read(self, transport: Transport) -> Asked | None:
         data = b""
         while b"\r\n\r\n" not in data:
             part = await transport.receive()
@@ -62,12 +104,38 @@ class ScriptedProvider:
         return decoded
 
 
+class ChoosingProvider(ScriptedProvider):
+    """Has each script chosen: `choose` gets the moment, and the body that was sent."""
+
+    def __init__(self, choose: Callable[[float, Asked], Script]) -> None:
+        super().__init__()
+        self._choose = choose
+
+    def script_for(self, asked: Asked) -> Script:
+        return self._choose(trio.current_time(), asked)
+
+
+async def _pause(transport: MemoryTransport, seconds: float) -> None:
+    """Raises OSError as soon as the asker leaves."""
+    with trio.move_on_after(seconds):
+        await transport.peer_gone()
+        raise BrokenPipeError("peer closed")
+
+
 def reply(status: int, body: object, headers: Mapping[str, str] | None = None) -> Script:
     """A whole answer with a JSON body."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Status", f"content-length: {len(data)}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return ["\r\n".join(lines).encode() + b"\r\n\r\n" + data]
+
+
+def cut(whole: Script, percent: int) -> Script:
+    """A whole answer of which so much of the body arrives before the connection is closed."""
+    (data,) = whole
+    assert isinstance(data, bytes)
+    head, _, body = data.partition(b"\r\n\r\n")
+    return [head + b"\r\n\r\n" + body[: len(body) * percent // 100], None]
 
 
 def error(status: int, message: str, code: str | None = None, **headers: str) -> Script:
