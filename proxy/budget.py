@@ -1,0 +1,78 @@
+"""How much more an upstream is asked than its clients asked for.
+
+A provider in trouble is not helped by every request that fails coming back three times: retries
+then are most of its load, and keep it down. So an upstream is asked again, or asked twice at once
+(a hedge), only while such extra attempts are a small fraction of what it was asked for the first
+time. A few a second are always allowed, so that a quiet gateway may try again at all.
+
+Both are counted with a weight that halves every few seconds, which is a window of about ten seconds
+without a list of what happened in it. An attempt elsewhere is no extra one: each upstream sees that
+request once.
+
+After Finagle's retry budgets (twitter.github.io/finagle, "Retry Budget"): a fraction of requests
+plus a floor, of the last ten seconds.
+"""
+
+from __future__ import annotations
+
+from math import exp
+
+WINDOW_SECONDS = 10.0
+FLOOR_PER_SECOND = 1.0
+
+_SETTLES_SECONDS = 0.25  # two moments closer than this are one: decay is not worth computing
+
+
+class _Tally:
+    """Attempts at one upstream within the window: the first ones of requests, and extra ones."""
+
+    __slots__ = ("at", "extra", "first")
+
+    def __init__(self, now: float) -> None:
+        self.first = 0.0
+        self.extra = 0.0
+        self.at = now
+
+    def age(self, now: float) -> None:
+        """Let what was counted fade."""
+        seconds = now - self.at
+        if seconds > _SETTLES_SECONDS:
+            left = exp(-seconds / WINDOW_SECONDS)
+            self.first *= left
+            self.extra *= left
+            self.at = now
+
+
+class Budget:
+    """The extra attempts of one worker. `fraction` of the first ones are allowed."""
+
+    __slots__ = ("_fraction", "_tallies")
+
+    def __init__(self, fraction: float) -> None:
+        self._fraction = fraction
+        self._tallies: dict[str, _Tally] = {}
+
+    def asked(self, upstream: str, now: float) -> None:
+        """A request asks this upstream for the first time."""
+        tally = self._tally(upstream, now)
+        tally.age(now)
+        tally.first += 1.0
+
+    def allows(self, upstream: str, now: float) -> bool:
+        """Whether there is room for an extra attempt."""
+        tally = self._tally(upstream, now)
+        tally.age(now)
+        floor = FLOOR_PER_SECOND * WINDOW_SECONDS if self._fraction else 0.0
+        return tally.extra + 1.0 <= self._fraction * tally.first + floor
+
+    def spend(self, upstream: str, now: float) -> None:
+        """An extra attempt is made."""
+        tally = self._tally(upstream, now)
+        tally.age(now)
+        tally.extra += 1.0
+
+    def _tally(self, upstream: str, now: float) -> _Tally:
+        tally = self._tallies.get(upstream)
+        if tally is None:
+            tally = self._tallies[upstream] = _Tally(now)
+        return tally
