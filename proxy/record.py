@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from ledger.money import format_usd
 from proxy.metrics import Metrics
 
 if TYPE_CHECKING:
+    from adapters.catalogue import Upstream
     from ledger.client import Settled
     from proxy.authenticate import Principal
 
@@ -45,6 +46,14 @@ def uuid_text(value: bytes) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
+    """An upstream that was asked in vain: `outcome` is one of `verdicts.Outcome`."""
+
+    upstream: str
+    outcome: str
+    duration_ms: int
+
+
 class Record:
     """The facts of one exchange. Each step of the exchange writes what it learnt.
 
@@ -61,6 +70,7 @@ class Record:
         "ending",
         "endpoint",
         "estimated",
+        "failures",
         "first_byte",
         "id",
         "model",
@@ -97,6 +107,7 @@ class Record:
         self.stream = False
         self.estimated = False
         self.attempts = 0
+        self.failures: list[FailedAttempt] | None = None  # hardly any exchange has some
         self.dropped: tuple[str, ...] = ()
         self.reserved = 0
         self.ending = ""
@@ -112,6 +123,16 @@ class Record:
     def ask(self, model: str, *, stream: bool) -> None:
         """The body says of which model, and how."""
         self.model, self.stream = model, stream
+
+    def serves(self, upstream: Upstream, dropped: tuple[str, ...]) -> None:
+        """It is this upstream that is asked, and without these fields."""
+        self.provider, self.upstream = upstream.provider.name, upstream.name
+        self.dropped = dropped
+
+    def failed(self, upstream: Upstream, outcome: str, duration_ms: int) -> None:
+        """An attempt has ended without content."""
+        failure = FailedAttempt(upstream.name, outcome, duration_ms)
+        self.failures = [*(self.failures or ()), failure]
 
     def id_headers(self) -> Headers:
         """The request id under the names that the SDKs read."""
@@ -175,6 +196,7 @@ class Record:
                 model=self.model,
                 upstream=self.upstream,
                 attempts=self.attempts,
+                failed=self.failures or (),
                 dropped=",".join(self.dropped),
                 stream=self.stream,
                 reserved_usd=format_usd(self.reserved),
@@ -203,6 +225,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     model: str = "unknown"
     upstream: str = ""
     attempts: int = 0
+    failed: Sequence[FailedAttempt] = ()
     dropped: str = ""
     stream: bool = False
     reserved_usd: str = "0"
