@@ -186,6 +186,10 @@ class Counted:
     estimated: bool
 
 
+Expected = Callable[[], Usage]
+"""The input that a request most probably has; asked for only where its provider tells none."""
+
+
 class Relay(Protocol):
     """One upstream answer on its way to the client, read while it passes. Never raises."""
 
@@ -194,7 +198,7 @@ class Relay(Protocol):
         """What broke, as soon as it is known; nothing more comes out after that."""
         ...
 
-    def counted(self, input_text_bytes: int) -> Counted:
+    def counted(self, expected: Expected) -> Counted:
         """What was consumed up to now: the provider's usage if it came, else our own count."""
         ...
 
@@ -219,6 +223,11 @@ class StreamRelay(Relay, Protocol):
         ...
 
     @property
+    def output_tokens(self) -> int:
+        """The output of `counted`, for those who look often."""
+        ...
+
+    @property
     def full(self) -> bool:
         """Whether an event waits for which the limit has no room."""
         ...
@@ -232,8 +241,8 @@ class StreamRelay(Relay, Protocol):
         """Count no more than so much output (None: any) from here on; what waited comes out."""
         ...
 
-    def cut_short(self, input_text_bytes: int) -> None:
-        """End a full one here; `input_text_bytes` as for `counted`."""
+    def cut_short(self, expected: Expected) -> None:
+        """End a full one here; `expected` as for `counted`."""
         ...
 
     @property

@@ -17,6 +17,7 @@ from adapters.codec import (
     Call,
     Counted,
     DownstreamCodec,
+    Expected,
     Made,
     PlainRelay,
     Request,
@@ -130,11 +131,11 @@ class PassingEmbedding:
         return self.relay(body)
 
 
-def counted(usage: Usage | None, input_text_bytes: int) -> Counted:
-    """What to settle with: the provider's usage, else our own count of the text."""
+def counted(usage: Usage | None, expected: Expected) -> Counted:
+    """What to settle with: the provider's usage, else our own count."""
     if usage is not None:
         return Counted(usage, estimated=False)
-    return Counted(Usage(input_tokens=counted_tokens(input_text_bytes)), estimated=True)
+    return Counted(expected(), estimated=True)
 
 
 class EmbeddingTranslation:
@@ -218,5 +219,5 @@ class EmbeddingRelay:
             self.failure = UpstreamFailure("protocol", "A vector is no list of numbers.")
             return b""
 
-    def counted(self, input_text_bytes: int) -> Counted:
+    def counted(self, expected: Expected) -> Counted:
         return Counted(self._usage, self._estimated)

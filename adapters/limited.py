@@ -8,25 +8,34 @@ it is only read for its figures.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from typing import Protocol
 
 from adapters import sse
-from adapters.codec import Counted, UpstreamFailure
+from adapters.codec import Counted, Expected, UpstreamFailure
 from adapters.errors import UpstreamProtocolViolation
-from adapters.stream import cut_at
+from adapters.stream import cut_at, nothing_expected
+
+
+class Metering(Protocol):
+    """What counts an answer."""
+
+    @property
+    def output_tokens(self) -> int: ...
+
+    def counted(self, expected: Expected) -> Counted: ...
 
 
 class LimitedStream(ABC):
     """The part of `codec.StreamRelay` that asks nothing of what is in an event.
 
-    `metered` is what was consumed, cut or not. `limited`: a limit may be given while it runs.
+    `metering` counts what was consumed, cut or not. `limited`: a limit may be given while it runs.
     """
 
     __slots__ = (
-        "_input_text_bytes",
+        "_expected",
         "_limit",
         "_limited",
-        "_metered",
+        "_metering",
         "_splitter",
         "_waiting",
         "cut",
@@ -35,17 +44,17 @@ class LimitedStream(ABC):
         "full",
     )
 
-    def __init__(self, metered: Callable[[int], Counted], *, limited: bool) -> None:
+    def __init__(self, metering: Metering, *, limited: bool) -> None:
         self.ended = False
         self.cut = False
         self.full = False
         self.failure: UpstreamFailure | None = None
-        self._metered = metered
+        self._metering = metering
         self._splitter = sse.Splitter()
         self._limited = limited
         self._limit: int | None = None
         self._waiting: list[bytes] = []  # raw events without room
-        self._input_text_bytes = 0
+        self._expected: Expected = nothing_expected  # by those who read on
 
     @abstractmethod
     def _pass(self, raw: bytes) -> bytes:
@@ -74,9 +83,9 @@ class LimitedStream(ABC):
         waiting, self._waiting, self.full = self._waiting, [], False
         return b"".join([self._pass(raw) for raw in waiting])
 
-    def cut_short(self, input_text_bytes: int) -> None:
+    def cut_short(self, expected: Expected) -> None:
         self.full, self.cut, self.ended = False, True, True
-        self._input_text_bytes = input_text_bytes
+        self._expected = expected
         for raw in self._waiting:
             self._read_on(raw)
         self._waiting.clear()
@@ -100,7 +109,7 @@ class LimitedStream(ABC):
 
     def read_on(self, data: bytes) -> bool:
         if self.full:
-            self.cut_short(0)
+            self.cut_short(nothing_expected)
         if not self.cut:
             self.feed(data)
             return self.ended
@@ -111,8 +120,13 @@ class LimitedStream(ABC):
             return True
         return self._complete
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        counted = self._metered(input_text_bytes)
+    @property
+    def output_tokens(self) -> int:
+        output = self._metering.output_tokens
+        return min(output, self._limit) if self.cut and self._limit is not None else output
+
+    def counted(self, expected: Expected) -> Counted:
+        counted = self._metering.counted(expected)
         return cut_at(counted, self._limit) if self.cut and self._limit is not None else counted
 
     def _wait(self, raw: bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from adapters import sse
 from adapters.canonical import Event, Usage
-from adapters.codec import EMPTY_ANSWER, Counted, Reader, UpstreamFailure
+from adapters.codec import EMPTY_ANSWER, Counted, Expected, Reader, UpstreamFailure
 from adapters.errors import APIError
 from adapters.limited import LimitedStream
 from adapters.stream import Meter
@@ -86,7 +86,7 @@ class PassingStream(LimitedStream):
     def __init__(
         self, reader: Reader, meter: Meter, manner: Manner, *, limited: bool = False
     ) -> None:
-        super().__init__(meter.counted, limited=limited)
+        super().__init__(meter, limited=limited)
         self._reader = reader
         self._meter = meter
         self._manner = manner
@@ -101,7 +101,7 @@ class PassingStream(LimitedStream):
     @property
     def terminal(self) -> bytes:
         if self.cut and not self._held:
-            self._held.append(self._manner.cut(self.counted(self._input_text_bytes).usage))
+            self._held.append(self._manner.cut(self.counted(self._expected).usage))
         return b"".join(self._held) + self._manner.end()
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
@@ -186,5 +186,5 @@ class PassingPlain:
         if self.failure is None:
             self.body = shown
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        return self._meter.counted(input_text_bytes)
+    def counted(self, expected: Expected) -> Counted:
+        return self._meter.counted(expected)

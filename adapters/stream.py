@@ -44,7 +44,7 @@ from adapters.canonical import (
     Used,
 )
 from adapters.characters import REPLACEMENT, joined, whole
-from adapters.codec import Counted, FailureKind, UpstreamFailure
+from adapters.codec import Counted, Expected, FailureKind, UpstreamFailure
 from adapters.estimate import counted_tokens
 from adapters.names import safe_id
 from adapters.nesting import Nesting
@@ -502,21 +502,24 @@ class Meter:
             if isinstance(event, Used | Finish):
                 self.read(event)
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        """What to settle with.
+    @property
+    def output_tokens(self) -> int:
+        """The output to settle with."""
+        told = 0 if self._usage is None else self._usage.output_tokens
+        said = max(self._deltas, counted_tokens(self._text_bytes))
+        return completed_output(told, said, whole=self._done)
 
-        Usage that came before the end of an answer that was cut may be a placeholder or a part:
-        output is then at least what we counted. A zero is no figure, at no time: nothing is
-        written out of nothing.
-        """
-        tokens = max(self._deltas, counted_tokens(self._text_bytes))
-        usage, estimated = completed(
-            self._usage or Usage(),
-            Usage(input_tokens=counted_tokens(input_text_bytes), output_tokens=tokens),
-            whole=self._done,
-        )
+    def counted(self, expected: Expected) -> Counted:
+        """What to settle with."""
+        told = self._usage or Usage()
+        usage, estimated = completed(told, self.output_tokens, expected)
         pieces = {**self._pieces, **usage.pieces}
         return Counted(msgspec.structs.replace(usage, pieces=pieces), estimated)
+
+
+def nothing_expected() -> Usage:
+    """The `codec.Expected` of those who ask for the output alone."""
+    return Usage()
 
 
 def cut_at(counted: Counted, output_tokens: int) -> Counted:
@@ -535,16 +538,31 @@ def cut_at(counted: Counted, output_tokens: int) -> Counted:
     return Counted(usage, counted.estimated)
 
 
-def completed(told: Usage, counted: Usage, *, whole: bool) -> tuple[Usage, bool]:
-    """Usage with our own count where the provider told none, and whether that was needed. `whole`:
-    what it told is of the whole answer, so that a lower figure than ours is right."""
-    inputs, outputs = told.input_tokens, told.output_tokens
-    if not outputs or not whole:
-        outputs = max(outputs, counted.output_tokens)
-    inputs = inputs or counted.input_tokens
-    if inputs == told.input_tokens and outputs == told.output_tokens:
-        return told, False
-    return msgspec.structs.replace(told, input_tokens=inputs, output_tokens=outputs), True
+def completed_output(told: int, counted: int, *, whole: bool) -> int:
+    """The output that an answer is settled with, from the provider's figure and our own count.
+
+    A figure that came before the end of an answer that was cut may be a placeholder or a part:
+    output is then at least what we counted. A zero is no figure, at no time: nothing is written
+    out of nothing. `whole`: the figure is of the whole answer, so that one below ours is right.
+    """
+    return told if told and whole else max(told, counted)
+
+
+def completed(told: Usage, output_tokens: int, expected: Expected) -> tuple[Usage, bool]:
+    """Usage with its `completed_output`, and with the input that was to be expected where the
+    provider told none; and whether any of that was needed."""
+    if told.input_tokens:
+        if output_tokens == told.output_tokens:
+            return told, False
+        return msgspec.structs.replace(told, output_tokens=output_tokens), True
+    probable = expected()
+    usage = msgspec.structs.replace(
+        told,
+        input_tokens=probable.input_tokens,
+        audio_input_tokens=probable.audio_input_tokens,
+        output_tokens=output_tokens,
+    )
+    return usage, usage != told
 
 
 def _utf8_bytes(text: str) -> int:

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
-from adapters import sse
-from adapters.canonical import Close, Event, Finish, Prompt, Used
+from adapters import estimate, sse
+from adapters.canonical import Close, Event, Finish, Prompt, Usage, Used
 from adapters.codec import (
     EMPTY_ANSWER,
     Counted,
     DownstreamCodec,
     Encoded,
+    Expected,
     Made,
     Reader,
     Request,
@@ -28,10 +29,10 @@ from adapters.codec import (
 )
 from adapters.envelope import Envelopes
 from adapters.errors import APIError, RequestNotExpressible, UpstreamProtocolViolation
-from adapters.estimate import expected
+from adapters.expected import expected_input
 from adapters.restore import Restorer
 from adapters.stop import STOP_CHARACTERS_MAX, STOPS_MAX, StopScanner, can_be_scanned
-from adapters.stream import Meter, cut_at
+from adapters.stream import Meter, cut_at, nothing_expected
 
 # A request in another protocol is longer by its words for the same things, and never by far.
 _GROWTH_MAX = 4
@@ -47,6 +48,7 @@ class Translation:
         "_envelopes",
         "_made",
         "_prompt",
+        "_protocol",
         "_request",
         "_upstream",
         "body",
@@ -89,10 +91,11 @@ class Translation:
         self._prompt = prompt
         self._envelopes = envelopes
         self._encoded = encoded
+        self._protocol = target.provider.protocol_for(request.protocol)
         self._made = Made(
             target.provider.name,
             family(target.model),
-            expected(request),
+            estimate.expected(request),
             created,
         )
 
@@ -115,8 +118,12 @@ class Translation:
             Meter(self._encoded.pieces),
             None if names is None else Restorer(names),
             None if self._encoded.stops_itself or not stops else StopScanner(stops),
-            self._request.scan.text_bytes,
+            self._expected,
         )
+
+    def _expected(self) -> Usage:
+        bound = estimate.bound(self._request, native=False)
+        return expected_input(self._request, self._protocol, bound)
 
     def _writer(self) -> Writer:
         return self._codec.writer(self._request, self._prompt, self._envelopes, self._made)
@@ -127,7 +134,7 @@ class _Answer:
     cut at stop sequences that the provider does not know, and at a limit (`cut`)."""
 
     __slots__ = (
-        "_input_text_bytes",
+        "_expected",
         "_reader",
         "_restorer",
         "_scanner",
@@ -143,12 +150,12 @@ class _Answer:
         meter: Meter,
         restorer: Restorer | None,
         scanner: StopScanner | None,
-        input_text_bytes: int,
+        expected: Expected,
     ) -> None:
         self._reader = reader
         self._restorer = restorer
         self._scanner = scanner
-        self._input_text_bytes = input_text_bytes
+        self._expected = expected
         self.meter = meter
         self.limit: int | None = None
         self.cut = False
@@ -178,11 +185,16 @@ class _Answer:
         """What makes a whole answer of one that was cut at its limit."""
         index = self.meter.open_index
         ends: list[Event] = [] if index < 0 else [Close(index)]
-        usage = self.counted(self._input_text_bytes).usage
+        usage = self.counted(self._expected).usage
         return self._passed_on([*ends, Used(usage), Finish("length")])
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        counted = self.meter.counted(input_text_bytes)
+    @property
+    def output_tokens(self) -> int:
+        output = self.meter.output_tokens
+        return min(output, self.limit) if self.cut and self.limit is not None else output
+
+    def counted(self, expected: Expected) -> Counted:
+        counted = self.meter.counted(expected)
         return cut_at(counted, self.limit) if self.cut and self.limit is not None else counted
 
     @property
@@ -233,7 +245,7 @@ class _Answer:
         never: the client gets it as far as it is known, or was counted."""
         events = scanner.pass_on(events)
         if scanner.stopped and events:
-            events.insert(-1, Used(self.meter.counted(self._input_text_bytes).usage))
+            events.insert(-1, Used(self.meter.counted(self._expected).usage))
         return events
 
 
@@ -271,7 +283,7 @@ class TranslatedStream:
         waiting, self._waiting = self._waiting, []
         return out + b"".join([self._read(payload) for payload in waiting])
 
-    def cut_short(self, input_text_bytes: int) -> None:
+    def cut_short(self, expected: Expected) -> None:
         self._answer.cut_short()
         self.ended = True
         for payload in self._waiting:
@@ -309,7 +321,7 @@ class TranslatedStream:
 
     def read_on(self, data: bytes) -> bool:
         if self.full:
-            self.cut_short(0)
+            self.cut_short(nothing_expected)
         if not self.ended:
             self.feed(data)
         elif not self._answer.complete:
@@ -321,8 +333,12 @@ class TranslatedStream:
                 self._answer.read_on(sse.data_of(raw))
         return self.ended and self._answer.complete
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        return self._answer.counted(input_text_bytes)
+    @property
+    def output_tokens(self) -> int:
+        return self._answer.output_tokens
+
+    def counted(self, expected: Expected) -> Counted:
+        return self._answer.counted(expected)
 
     def error_event(self, error: APIError, request_id: str) -> bytes:
         return self._writer.error_event(error, request_id)
@@ -375,5 +391,5 @@ class TranslatedPlain:
         if self.failure is None:
             self.body = writer.whole()
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        return self._answer.meter.counted(input_text_bytes)
+    def counted(self, expected: Expected) -> Counted:
+        return self._answer.meter.counted(expected)

@@ -24,7 +24,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Protocol
 
-from adapters.codec import StreamRelay
+from adapters.codec import Expected, StreamRelay
 
 OUTPUT_TOKENS_MIN = 64
 """The least output that is worth a reservation, and the least that one grows by."""
@@ -52,14 +52,14 @@ class Allowance:
 
     `price` tells what to hold for so many output tokens, with all that the request may cost
     besides. `output_tokens_max` is all that it may ever produce: once that is held, nothing is
-    counted any more. `input_text_bytes` is what its relay needs to count.
+    counted any more. `expected` is the input of the request, for a stream that ends here.
     """
 
     __slots__ = (
         "_amount",
         "_asked",
+        "_expected",
         "_held",
-        "_input_text_bytes",
         "_max",
         "_price",
         "_reservation",
@@ -72,12 +72,12 @@ class Allowance:
         reservation: Growing,
         price: Callable[[int], int],
         output_tokens_max: int,
-        input_text_bytes: int,
+        expected: Expected,
     ) -> None:
         self._reservation = reservation
         self._price = price
         self._max = output_tokens_max
-        self._input_text_bytes = input_text_bytes
+        self._expected = expected
         self._amount = -1  # that `_held` tokens were found to be covered by
         self._held = 0
         self._unseen_bytes = 0  # that may come before the next look
@@ -97,7 +97,7 @@ class Allowance:
             if await self._grown():
                 out += relay.limit(self._limit())
             else:
-                relay.cut_short(self._input_text_bytes)
+                relay.cut_short(self._expected)
         if not (data or relay.ended):  # the last event had to wait
             out += relay.close()
         return out
@@ -109,7 +109,7 @@ class Allowance:
             relay.limit(None)
             self._unseen_bytes = _UNLIMITED_BYTES
             return
-        counted = relay.counted(self._input_text_bytes).usage.output_tokens
+        counted = relay.output_tokens
         if 4 * counted > 3 * held:
             self._ask(held)
             held = self._covered()

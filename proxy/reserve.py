@@ -23,8 +23,9 @@ from typing import Self
 import msgspec
 
 from adapters import errors, estimate, pricing
-from adapters.codec import Headers, Refusals, Request
+from adapters.codec import Expected, Headers, Refusals, Request
 from adapters.estimate import Bound
+from adapters.expected import expected_input
 from adapters.limits import Left, Unit
 from adapters.registry import OUTPUT_CAP_MIN
 from ledger.client import Ledger, LimitRef, LimitState, Reservation, ReservationRequest, Settled
@@ -61,6 +62,7 @@ class Need:
     provider allows no cap as low as that. `is_capped`: the client set the cap.
     """
 
+    request: Request
     bound: Bound
     output_cap: int | None
     output_tokens: int
@@ -80,12 +82,13 @@ class Need:
         native = request.protocol in protocols and not request.foreign
         bound = estimate.bound(request, model.context_window, native=native)
         if request.kind != "chat":
-            return cls(bound, None, 0, request.service_tier)
+            return cls(request, bound, None, 0, request.service_tier)
         cap = request.output_cap or model.default_max_output_tokens
         if model.max_output_tokens:
             cap = min(cap, model.max_output_tokens)
         allowed = max(cap, *(OUTPUT_CAP_MIN.get(protocol, 0) for protocol in protocols))
         return cls(
+            request,
             bound,
             cap,
             allowed * request.choices,
@@ -94,6 +97,11 @@ class Need:
             is_capped=request.output_cap is not None,
             stream=request.stream,
         )
+
+    def expected(self, candidate: Candidate) -> Expected:
+        """The input that the request most probably has at one upstream."""
+        protocol = candidate.upstream.provider.protocol_for(self.request.protocol)
+        return partial(expected_input, self.request, protocol, self.bound)
 
     def capped(self, output_cap: int) -> Need:
         """The same with a lower cap."""
@@ -263,7 +271,7 @@ class Hold:
             self.reservation,
             partial(need.amount_at, candidate),
             need.output_tokens,
-            need.bound.text_bytes,
+            need.expected(candidate),
         )
 
     def headers(self, conversation_id: str) -> Headers:
@@ -279,11 +287,12 @@ class Hold:
     def quote(self) -> tuple[int, bool]:
         """What the complete answer will be charged, and whether that is estimated."""
         assert self.answer is not None, "only an answer has a price"
+        candidate = self.answer.candidate
         return settle.quote(
             self.reservation,
-            self.answer.candidate,
+            candidate,
             self.answer.relay,
-            self._need.bound.text_bytes,
+            self._need.expected(candidate),
             self._plausible,
         )
 
@@ -298,12 +307,13 @@ class Hold:
         assert self.answer is not None, "only an answer can be charged"
         if self._outputs is not None and not cut:
             self._learn(self._outputs, self.answer)
+        candidate = self.answer.candidate
         return settle.post(
             self.reservation,
             self._record,
-            self.answer.candidate,
+            candidate,
             self.answer.relay,
-            self._need.bound.text_bytes,
+            self._need.expected(candidate),
             self._plausible,
             cut=cut,
             free=self._claim is not None and not self._claim.kept,
@@ -341,8 +351,8 @@ class Hold:
         """Remember how long the answer became, if nothing of ours or the client's limited it."""
         if self._need.is_capped or not isinstance(answer, StreamAnswer) or answer.relay.cut:
             return
-        usage = answer.relay.counted(self._need.bound.text_bytes).usage
-        outputs.add(self._route.model.id, usage.output_tokens // self._need.choices)
+        output_tokens = answer.relay.output_tokens
+        outputs.add(self._route.model.id, output_tokens // self._need.choices)
 
     def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:
         affordable = self._need.affordable_output_tokens(self._route, error.available)

@@ -2,18 +2,33 @@
 
 Everything here is synchronous: a cancellation cannot fall between deciding and booking. A settled
 answer is in the journal before its last byte leaves.
+
+What an attempt without an answer has cost is not charged to anybody. It is booked all the same
+(`lost`), as far as it can be known: the provider sends its invoice for it.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from adapters import pricing
 from adapters.canonical import Usage
-from adapters.codec import Relay
+from adapters.codec import Expected, Relay
+from adapters.stream import nothing_expected
 from ledger.client import Reservation, Settled, TokenCounts, bill
-from ledger.money import Price
+from ledger.money import AMOUNT_MAX, Price, cost_and_charge
 from ledger.store import EventStatus
 from proxy.record import Record
 from proxy.route import Candidate
+from proxy.verdicts import Outcome
+
+Lost = Outcome | Literal["cancelled"]
+"""How an attempt ended; `cancelled` by us: the client left, another attempt won, time was up."""
+
+# After these the provider has most probably begun to work for its money.
+_BEGUN: frozenset[Lost] = frozenset(
+    {"cancelled", "first_byte_timeout", "idle_timeout", "truncated", "protocol", "empty"}
+)
 
 
 def post(
@@ -21,7 +36,7 @@ def post(
     record: Record,
     candidate: Candidate,
     relay: Relay,
-    input_text_bytes: int,
+    expected: Expected,
     plausible: int,
     *,
     cut: bool = False,
@@ -30,10 +45,10 @@ def post(
     """Charge what `relay` has read up to now. `cut`: the client will not get the rest. `free`: the
     cost is booked, and nothing is charged.
 
-    The provider's own usage counts where it came, else what was relayed is counted. `plausible`
-    nano-dollars were to be expected at most.
+    The provider's own usage counts where it came, else what was relayed is counted, and the input
+    that was to be `expected`. `plausible` nano-dollars may come together at most.
     """
-    counted = relay.counted(input_text_bytes)
+    counted = relay.counted(expected)
     usage = counted.usage
     settled = reservation.settle(
         price=_price(candidate, usage),
@@ -57,15 +72,47 @@ def quote(
     reservation: Reservation,
     candidate: Candidate,
     relay: Relay,
-    input_text_bytes: int,
+    expected: Expected,
     plausible: int,
 ) -> tuple[int, bool]:
     """The charge that `post` would make of a complete answer, and whether it is estimated."""
-    counted = relay.counted(input_text_bytes)
+    counted = relay.counted(expected)
     price, quantities = _price(candidate, counted.usage), pricing.quantities(counted.usage)
     status = _status(cut=False, estimated=counted.estimated)
     _, charge, _ = bill(price, quantities, reservation.amount, status, plausible)
     return charge, counted.estimated
+
+
+def lost(
+    candidate: Candidate, outcome: Lost, expected: Expected, relay: Relay | None = None
+) -> int:
+    """What the operator probably pays for an attempt without an answer, in nano-dollars.
+
+    `relay` is what has read the answer, where one has begun. After
+
+    - time that ran out, with or without a part of an answer,
+    - an answer that broke off, made no sense or was empty,
+    - an end by our own will,
+
+    it is the price of what the provider told, else of the input that was to be `expected` and of
+    what was said. After everything else, such as a status of 400 and above, a connection that was
+    reset, or a failure told inside a 200, it is what the provider told until then, mostly nothing:
+    who knows that he has failed sends no invoice for it. Not for attempts that never reached their
+    provider: those cost nothing.
+    """
+    begun = outcome in _BEGUN
+    probable = expected if begun else nothing_expected
+    usage = probable() if relay is None else relay.counted(probable).usage
+    return cost_of(candidate, usage) if begun or usage.input_tokens else 0
+
+
+def cost_of(candidate: Candidate, usage: Usage) -> int:
+    """What a candidate's provider takes for `usage`, in nano-dollars.
+
+    Of two attempts at a plain answer the loser is taken to have written what the winner has.
+    """
+    cost, _ = cost_and_charge(_price(candidate, usage), pricing.quantities(usage))
+    return min(cost, AMOUNT_MAX)
 
 
 def _price(candidate: Candidate, usage: Usage) -> Price:

@@ -15,6 +15,7 @@ from adapters.codec import (
     EMPTY_ANSWER,
     Ask,
     Counted,
+    Expected,
     Request,
     Scan,
     Target,
@@ -218,8 +219,8 @@ class GeminiEmbedRelay:
         self.body = b"" if self.failure is not None else body
         self._usage = read.usage if isinstance(read, Vectors) else None
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        return counted(self._usage, input_text_bytes)
+    def counted(self, expected: Expected) -> Counted:
+        return counted(self._usage, expected)
 
 
 def _read_vectors(body: bytes) -> Vectors | UpstreamFailure:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.canonical import Usage
-from adapters.codec import Counted
+from adapters.codec import Counted, Expected
 from adapters.estimate import counted_tokens
 from adapters.openai import wire
-from adapters.stream import completed
+from adapters.stream import completed, completed_output
 
 _WITHHELD = "content_filter"  # an answer without text that is an answer all the same
 
@@ -111,18 +111,16 @@ class ChatMeter:
         """The answer is complete: whatever usage came is all of it."""
         self._closed = True
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        """What to settle with.
+    @property
+    def output_tokens(self) -> int:
+        """The output to settle with."""
+        told = 0 if self._usage is None else self._usage.output_tokens
+        said = max(self.deltas, counted_tokens(self._text_bytes))
+        return completed_output(told, said, whole=self._closed or self._usage_is_whole)
 
-        Usage that came before the end of an answer that was cut may be a placeholder or a part:
-        output is then at least what we counted. A zero is no figure, at no time.
-        """
-        tokens = max(self.deltas, counted_tokens(self._text_bytes))
-        usage, estimated = completed(
-            self._usage or Usage(),
-            Usage(input_tokens=counted_tokens(input_text_bytes), output_tokens=tokens),
-            whole=self._closed or self._usage_is_whole,
-        )
+    def counted(self, expected: Expected) -> Counted:
+        """What to settle with."""
+        usage, estimated = completed(self._usage or Usage(), self.output_tokens, expected)
         facts = msgspec.structs.replace(usage, service_tier=self._service_tier, pieces=self._pieces)
         return Counted(facts, estimated)
 

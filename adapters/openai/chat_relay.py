@@ -16,7 +16,7 @@ import msgspec
 
 from adapters import sse
 from adapters.canonical import Usage
-from adapters.codec import EMPTY_ANSWER, Counted, UpstreamFailure
+from adapters.codec import EMPTY_ANSWER, Counted, Expected, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
 from adapters.limited import LimitedStream
 from adapters.openai import wire
@@ -63,7 +63,7 @@ class ChatStreamRelay(LimitedStream):
         limited: bool = False,
     ) -> None:
         self._meter = ChatMeter(pieces)
-        super().__init__(self._meter.counted, limited=limited)
+        super().__init__(self._meter, limited=limited)
         self._show_usage = show_usage
         self._shown_model = shown_model
         self._shown_member = b'"model":' + _encode(shown_model)
@@ -76,7 +76,7 @@ class ChatStreamRelay(LimitedStream):
     @property
     def terminal(self) -> bytes:
         if self.cut and not self._ending:
-            self._ending = self._cut_off(self.counted(self._input_text_bytes).usage)
+            self._ending = self._cut_off(self.counted(self._expected).usage)
         return self._ending + sse.event(_DONE)
 
     @property
@@ -196,8 +196,8 @@ class ChatPlainRelay:
             return
         self.body = with_model(body, shown_model)
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        return self._meter.counted(input_text_bytes)
+    def counted(self, expected: Expected) -> Counted:
+        return self._meter.counted(expected)
 
 
 def with_model(answer: bytes, model: str) -> bytes:

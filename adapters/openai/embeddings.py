@@ -18,6 +18,7 @@ from adapters.codec import (
     EMPTY_ANSWER,
     Ask,
     Counted,
+    Expected,
     Request,
     Scan,
     Target,
@@ -197,8 +198,8 @@ class EmbeddingsRelay:
         self._usage = wire.read_usage(answer.usage)
         self.body = with_model(body, shown_model)
 
-    def counted(self, input_text_bytes: int) -> Counted:
-        return counted(self._usage, input_text_bytes)
+    def counted(self, expected: Expected) -> Counted:
+        return counted(self._usage, expected)
 
 
 def _read_vectors(body: bytes) -> Vectors | UpstreamFailure:

@@ -16,6 +16,7 @@ import pytest
 
 from adapters.canonical import Usage
 from adapters.openai.chat_relay import ChatStreamRelay
+from adapters.stream import nothing_expected
 
 CASES = sorted((Path(__file__).parents[1] / "golden" / "openai").iterdir())
 SPLITS = 50
@@ -42,5 +43,5 @@ def test_the_client_sees_the_golden_bytes(case: Path, show_usage: bool) -> None:
         assert b"".join(map(relay.feed, stream)) + relay.terminal == expected
         assert relay.ended
         assert relay.failure is None
-        counted = relay.counted(input_text_bytes=0)
+        counted = relay.counted(nothing_expected)
         assert (counted.usage, counted.estimated) == (usage, False)

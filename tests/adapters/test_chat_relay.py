@@ -14,6 +14,8 @@ from adapters import sse
 from adapters.canonical import Usage
 from adapters.codec import FailureKind
 from adapters.openai.chat_relay import ChatPlainRelay, ChatStreamRelay
+from adapters.stream import nothing_expected
+from tests.fakes.expected import text_of
 
 Json = dict[str, object]
 
@@ -254,7 +256,9 @@ def test_a_null_usage_inside_is_never_taken_for_ours(usage: bytes) -> None:
 
 def test_the_providers_usage_is_what_counts() -> None:
     usage = {**USAGE, "prompt_tokens_details": {"cached_tokens": 3}}
-    counted = run(WORD + STOP + chunk(usage=usage, service_tier="flex") + DONE)[1].counted(999)
+    counted = run(WORD + STOP + chunk(usage=usage, service_tier="flex") + DONE)[1].counted(
+        text_of(999)
+    )
     assert not counted.estimated
     assert counted.usage == Usage(
         input_tokens=5, cached_input_tokens=3, output_tokens=2, service_tier="flex"
@@ -263,30 +267,30 @@ def test_the_providers_usage_is_what_counts() -> None:
 
 def test_the_last_usage_counts() -> None:
     early = chunk({"content": "a"}, usage={"prompt_tokens": 5, "completion_tokens": 1})
-    counted = run(early + STOP + chunk(usage=USAGE) + DONE)[1].counted(0)
+    counted = run(early + STOP + chunk(usage=USAGE) + DONE)[1].counted(nothing_expected)
     assert counted.usage.output_tokens == 2
 
 
 def test_without_usage_we_count_ourselves() -> None:
-    counted = run(chunk({"content": "x" * 41}) + STOP + DONE)[1].counted(10)
+    counted = run(chunk({"content": "x" * 41}) + STOP + DONE)[1].counted(text_of(10))
     assert counted.estimated
     assert counted.usage == Usage(input_tokens=3, output_tokens=11)
 
 
 def test_a_delta_is_at_least_a_token() -> None:
-    assert run(WORD * 7)[1].counted(0).usage.output_tokens == 9  # 7 × 5 bytes / 4
-    assert run(chunk({"content": "x"}) * 7)[1].counted(0).usage.output_tokens == 7
+    assert run(WORD * 7)[1].counted(nothing_expected).usage.output_tokens == 9  # 7 × 5 bytes / 4
+    assert run(chunk({"content": "x"}) * 7)[1].counted(nothing_expected).usage.output_tokens == 7
 
 
 def test_usage_before_the_end_of_a_cut_answer_is_no_more_than_a_part() -> None:
     early = chunk({"content": "a"}, usage={"prompt_tokens": 5, "completion_tokens": 1})
-    counted = run(early + chunk({"content": "b"}) * 9)[1].counted(0)
+    counted = run(early + chunk({"content": "b"}) * 9)[1].counted(nothing_expected)
     assert counted.estimated
     assert counted.usage == Usage(input_tokens=5, output_tokens=10)
 
 
 def test_usage_after_every_choice_had_finished_is_whole_though_the_end_is_missing() -> None:
-    counted = run(WORD * 9 + STOP + chunk(usage=USAGE))[1].counted(0)
+    counted = run(WORD * 9 + STOP + chunk(usage=USAGE))[1].counted(nothing_expected)
     assert not counted.estimated
     assert counted.usage.output_tokens == 2
 
@@ -296,7 +300,7 @@ def test_usage_after_every_choice_had_finished_is_whole_though_the_end_is_missin
     [None, 5, {}, {"prompt_tokens": "many"}, {"prompt_tokens": -1}, {"prompt_tokens": 2**50}],
 )
 def test_usage_that_cannot_be_believed_is_none(usage: object) -> None:
-    assert run(WORD + STOP + chunk(usage=usage) + DONE)[1].counted(0).estimated
+    assert run(WORD + STOP + chunk(usage=usage) + DONE)[1].counted(nothing_expected).estimated
 
 
 # -- plain answers --------------------------------------------------------------------------------
@@ -314,7 +318,7 @@ def test_a_plain_answer_keeps_everything_but_the_name() -> None:
     read = plain(body)
     assert read.failure is None
     assert read.body == body.replace(b"theirs", b"mine")
-    counted = read.counted(0)
+    counted = read.counted(nothing_expected)
     assert not counted.estimated
     assert counted.usage == Usage(input_tokens=5, output_tokens=2, pieces={"web_search": 1})
 

@@ -16,6 +16,7 @@ from adapters.embedding import EmbeddingDownstream
 from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.gemini.embeddings import BATCH_MAX, GeminiBatchEmbed, GeminiEmbed
 from adapters.openai.embeddings import EmbeddingsDownstream
+from adapters.stream import nothing_expected
 
 Json = dict[str, object]
 
@@ -60,7 +61,7 @@ def test_floats_come_back_as_they_were_written() -> None:
         ],
         "usage": {"prompt_tokens": 2, "total_tokens": 2},
     }
-    assert relay.counted(0).estimated
+    assert relay.counted(nothing_expected).estimated
 
 
 def test_base64_is_what_the_python_sdk_asks_for() -> None:
@@ -69,8 +70,8 @@ def test_base64_is_what_the_python_sdk_asks_for() -> None:
     relay = call(OPENAI, "gemini", body).plain(answer)
     (entry,) = json.loads(relay.body)["data"]
     assert struct.unpack("<2f", b64decode(entry["embedding"])) == (0.5, 2.0)
-    assert relay.counted(0).usage == Usage(input_tokens=9)
-    assert not relay.counted(0).estimated
+    assert relay.counted(nothing_expected).usage == Usage(input_tokens=9)
+    assert not relay.counted(nothing_expected).estimated
 
 
 @pytest.mark.parametrize("given", [[1, 2], [[1], [2]]])
@@ -117,7 +118,7 @@ def test_a_batch_gets_its_vectors_in_order_whatever_their_form() -> None:
         "embeddings": [{"values": [0.25]}, {"values": [1.5, -2.0]}],
         "usageMetadata": {"promptTokenCount": 3, "totalTokenCount": 3},
     }
-    assert relay.counted(0).usage == Usage(input_tokens=3)
+    assert relay.counted(nothing_expected).usage == Usage(input_tokens=3)
 
 
 def test_one_content_gets_one_vector_and_both_spellings_are_read() -> None:

@@ -12,6 +12,7 @@ from adapters.codec import Ask, FailureKind, PlainRelay, Request, Target
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
 from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsUpstream
+from tests.fakes.expected import text_of
 
 PROVIDER = Provider("p", "openai", "http://127.0.0.1")
 ENVELOPES = Envelopes(b"s" * 32, "account")
@@ -67,14 +68,14 @@ def test_the_answer_is_renamed_and_its_usage_read() -> None:
     relay = plain(body)
     assert relay.failure is None
     assert relay.body == body.replace(b"theirs", b"m")
-    counted = relay.counted(999)
+    counted = relay.counted(text_of(999))
     assert not counted.estimated
     assert counted.usage == Usage(input_tokens=7)
 
 
 def test_without_usage_the_input_is_counted() -> None:
     relay = plain(b'{"data":[{}]}')
-    counted = relay.counted(10)
+    counted = relay.counted(text_of(10))
     assert counted.estimated
     assert counted.usage == Usage(input_tokens=3)
 

@@ -25,6 +25,7 @@ from adapters.errors import APIError, UpstreamUnavailable
 from adapters.losses import told
 from adapters.translate import Translation
 from tests.fakes import answers_rich, askers_rich
+from tests.fakes.expected import text_of
 
 PROTOCOLS: tuple[Protocol, ...] = ("openai", "openai-responses", "anthropic", "gemini")
 ENVELOPES = Envelopes(b"s" * 32, "7")
@@ -252,7 +253,7 @@ def play(chance: random.Random, surface: Protocol, call: Call, data: bytes) -> C
     if surface in TERMINALS:
         failed_end = relay.failure is not None and surface == "openai-responses"
         assert ends == (relay.failure is None or failed_end), bytes(out[-500:])
-    return relay.counted(100)
+    return relay.counted(text_of(100))
 
 
 def check(counted: Counted) -> None:
@@ -278,7 +279,7 @@ def test_an_answer_is_read_or_a_failure(surface: Protocol, provider: Protocol) -
     for call in calls_of(surface, provider, stream=False):
         for _ in range(50):
             relay = call.plain(json.dumps(damaged(chance, whole)).encode())
-            check(relay.counted(100))
+            check(relay.counted(text_of(100)))
             if relay.failure is None:
                 json.loads(relay.body)
 
@@ -295,7 +296,7 @@ def test_depth_of_an_answer_is_bounded(provider: Protocol) -> None:
         body = json.dumps(copied).encode().replace(b'"DEEP"', deep)
         for surface in PROTOCOLS:
             for call in calls_of(surface, provider, stream=False):
-                check(call.plain(body).counted(1))
+                check(call.plain(body).counted(text_of(1)))
             for call in calls_of(surface, provider, stream=True):
                 check(play(chance, surface, call, b"data: " + body + b"\n\n"))
 

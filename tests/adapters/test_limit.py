@@ -17,6 +17,7 @@ from adapters.envelope import Envelopes
 from tests.adapters.test_matrix import FINISHES, PAIRS, Exchange, answered, comparable
 from tests.fakes import askers
 from tests.fakes.askers import Ask
+from tests.fakes.expected import text_of
 from tests.fakes.readers import STREAMS, Meaning
 
 TOOLS = {"get_weather": askers.WEATHER, "get_time": askers.CLOCK}
@@ -44,7 +45,7 @@ def limited(found: Exchange, limit: int, *, size: int = 1) -> tuple[Meaning, Str
         if not relay.ended:
             out += relay.feed(b"".join(events[at : at + size]))
         if relay.full:
-            relay.cut_short(TEXT_BYTES)
+            relay.cut_short(text_of(TEXT_BYTES))
     if not relay.ended:
         out += relay.close()
     assert relay.failure is None
@@ -61,14 +62,14 @@ def test_a_cut_stream_is_a_whole_answer_that_reached_its_cap(
     found = answered(surface, protocol, ASKS[name].streamed())
     full, uncut, _ = limited(found, 10**6)
     assert not uncut.cut
-    output = uncut.counted(TEXT_BYTES).usage.output_tokens
+    output = uncut.counted(text_of(TEXT_BYTES)).usage.output_tokens
     cuts = 0
     for limit in sorted({1, 3, 7, output // 2, output - 1}):
         meaning, relay, _ = limited(found, limit)
         if not relay.cut:  # all that was left ended the answer, or was no text
             continue
         cuts += 1
-        counted = relay.counted(TEXT_BYTES)
+        counted = relay.counted(text_of(TEXT_BYTES))
         assert meaning.finish == FINISHES["length"][surface]
         assert full.text.startswith(meaning.text)
         assert full.thinking.startswith(meaning.thinking)
@@ -101,11 +102,13 @@ def test_the_providers_figures_count_as_far_as_the_answer_went(
                 else:
                     out += relay.feed(event)
                 if relay.full:
-                    relay.cut_short(TEXT_BYTES)
+                    relay.cut_short(text_of(TEXT_BYTES))
             assert known or protocol == "gemini"  # which only the end of its body ends
             meaning = STREAMS[surface](out + relay.terminal)
-        told = uncut.counted(TEXT_BYTES).usage
-        assert relay.counted(TEXT_BYTES).usage == msgspec.structs.replace(told, output_tokens=5)
+        told = uncut.counted(text_of(TEXT_BYTES)).usage
+        assert relay.counted(text_of(TEXT_BYTES)).usage == msgspec.structs.replace(
+            told, output_tokens=5
+        )
         assert meaning.usage == (told.input_tokens, told.cached_input_tokens, 5)
         assert meaning.finish == FINISHES["length"][surface]
 
@@ -120,7 +123,7 @@ def test_an_answer_that_ends_is_not_cut_by_its_figures(
     for event in events_of(found):
         relay.feed(event)
         if not relay.ended:
-            counted = max(counted, relay.counted(TEXT_BYTES).usage.output_tokens)
+            counted = max(counted, relay.counted(text_of(TEXT_BYTES)).usage.output_tokens)
     meaning, again, _ = limited(found, counted)
     assert not again.cut
     assert meaning.finish == FINISHES["end"][surface]
@@ -155,7 +158,7 @@ def test_what_waited_comes_out_as_it_would_have(
         assert not relay.cut
         meaning = STREAMS[surface](out + relay.terminal)
         assert comparable(meaning) == comparable(full)
-        assert relay.counted(TEXT_BYTES) == uncut.counted(TEXT_BYTES)
+        assert relay.counted(text_of(TEXT_BYTES)) == uncut.counted(text_of(TEXT_BYTES))
 
 
 @pytest.mark.parametrize(("surface", "protocol"), PAIRS)
@@ -168,6 +171,6 @@ def test_a_client_that_leaves_before_more_is_allowed_pays_for_what_it_got(
     relay.feed(found.played.body)
     assert relay.full
     relay.read_on(b"")
-    counted = relay.counted(TEXT_BYTES)
+    counted = relay.counted(text_of(TEXT_BYTES))
     assert counted.usage.output_tokens == 5
     assert counted.usage.input_tokens > 0

@@ -26,6 +26,7 @@ from adapters.errors import UpstreamUnavailable
 from adapters.translate import Translation
 from tests.fakes import askers
 from tests.fakes.askers import Ask
+from tests.fakes.expected import text_of
 from tests.fakes.readers import STREAMS, WHOLES, Meaning
 from tests.fakes.sandbox import Played, play
 
@@ -270,7 +271,7 @@ def test_a_stream_that_breaks_is_a_failure_for_the_client(
         out, relay = found.relayed(pieces)
         assert relay.failure is not None
         assert relay.has_content
-        assert relay.counted(100).usage.output_tokens > 0
+        assert relay.counted(text_of(100)).usage.output_tokens > 0
         told = relay.error_event(UpstreamUnavailable("The upstream broke off."), "id-1")
         meaning = STREAMS[surface](out + told)
         assert meaning.error == "The upstream broke off."

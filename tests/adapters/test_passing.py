@@ -7,7 +7,7 @@ import pytest
 from adapters.canonical import Usage
 from adapters.errors import APIError, InternalError
 from adapters.passing import PassingPlain, PassingStream
-from adapters.stream import Meter
+from adapters.stream import Meter, nothing_expected
 from tests.fakes.answers import FakeReader, sse
 
 
@@ -48,7 +48,9 @@ def test_events_pass_until_the_reason_and_are_held_from_there() -> None:
     assert relay.ended
     assert relay.failure is None
     assert relay.terminal == sse("reason", "used 3", "done") + b"bye"
-    assert relay.counted(0).usage == Usage(input_tokens=100, output_tokens=3, pieces={"request": 1})
+    assert relay.counted(nothing_expected).usage == Usage(
+        input_tokens=100, output_tokens=3, pieces={"request": 1}
+    )
     assert relay.feed(sse("say late")) == relay.close() == b""
     assert relay.error_event(InternalError("no"), "req_1").endswith(b"req_1")
 
@@ -125,7 +127,7 @@ def test_an_answer_in_one_piece() -> None:
     relay = PassingPlain(FakeReader(), Meter({}), b"say a\nused 2\nreason\ndone", b"shown")
     assert relay.failure is None
     assert relay.body == b"shown"
-    assert relay.counted(0).usage == Usage(input_tokens=100, output_tokens=2)
+    assert relay.counted(nothing_expected).usage == Usage(input_tokens=100, output_tokens=2)
 
 
 @pytest.mark.parametrize(

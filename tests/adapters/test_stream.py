@@ -25,7 +25,8 @@ from adapters.canonical import (
 )
 from adapters.codec import UpstreamFailure
 from adapters.names import safe_id
-from adapters.stream import GRAMMAR, Composer, Meter, State
+from adapters.stream import GRAMMAR, Composer, Meter, State, nothing_expected
+from tests.fakes.expected import text_of
 
 EVENTS = (Start, Open, Delta, Meta, Close, Used, Finish)
 
@@ -516,7 +517,7 @@ def read(*events: Event, pieces: dict[str, int] | None = None) -> Meter:
 
 def test_the_meter_counts_what_no_provider_counted() -> None:
     meter = read(Start(), Open(0, "call", "id", "name"), Delta(0, "é" * 10), Close(0))
-    counted = meter.counted(9)
+    counted = meter.counted(text_of(9))
     assert counted.estimated
     assert counted.usage == Usage(input_tokens=3, output_tokens=6)
     assert meter.has_content
@@ -524,14 +525,16 @@ def test_the_meter_counts_what_no_provider_counted() -> None:
 
 def test_the_meter_believes_the_provider_at_the_end_only() -> None:
     cut = read(Start(usage=Usage(input_tokens=7, output_tokens=1)), *[Delta(0, "x")] * 5)
-    assert cut.counted(0).usage == Usage(input_tokens=7, output_tokens=5)
-    assert cut.counted(0).estimated
+    assert cut.counted(nothing_expected).usage == Usage(input_tokens=7, output_tokens=5)
+    assert cut.counted(nothing_expected).estimated
     done = read(
         *[Delta(0, "x")] * 5, Used(Usage(input_tokens=7, output_tokens=2)), Finish("end"),
         pieces={"request": 1},
     )  # fmt: skip
-    assert done.counted(0).usage == Usage(input_tokens=7, output_tokens=2, pieces={"request": 1})
-    assert not done.counted(0).estimated
+    assert done.counted(nothing_expected).usage == Usage(
+        input_tokens=7, output_tokens=2, pieces={"request": 1}
+    )
+    assert not done.counted(nothing_expected).estimated
 
 
 @pytest.mark.parametrize(
@@ -550,7 +553,11 @@ def test_an_answer_with_nothing_in_it_is_empty(events: tuple[Event, ...], empty:
 
 
 def test_half_a_character_does_not_stop_the_meter() -> None:
-    assert read(Open(0, "call", "i", "\ud83d"), Delta(0, "\ud83d")).counted(0).usage.output_tokens
+    assert (
+        read(Open(0, "call", "i", "\ud83d"), Delta(0, "\ud83d"))
+        .counted(nothing_expected)
+        .usage.output_tokens
+    )
 
 
 @pytest.mark.parametrize("told", [Usage(), Usage(input_tokens=0, output_tokens=9)])
@@ -559,7 +566,7 @@ def test_a_provider_that_counts_nothing_does_not_serve_for_nothing(told: Usage) 
     for event in (Start(), Open(0, "text"), Delta(0, "x" * 40), Close(0), Used(told)):
         meter.read(event)
     meter.read(Finish("end"))
-    counted = meter.counted(400)
+    counted = meter.counted(text_of(400))
     assert counted.estimated
     assert counted.usage.input_tokens == 100
     assert counted.usage.output_tokens == (told.output_tokens or 10)

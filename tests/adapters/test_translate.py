@@ -13,8 +13,10 @@ from adapters.codec import Encoded, Made, Request, Scan, Target, UpstreamFailure
 from adapters.envelope import Envelopes
 from adapters.errors import APIError, InternalError, RequestNotExpressible
 from adapters.names import OPENAI_NAMES, ToolNames
+from adapters.stream import nothing_expected
 from adapters.translate import TranslatedStream, Translation
 from tests.fakes.answers import FakeReader, sse
+from tests.fakes.expected import text_of
 
 
 class FakeWriter:
@@ -130,7 +132,7 @@ def test_a_stream_is_complete_before_its_terminal_goes_out() -> None:
     assert relay.ended
     assert relay.failure is None
     assert b"Finish" in relay.terminal
-    assert relay.counted(40).usage == Usage(input_tokens=100, output_tokens=7)
+    assert relay.counted(text_of(40)).usage == Usage(input_tokens=100, output_tokens=7)
     assert relay.feed(sse("say late")) == relay.close() == b""
     assert b"req_1" in relay.error_event(InternalError("no"), "req_1")
 
@@ -202,8 +204,8 @@ def test_a_stream_that_is_cut_at_a_stop_sequence_is_complete() -> None:
         Used(Usage(input_tokens=10, output_tokens=3)),
         Finish("stop_sequence", "STOP"),
     ]
-    assert relay.counted(40).usage == Usage(input_tokens=10, output_tokens=3)
-    assert relay.counted(40).estimated
+    assert relay.counted(text_of(40)).usage == Usage(input_tokens=10, output_tokens=3)
+    assert relay.counted(text_of(40)).estimated
 
 
 def test_an_answer_in_one_piece_keeps_its_usage_where_it_is_cut() -> None:
@@ -212,8 +214,8 @@ def test_an_answer_in_one_piece_keeps_its_usage_where_it_is_cut() -> None:
     assert relay.failure is None
     assert relay.body == b'["Start","Open","Delta","Close","Used","Finish"]'
     assert setting.written[-2] == Used(Usage(input_tokens=100, output_tokens=9))
-    assert relay.counted(0).usage == Usage(input_tokens=100, output_tokens=9)
-    assert not relay.counted(0).estimated
+    assert relay.counted(nothing_expected).usage == Usage(input_tokens=100, output_tokens=9)
+    assert not relay.counted(nothing_expected).estimated
 
 
 def test_a_provider_that_stops_itself_is_not_searched() -> None:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from adapters.codec import Counted, Request
+from adapters.codec import Request
 from adapters.openai.chat_relay import ChatStreamRelay
 from adapters.openai.responses_passing import ResponsesManner
 from adapters.openai.responses_reader import ResponsesReader
 from adapters.openai.responses_wire import event
 from adapters.passing import PassingStream
-from adapters.stream import Meter
+from adapters.stream import Meter, nothing_expected
 from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance
 from proxy.outputs import START_TOKENS_MIN, Outputs
 from tests.fakes.provider import delta
@@ -74,9 +74,10 @@ class CountingRelay(ChatStreamRelay):
 
     looks = 0
 
-    def counted(self, input_text_bytes: int) -> Counted:
+    @property
+    def output_tokens(self) -> int:
         self.looks += 1
-        return super().counted(input_text_bytes)
+        return super().output_tokens
 
 
 def relay() -> CountingRelay:
@@ -93,7 +94,7 @@ def one_event(text: str) -> bytes:
 
 
 def output_of(stream: ChatStreamRelay) -> int:
-    return ChatStreamRelay.counted(stream, 0).usage.output_tokens
+    return stream.counted(nothing_expected).usage.output_tokens
 
 
 async def fed(allowance: Allowance, stream: ChatStreamRelay, pieces: Iterable[bytes]) -> bytes:
@@ -111,7 +112,7 @@ async def fed(allowance: Allowance, stream: ChatStreamRelay, pieces: Iterable[by
 
 async def test_growth_is_asked_for_at_three_quarters_and_doubles() -> None:
     held, stream = FakeReservation(1024, MAX), relay()
-    allowance = Allowance(held, price, MAX, 0)
+    allowance = Allowance(held, price, MAX, nothing_expected)
     await fed(allowance, stream, words(760))
     assert held.asked == []
     await fed(allowance, stream, words(30))
@@ -125,7 +126,7 @@ async def test_growth_is_asked_for_at_three_quarters_and_doubles() -> None:
 async def test_looks_are_few() -> None:
     """One for two dozen events, as long as much is held; none at all once that is the cap."""
     held, stream = FakeReservation(8000, MAX), relay()
-    allowance = Allowance(held, price, MAX, 0)
+    allowance = Allowance(held, price, MAX, nothing_expected)
     await fed(allowance, stream, words(4000))
     assert stream.looks <= 4000 // 23
     held.amount = price(MAX)
@@ -137,7 +138,7 @@ async def test_looks_are_few() -> None:
 
 async def test_a_refusal_is_met_with_smaller_wishes() -> None:
     held, stream = FakeReservation(1024, 1300), relay()
-    allowance = Allowance(held, price, MAX, 0)
+    allowance = Allowance(held, price, MAX, nothing_expected)
     out = await fed(allowance, stream, words(5000))
     assert held.asked[:3] == [2048, 1536, 1280]
     assert all(tokens <= 1300 + 1280 for tokens in held.asked[3:])
@@ -151,7 +152,7 @@ async def test_output_that_is_faster_than_the_decision_waits_for_it(
     autojump_clock: MockClock,
 ) -> None:
     held, stream = FakeReservation(1024, MAX, seconds=0.1), relay()
-    allowance = Allowance(held, price, MAX, 0)
+    allowance = Allowance(held, price, MAX, nothing_expected)
     out = await fed(allowance, stream, [b"".join(words(5000))])
     assert held.waited == [2048, 4096, 8192]
     assert out.count(WORD.encode()) == 5000
@@ -161,7 +162,7 @@ async def test_output_that_is_faster_than_the_decision_waits_for_it(
 async def test_what_goes_on_beyond_its_cap_is_the_providers_fault() -> None:
     """All that was asked for is held: nothing is cut then, as with the whole cap."""
     held, stream = FakeReservation(1024, MAX), relay()
-    allowance = Allowance(held, price, 2000, 0)
+    allowance = Allowance(held, price, 2000, nothing_expected)
     out = await fed(allowance, stream, [b"".join(words(1500)), b"".join(words(3000))])
     assert out.count(WORD.encode()) == 4500
     assert tokens_of(held.amount) == 2000
@@ -172,7 +173,7 @@ async def test_events_that_only_repeat_what_was_said_make_nothing_grow() -> None
     held = FakeReservation(1024, MAX)
     reader, manner = ResponsesReader(passing=True), ResponsesManner(REQUEST)
     stream = PassingStream(reader, Meter({}), manner, limited=True)
-    allowance = Allowance(held, price, MAX, 0)
+    allowance = Allowance(held, price, MAX, nothing_expected)
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     for _ in range(700):
         said = event("response.output_text.delta", {**place, "delta": WORD})
@@ -186,7 +187,7 @@ async def test_events_that_only_repeat_what_was_said_make_nothing_grow() -> None
 async def test_one_event_that_is_larger_than_all_that_is_held() -> None:
     for credit, fits in ((1024, False), (4000, False), (5000, True)):
         held, stream = FakeReservation(1024, credit), relay()
-        allowance = Allowance(held, price, MAX, 0)
+        allowance = Allowance(held, price, MAX, nothing_expected)
         out = await fed(allowance, stream, [one_event(WORD * 4500)])
         assert stream.cut is not fits
         assert bool(out) is fits
@@ -208,7 +209,7 @@ def test_nothing_is_counted_that_is_not_held(
 
     async def main() -> None:
         held, stream = FakeReservation(begin, max(begin, credit)), relay()
-        allowance = Allowance(held, price, MAX, 0)
+        allowance = Allowance(held, price, MAX, nothing_expected)
         data, at, turn = one_event("x" * letters) * words_, 0, 0
         out = b""
         while at < len(data) and not stream.ended:

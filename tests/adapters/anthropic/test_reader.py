@@ -27,7 +27,7 @@ from adapters.canonical import (
 from adapters.codec import StreamRelay
 from adapters.errors import UpstreamOverloaded
 from adapters.passing import PassingStream
-from adapters.stream import Meter
+from adapters.stream import Meter, nothing_expected
 from tests.adapters.anthropic.wiring import (
     ENVELOPES,
     block,
@@ -401,7 +401,7 @@ def test_a_stream_passes_under_the_clients_name_of_the_model() -> None:
     _, _, rest = STREAM.partition(b"\n\n")
     assert out.endswith(rest), "only the first event is touched"
     assert understood(out).model == "m"
-    assert relay.counted(0).usage == WHOLE_USAGE
+    assert relay.counted(nothing_expected).usage == WHOLE_USAGE
 
 
 def test_how_a_stream_is_cut_changes_nothing() -> None:
@@ -456,7 +456,7 @@ def test_output_of_a_cut_stream_is_counted() -> None:
     relay: StreamRelay = passing()
     relay.feed(stream_of(message_start(), *text_block(0, "x" * 400)))
     relay.close()
-    counted = relay.counted(0)
+    counted = relay.counted(nothing_expected)
     assert counted.estimated
     assert (counted.usage.input_tokens, counted.usage.output_tokens) == (10, 100)
 
@@ -467,7 +467,7 @@ def test_a_plain_answer_passes_under_the_clients_name() -> None:
     relay = call.plain(body)
     assert relay.failure is None
     assert json.loads(relay.body) == {**json.loads(body), "model": "m"}
-    assert relay.counted(0).usage == WHOLE_USAGE
+    assert relay.counted(nothing_expected).usage == WHOLE_USAGE
 
 
 def test_an_empty_answer_is_a_failure() -> None:
@@ -482,4 +482,4 @@ def test_reading_a_meter_needs_no_bytes() -> None:
     meter = Meter({})
     for event in read(STREAM):
         meter.read(event)
-    assert meter.counted(0).usage == WHOLE_USAGE
+    assert meter.counted(nothing_expected).usage == WHOLE_USAGE

@@ -21,6 +21,7 @@ from adapters.gemini.downstream import (
 from adapters.gemini.passing import renamed
 from adapters.gemini.signature import SKIP_VALIDATION
 from adapters.gemini.upstream import GeminiUpstream
+from adapters.stream import nothing_expected
 
 ENVELOPES = Envelopes(b"s" * 32, "acme")
 PROVIDER = Provider("google", "gemini", "https://generativelanguage.googleapis.com")
@@ -150,7 +151,7 @@ def relayed(pieces: list[bytes], query: str = "alt=sse") -> bytes:
     assert relay.failure is None
     assert relay.ended
     assert b"STOP" not in out  # not before it is paid for
-    counted = relay.counted(0)
+    counted = relay.counted(nothing_expected)
     assert (counted.usage.input_tokens, counted.usage.output_tokens) == (4, 2)
     assert not counted.estimated
     return out + relay.terminal
@@ -215,7 +216,7 @@ def test_a_stream_that_is_cut_ends_every_candidate_that_has_not_ended(
     relay.limit(1)
     relay.feed(f"data: {json.dumps({'candidates': [said]})}\n\n".encode())
     assert relay.full
-    relay.cut_short(0)
+    relay.cut_short(nothing_expected)
     last = json.loads(relay.terminal.removeprefix(b"data: "))
     ended = [(each["index"], each["finishReason"]) for each in last["candidates"]]
     assert ended == [(index, "MAX_TOKENS") for index in open_candidates]
@@ -243,7 +244,7 @@ def test_a_whole_answer_passes() -> None:
     relay = call(BODY).plain(CHUNKS[2])
     assert relay.failure is None
     assert relay.body == SHOWN[2]
-    assert relay.counted(0).usage.output_tokens == 2
+    assert relay.counted(nothing_expected).usage.output_tokens == 2
 
 
 def test_a_blocked_prompt_passes_as_an_answer() -> None:

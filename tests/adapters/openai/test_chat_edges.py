@@ -27,6 +27,7 @@ from adapters.gemini.upstream import GeminiUpstream
 from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.chat_upstream import ChatUpstream
 from adapters.openai.responses_upstream import ResponsesUpstream
+from adapters.stream import nothing_expected
 from adapters.translate import TranslatedStream, Translation
 
 Json = dict[str, object]
@@ -309,7 +310,7 @@ def test_edge_36_usage_beside_the_reason_is_a_chunk_of_its_own() -> None:
     *others, last = chunks(out)
     assert all(chunk["usage"] is None for chunk in others)
     assert (last["choices"], last["usage"]["prompt_tokens"]) == ([], 5)  # type: ignore[index]
-    assert relay.counted(0).usage.output_tokens == 2
+    assert relay.counted(nothing_expected).usage.output_tokens == 2
 
 
 def test_edge_37_83_usage_of_anthropic_is_whole() -> None:
@@ -328,7 +329,7 @@ def test_edge_38_39_41_usage_counts_once_wherever_it_is_cut() -> None:
         relay = translated("openai", **WITH_USAGE).stream()
         out = relay.feed(stream[:cut]) + relay.feed(stream[cut:]) + relay.close() + relay.terminal
         assert out.count(b'"usage":{') == 1
-        assert relay.counted(0).usage.input_tokens == 5
+        assert relay.counted(nothing_expected).usage.input_tokens == 5
 
 
 @pytest.mark.parametrize("protocol", MODELS)

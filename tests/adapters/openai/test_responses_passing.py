@@ -17,6 +17,7 @@ from adapters.errors import UpstreamUnavailable
 from adapters.openai.responses_downstream import ResponsesDownstream
 from adapters.openai.responses_upstream import ResponsesUpstream
 from adapters.passing import PassingCall, PassingStream
+from adapters.stream import nothing_expected
 
 Json = dict[str, object]
 
@@ -77,7 +78,7 @@ def test_only_the_name_of_the_model_changes() -> None:
     assert relay.failure is None
     assert out == b"".join(MINE[:-1])
     assert relay.terminal == MINE[-1]
-    assert relay.counted(0).usage.output_tokens == 5
+    assert relay.counted(nothing_expected).usage.output_tokens == 5
     assert relay.has_content
 
 
@@ -164,7 +165,7 @@ def test_plain_answer() -> None:
     relay = passing().plain(body)
     assert relay.failure is None
     assert relay.body == body.replace(b"theirs", b"mine").replace(b'", "', b'","')
-    assert relay.counted(0).usage.input_tokens == 3
+    assert relay.counted(nothing_expected).usage.input_tokens == 3
 
 
 def test_plain_answer_that_came_as_a_stream() -> None:

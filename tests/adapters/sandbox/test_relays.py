@@ -14,6 +14,8 @@ from adapters.envelope import Envelopes
 from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.chat_upstream import ChatUpstream
 from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsUpstream
+from adapters.stream import nothing_expected
+from tests.fakes.expected import text_of
 from tests.fakes.sandbox import HELLO, Played, chat, post
 
 PROVIDER = Provider("sandbox", "openai", "http://127.0.0.1")
@@ -57,22 +59,22 @@ def test_relays_count_what_the_sandbox_says_it_used(model: str) -> None:
     assert stream.ended
     assert stream.terminal == b"data: [DONE]\n\n"
     assert b'"usage"' not in out
-    assert stream.counted(0) == plain.counted(0)
-    assert not stream.counted(0).estimated
-    assert stream.counted(0).usage.output_tokens <= 100
+    assert stream.counted(nothing_expected) == plain.counted(nothing_expected)
+    assert not stream.counted(nothing_expected).estimated
+    assert stream.counted(nothing_expected).usage.output_tokens <= 100
 
 
 def test_relays_read_the_details_of_usage() -> None:
-    assert relayed_plain("sandbox-cached").counted(0).usage == Usage(
+    assert relayed_plain("sandbox-cached").counted(nothing_expected).usage == Usage(
         input_tokens=8, cached_input_tokens=4, output_tokens=30
     )
-    assert relayed_plain("sandbox-reasoning").counted(0).usage.reasoning_tokens == 64
+    assert relayed_plain("sandbox-reasoning").counted(nothing_expected).usage.reasoning_tokens == 64
 
 
 def test_relays_count_for_themselves_where_the_sandbox_says_nothing() -> None:
     stream, _, _ = relayed_stream("sandbox-no-usage")
     assert stream.failure is None
-    counted = stream.counted(60)
+    counted = stream.counted(text_of(60))
     assert counted.estimated
     assert counted.usage.input_tokens == 15
     assert counted.usage.output_tokens >= 30
@@ -105,7 +107,7 @@ def test_relays_notice_how_a_stream_breaks(
 def test_what_a_cut_stream_produced_is_counted(model: str, share: int) -> None:
     relay, _, end = relayed_stream(model)
     assert end == "cut"
-    counted = relay.counted(0)
+    counted = relay.counted(nothing_expected)
     assert counted.estimated
     assert counted.usage.output_tokens >= 30 * share // 100
 
@@ -183,5 +185,5 @@ def test_embeddings_go_through_the_gateway() -> None:
     call = EmbeddingsUpstream().passing_embedding(request, target)
     relay = call.plain(post("/v1/embeddings", call.body).body)
     assert relay.failure is None
-    assert relay.counted(0).usage == Usage(input_tokens=2)
+    assert relay.counted(nothing_expected).usage == Usage(input_tokens=2)
     assert json.loads(relay.body)["model"] == "mine"

@@ -1,0 +1,131 @@
+"""The input that a request most probably has, for answers whose provider did not come to tell it.
+
+Some providers tell the usage of a stream at its very end. Where the stream is cut before, or an
+attempt is lost, its input is counted here: text by its bytes, media by the formulas that providers
+publish for what stands in its head. It is a fair count and no bound: `estimate` has those.
+
+1. Of several formulas of a protocol the lowest one counts, as the model's own is not known here: an
+   estimate may not favour the one who makes it.
+2. It is never above the bound that was reserved by, whatever a head claims.
+3. What only the provider can see (its own files, earlier answers, a prompt of its own) is nothing.
+4. More parts never come to less.
+
+This is only done where a provider has told nothing, never when a request arrives.
+
+The formulas are published in OpenAI's guide "Images and vision" (tiles of 512 pixels of a picture
+that is at most 2,048 pixels long and 768 wide, 70 + 140 each at the cheapest model; patches of 32
+pixels, 1,536 at most), in Anthropic's guides "Vision" (squares of 28 pixels, at most 1,568 pixels
+long and as many tokens) and "PDF support" (1,500 to 3,000 a page), and in Gemini's guide
+"Understand and count tokens" (258 for a tile of 768 pixels, for a page, and for a second of film;
+32 for a second of sound).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from adapters.canonical import Usage
+from adapters.catalogue import Protocol
+from adapters.codec import Request
+from adapters.estimate import Bound, counted_tokens
+from adapters.media import DOCUMENT_PAGES_MAX
+from adapters.media_parts import Media, media_of
+
+_UNKNOWN_SIZE = (768, 768)  # of an image that is only linked, or tells none
+_UNKNOWN_SOUND_BYTES_PER_SECOND = 16_000  # what is usual for speech, and music in few bits
+_UNKNOWN_PAGE_BYTES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Formulas:
+    """What the providers of one protocol count media as: `image` by width, height and whether
+    little detail was asked for, everything else a page, or a second."""
+
+    image: Callable[[int, int, bool], int]
+    page: int
+    sound_second: int = 0
+    film_second: int = 0
+
+
+def expected_input(request: Request, protocol: Protocol, bound: Bound) -> Usage:
+    """The input of `request` at a provider that speaks `protocol`. Never raises.
+
+    It has figures for all input, and for the sound in it. `bound` is what was reserved by.
+    """
+    scan = request.scan
+    tokens = counted_tokens(scan.text_bytes)
+    sound = 0
+    if scan.media_tokens:
+        formulas = _FORMULAS[protocol]
+        for media in media_of(request.fields):
+            if media.kind == "audio":
+                sound += formulas.sound_second * _seconds(media)
+            else:
+                tokens += _tokens(media, formulas)
+    tokens = min(tokens + sound, bound.input_tokens)
+    return Usage(input_tokens=tokens, audio_input_tokens=min(sound, tokens) if bound.audio else 0)
+
+
+def _tokens(media: Media, formulas: _Formulas) -> int:
+    match media.kind:
+        case "image":
+            return formulas.image(*(media.size or _UNKNOWN_SIZE), media.low)
+        case "text":
+            return counted_tokens(media.data_bytes)
+        case "video":
+            return formulas.film_second  # how long it is stands nowhere near its head
+        case _:
+            return formulas.page * _pages(media)
+
+
+def _pages(media: Media) -> int:
+    pages = media.pages or media.data_bytes // _UNKNOWN_PAGE_BYTES
+    return min(max(pages, 1), DOCUMENT_PAGES_MAX)
+
+
+def _seconds(media: Media) -> int:
+    return _steps(media.data_bytes, media.bytes_per_second or _UNKNOWN_SOUND_BYTES_PER_SECOND)
+
+
+def _openai_image(width: int, height: int, low: bool) -> int:
+    patches = min(_steps(width, 32) * _steps(height, 32), 1536)
+    width, height = _fitted(width, height, long=2048, short=768)
+    tiles = 0 if low else _steps(width, 512) * _steps(height, 512)
+    return min(patches, 70 + 140 * tiles)
+
+
+def _anthropic_image(width: int, height: int, low: bool) -> int:
+    width, height = _fitted(width, height, long=1568, short=1568)
+    return min(_steps(width, 28) * _steps(height, 28), 1568)
+
+
+def _gemini_image(width: int, height: int, low: bool) -> int:
+    if low:
+        return 64
+    return min(_steps(width, 768) * _steps(height, 768) * 258, 1065)
+
+
+def _fitted(width: int, height: int, *, long: int, short: int) -> tuple[int, int]:
+    """A size scaled down to a longer and a shorter side, never up."""
+    larger, smaller = max(width, height), min(width, height)
+    if larger * short > smaller * long:  # the longer side is what is too long for its limit
+        limit, side = long, larger
+    else:
+        limit, side = short, smaller
+    if side <= limit:
+        return width, height
+    return max(width * limit // side, 1), max(height * limit // side, 1)
+
+
+def _steps(length: int, step: int) -> int:
+    return -(-length // step)
+
+
+_OPENAI = _Formulas(_openai_image, page=1_000, sound_second=10)
+_FORMULAS: Mapping[Protocol, _Formulas] = {
+    "openai": _OPENAI,
+    "openai-responses": _OPENAI,
+    "anthropic": _Formulas(_anthropic_image, page=1_500),
+    "gemini": _Formulas(_gemini_image, page=258, sound_second=32, film_second=258),
+}
