@@ -3,26 +3,45 @@
 It is a real HTTP server on loopback, in a process of its own, so that what `make serve` and the
 tests call crosses the same sockets as a provider would. It never pretends to be a real model. It
 ends when its standard input does: the process that started it holds the other end.
+
+Its `Director` knows what the scripts, which are without state, do not: how often the same request
+was asked before, and in what mood the provider is. Tests talk to it beside the protocols:
+
+    GET  /sandbox/calls             how often each model was asked
+    POST /sandbox/mood              {"mood": "sandbox-cut-40"}: from here on every model fails as
+                                    that one does, and says what it says by itself as far as it
+                                    comes to that; {"mood": ""}: all is well again. Answers that
+                                    have begun are not changed
+    GET  /sandbox/log?after=0       {"performances": […]}: every answer that has ended, in the order
+                                    of their ends, behind the one of that number (`Performance`);
+                                    the newest 100,000 are kept
+
+A mood may come to an end by itself for each request, as models do: `sandbox-error-503-once`.
+Whoever asks `sandbox-echo` to `echo 120 some-nonce` finds its attempts in the log by the nonce.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
+import struct
 import subprocess
 import sys
-from collections import Counter
+import time
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from urllib.parse import unquote
+from typing import Literal
+from urllib.parse import parse_qs, unquote
 
 import msgspec
 import trio
 
 from adapters import sandbox
 from adapters.errors import APIError
-from proxy.connection import ClientGone, Connection
+from proxy.connection import ClientGone, Connection, Head
 from proxy.deadlines import Deadlines
 from proxy.listener import Listener, bind
 from proxy.settings import ServerSettings
@@ -30,85 +49,224 @@ from proxy.transport import Transport
 
 _BODY_BYTES_MAX = 64 * 1024 * 1024
 _SETTINGS = ServerSettings(keep_alive_seconds=3600)
-_CALLS_PATH = "/sandbox/calls"
 _MODEL_IN_PATH = re.compile(r"/v1(?:beta|alpha)?/models/([^/:]+):\w+")
+_NONCE = re.compile(sandbox.ECHO.pattern.encode())
+_OK = 200
+_TRIED_MAX = 100_000  # requests whose tries are counted
+_PERFORMANCES_MAX = 100_000
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time: what is unsent is dropped
+
+End = Literal["whole", "refused", "spoilt", "cut", "reset", "hung", "left"]
 
 
-class Calls:
-    """How often each model was asked: what tests assert that nothing reached a provider with."""
+class Performance(msgspec.Struct, frozen=True):
+    """One answer, as it was given.
 
-    def __init__(self) -> None:
-        self._by_model: Counter[str] = Counter()
+    Only where its `end` is `whole` was all of an answer sent: `refused` is another status than 200,
+    `spoilt` a body that ended well with an answer in it that did not, and a client has `left` where
+    there was more to send. `status` is 0 where not even that was sent. `nonce` is that of an echo
+    (`sandbox.ECHO`), `tried` how often the same was asked before; moments are those of
+    `time.monotonic`, which is the same in all processes of a machine.
+    """
 
-    def count(self, path: str, body: bytes) -> None:
-        """Count the model that the path (Gemini) or the body names, or `?` where neither does."""
-        if found := _MODEL_IN_PATH.fullmatch(path):
-            self._by_model[unquote(found[1])] += 1
-            return
-        try:
-            model = msgspec.json.decode(body, type=_Named).model
-        except msgspec.MsgspecError:
-            model = "?"
-        self._by_model[model] += 1
-
-    def as_json(self) -> bytes:
-        """`{"calls": total, "models": {name: calls}}`."""
-        return msgspec.json.encode(
-            {"calls": self._by_model.total(), "models": dict(self._by_model)}
-        )
+    number: int
+    model: str
+    mood: str
+    nonce: str
+    tried: int
+    status: int
+    end: End
+    began: float
+    ended: float
 
 
 class _Named(msgspec.Struct):
     model: str = "?"
 
 
-async def serve_transport(calls: Calls, deadlines: Deadlines, transport: Transport) -> None:
-    """Serve one connection until its client leaves or the script cuts it."""
+class _Mood(msgspec.Struct, forbid_unknown_fields=True):
+    mood: str
+
+
+class Director:
+    """What tests decide, and what they assert by: mood, tries, calls and log of one server."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()
+        self._tried: OrderedDict[bytes, int] = OrderedDict()
+        self._mood = ""
+        self._performances: deque[Performance] = deque(maxlen=_PERFORMANCES_MAX)
+        self._numbered = 0
+
+    def answer(self, head: Head, body: bytes) -> tuple[int, bytes] | None:
+        """Status and body of what is asked of the director itself; None for a provider's paths."""
+        match head.path:
+            case "/sandbox/calls":
+                calls = {"calls": self._calls.total(), "models": dict(self._calls)}
+                return 200, msgspec.json.encode(calls)
+            case "/sandbox/mood":
+                return self._set_mood(body)
+            case "/sandbox/log":
+                return self._show_log(parse_qs(head.query).get("after", ["0"])[0])
+        return None
+
+    def _show_log(self, after: str) -> tuple[int, bytes]:
+        if not after.isdecimal():
+            return 400, msgspec.json.encode({"error": "after is the number of a performance."})
+        found = [each for each in self._performances if each.number > int(after)]
+        return 200, msgspec.json.encode({"performances": found})
+
+    def _set_mood(self, body: bytes) -> tuple[int, bytes]:
+        try:
+            mood = msgspec.json.decode(body, type=_Mood).mood
+        except msgspec.MsgspecError as error:
+            return 400, msgspec.json.encode({"error": str(error)})
+        if mood and sandbox.find(mood) is None:
+            return 400, msgspec.json.encode({"error": f"There is no model {mood!r} to fail like."})
+        self._mood = mood
+        return 200, msgspec.json.encode({"mood": mood})
+
+    def begin(self, head: Head, body: bytes) -> Performance:
+        """Count a request. What is returned has yet to take place."""
+        model = _model_of(head.path, body)
+        self._calls[model] += 1
+        nonce = _NONCE.search(body)
+        now = time.monotonic()
+        return Performance(
+            number=0,
+            model=model,
+            mood=self._mood,
+            nonce=nonce["nonce"].decode() if nonce else "",
+            tried=self._try(head.path, body),
+            status=0,
+            end="left",
+            began=now,
+            ended=now,
+        )
+
+    def _try(self, path: str, body: bytes) -> int:
+        """How often the very same was asked before."""
+        digest = hashlib.blake2b(path.encode() + b"\n" + body, digest_size=16).digest()
+        tried = self._tried.pop(digest, 0)
+        self._tried[digest] = tried + 1
+        if len(self._tried) > _TRIED_MAX:
+            self._tried.popitem(last=False)
+        return tried
+
+    def end(self, performance: Performance, status: int, end: End) -> None:
+        """Log how it went."""
+        self._numbered += 1
+        self._performances.append(
+            msgspec.structs.replace(
+                performance, number=self._numbered, status=status, end=end, ended=time.monotonic()
+            )
+        )
+
+
+def _model_of(path: str, body: bytes) -> str:
+    """The model that the path (Gemini) or the body names, or `?` where neither does."""
+    if found := _MODEL_IN_PATH.fullmatch(path):
+        return unquote(found[1])
+    try:
+        return msgspec.json.decode(body, type=_Named).model
+    except msgspec.MsgspecError:
+        return "?"
+
+
+async def serve_transport(director: Director, deadlines: Deadlines, transport: Transport) -> None:
+    """Serve one connection until its client leaves or the script ends it."""
     with deadlines.new() as deadline:
         connection = Connection(transport, _SETTINGS, deadline)
         try:
-            while connection.reusable and await _serve_request(calls, connection):
+            while connection.reusable and await _serve_request(director, connection):
                 pass
         except (ClientGone, APIError):
             return  # a client that left, or whose bytes are not HTTP
 
 
-async def _serve_request(calls: Calls, connection: Connection) -> bool:
+async def _serve_request(director: Director, connection: Connection) -> bool:
     head = await connection.read_head()
     if head is None:
         return False
     body = await connection.read_body(_BODY_BYTES_MAX)
-    if head.path == _CALLS_PATH:
-        await connection.respond(200, [("content-type", "application/json")], calls.as_json())
+    if (told := director.answer(head, body)) is not None:
+        status, answer = told
+        await connection.respond(status, [("content-type", "application/json")], answer)
         return True
-    if head.method == "POST":
-        calls.count(head.path, body)
     target = f"{head.path}?{head.query}" if head.query else head.path
-    return await _perform(connection, sandbox.respond(head.method, target, head.headers, body))
+    player = _Player(connection)
+    if head.method != "POST":
+        return await player.play(sandbox.respond(head.method, target, head.headers, body))
+    performance = director.begin(head, body)
+    circumstances = sandbox.Circumstances(performance.tried, performance.mood)
+    script = sandbox.respond(head.method, target, head.headers, body, circumstances)
+    try:
+        return await player.play(script)
+    finally:
+        director.end(performance, player.status, player.end)
 
 
-async def _perform(connection: Connection, script: Iterable[sandbox.Action]) -> bool:
-    """Play a script to its end. False where it cuts the connection."""
-    head: sandbox.Head | None = None
-    started = False
-    for action in script:
-        match action:
-            case sandbox.Head():
-                head = action
-            case sandbox.Data(data) if not started:
-                assert head is not None, "a script begins with a head"
-                await connection.start_stream(head.status, head.headers, data)
-                started = True
-            case sandbox.Data(data):
-                await connection.send_chunk(data)
-            case sandbox.Pause(seconds):
-                await trio.sleep(seconds)
-            case sandbox.Cut():
-                return False
-            case sandbox.Hang():
-                await trio.sleep_forever()
-    await connection.end_stream(b"")
-    return True
+class _Player:
+    """Plays one script to its client. `status` is 0 until the head goes out."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._head: sandbox.Head | None = None
+        self.status = 0
+        self.end: End = "left"
+
+    async def play(self, script: Iterable[sandbox.Action]) -> bool:
+        """False where it ends the connection."""
+        end: End = "whole"
+        for action in script:
+            match action:
+                case sandbox.Head():
+                    self._head = action
+                case sandbox.Data(data):
+                    await self._send(data)
+                case sandbox.Pause(seconds):
+                    await trio.sleep(seconds)
+                case sandbox.Spoilt():
+                    end = "spoilt"
+                case sandbox.Cut():
+                    self.end = "cut"
+                    return False
+                case sandbox.Reset():
+                    self.end = "reset"
+                    _break_off(self._connection.transport)
+                    return False
+                case sandbox.Hang():
+                    self.end = "hung"
+                    await _until_left(self._connection.transport)
+                    return False
+        await self._connection.end_stream(b"")
+        self.end = end if self.status == _OK else "refused"
+        return True
+
+    async def _send(self, data: bytes) -> None:
+        if self.status:
+            await self._connection.send_chunk(data)
+            return
+        assert self._head is not None, "a script begins with a head"
+        self.status = self._head.status
+        await self._connection.start_stream(self.status, self._head.headers, data)
+
+
+def _break_off(transport: Transport) -> None:
+    """Have the close that follows send a RST instead of a FIN."""
+    connected = socket.socket(fileno=transport.fileno())
+    try:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    finally:
+        connected.detach()  # it is the transport's to close
+
+
+async def _until_left(transport: Transport) -> None:
+    try:
+        while await transport.receive():
+            pass
+    except OSError:
+        pass
 
 
 @asynccontextmanager
@@ -139,7 +297,7 @@ async def upstream() -> AsyncIterator[str]:
 async def serve(listening: socket.socket) -> None:
     """Serve until cancelled."""
     deadlines = Deadlines()
-    handler = partial(serve_transport, Calls(), deadlines)
+    handler = partial(serve_transport, Director(), deadlines)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(deadlines.run)
         await Listener(listening, handler, max_connections=20_000).run()

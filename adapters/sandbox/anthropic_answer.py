@@ -15,7 +15,7 @@ from adapters.sandbox.anthropic_words import (
     unshapeable,
 )
 from adapters.sandbox.behaviours import Unshapeable
-from adapters.sandbox.models import MODELS, Model
+from adapters.sandbox.models import MODELS, Circumstances, Model
 from adapters.sandbox.performance import perform
 from adapters.sandbox.script import Action, Json, encode, json_answer
 from adapters.sandbox.shapes import decoded
@@ -34,13 +34,15 @@ _OUTPUT_TOKENS_MAX = 64_000
 _LISTED_DEFAULT = 20
 
 
-def message(headers: Mapping[bytes, bytes], body: bytes) -> Iterable[Action]:
+def message(
+    headers: Mapping[bytes, bytes], body: bytes, circumstances: Circumstances
+) -> Iterable[Action]:
     """Serve `POST /v1/messages`. Raises Refused."""
     request = read_messages(headers, body)
     name = request.asked.model
-    model = found_model(name)
+    model = found_model(name).under(circumstances)
     if model.refuses is not None:
-        raise trouble(model.refuses, name)
+        raise trouble(model, name)
     try:
         answer = model.answer(request.asked)
     except Unshapeable as error:
@@ -49,12 +51,14 @@ def message(headers: Mapping[bytes, bytes], body: bytes) -> Iterable[Action]:
     return perform(rendering, model, answer, stream=request.asked.stream)
 
 
-def count_tokens(headers: Mapping[bytes, bytes], body: bytes) -> Iterable[Action]:
+def count_tokens(
+    headers: Mapping[bytes, bytes], body: bytes, circumstances: Circumstances
+) -> Iterable[Action]:
     """Serve `POST /v1/messages/count_tokens`. Raises Refused."""
     asked = read_count(headers, body)
-    model = found_model(asked.model)
+    model = found_model(asked.model).under(circumstances)
     if model.refuses is not None:
-        raise trouble(model.refuses, asked.model)
+        raise trouble(model, asked.model)
     return json_answer({"input_tokens": asked.prompt_tokens}, HEADERS)
 
 

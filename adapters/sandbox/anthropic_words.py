@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from adapters.sandbox.behaviours import Unshapeable
-from adapters.sandbox.models import Model, Trouble, find
-from adapters.sandbox.script import Json, Refused, encode, page
+from adapters.sandbox.models import Model, find
+from adapters.sandbox.script import Json, Refused, encode, moved, page
 from adapters.sandbox.shapes import Path
 
 REQUEST_ID = "req_sandbox"
@@ -15,6 +15,7 @@ HEADERS = [("request-id", REQUEST_ID)]
 
 _TYPES: Mapping[int, str] = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
@@ -22,6 +23,7 @@ _TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     500: "api_error",
     503: "api_error",
+    504: "timeout_error",
     529: "overloaded_error",
 }
 _WANTED: Mapping[str, str] = {
@@ -81,15 +83,29 @@ def unshapeable(error: Unshapeable) -> Refused:
     return refused(f"{where}: Invalid schema: {error}")
 
 
-def trouble(kind: Trouble, model: str) -> Refused:
+def trouble(model: Model, name: str) -> Refused:
     """What a failing model answers."""
+    kind = model.refuses
+    assert kind is not None
     match kind:
         case 413 | 502:
             return page(kind, "Request Entity Too Large" if kind == 413 else "Bad Gateway")
         case 404:
-            return refused(f"model: {model}", 404)
+            return refused(f"model: {name}", 404)
         case 429:
-            return refused(_MESSAGES[429], 429, [("retry-after", "1")])
+            hint = model.hint.headers if model.hint is not None else ()
+            return refused(_MESSAGES[429], 429, hint)
+        case "redirect":
+            return moved()
+        case "no_page":
+            return page(404, "Not Found")
+        case "no_reference":
+            return refused("File not found: file_sandbox", 404)
+        case "no_credit":
+            return refused(
+                "Your credit balance is too low to access the Anthropic API. Please go to Plans & "
+                "Billing to upgrade or purchase credits."
+            )
         case "context":
             return refused("prompt is too long: 9000 tokens > 8192 maximum")
         case "content":
@@ -101,15 +117,19 @@ def trouble(kind: Trouble, model: str) -> Refused:
 _MESSAGES: Mapping[int, str] = {
     400: "`temperature` is deprecated for this model.",
     401: "invalid x-api-key",
+    402: "There is an issue with your billing or payment information.",
     403: "Your API key does not have permission to use the specified resource.",
     408: "Request timed out",
     409: "Another request is changing this resource.",
+    415: "Unsupported media type",
     422: "Unprocessable entity: none of the messages is the user's.",
+    425: "Too early",
     429: "This request would exceed your organization's rate limit of 3 requests per minute "
     "(org: 00000000-0000-4000-8000-000000000000, model: sandbox-error-429). For details, refer "
     "to: https://docs.claude.com/en/api/rate-limits.",
     500: "Internal server error",
     503: "Service temporarily unavailable",
+    504: "The request took too long to process.",
     529: "Overloaded",
 }
 

@@ -1,7 +1,8 @@
 """What the scripts go by: a request, whatever its protocol.
 
 The countable rule of the prompt: the bytes of its texts divided by four and rounded up, and four
-for each message (Responses: item), of which the system's instructions are one.
+for each message (Responses: item), of which the system's instructions are one. Pictures are counted
+by OpenAI alone, which tells the figure last (`pictures`).
 """
 
 from __future__ import annotations

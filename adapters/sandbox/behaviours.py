@@ -57,6 +57,22 @@ def count_to(last: int, asked: Asked) -> Answer:
     return _saying(_numbers(last))
 
 
+ECHO = re.compile(r"\becho (?P<count>[0-9]{1,4}) (?P<nonce>[\w-]+)")
+"""How `echo` is asked for words that can be counted."""
+
+
+def echo(asked: Asked) -> Answer:
+    """What only a reader of the request can say, so that a right answer can be told from others.
+
+    Numbered words where some are asked for, else the last text.
+    """
+    found = ECHO.search(asked.last_text)
+    if found is None:
+        return _saying(asked.last_text)
+    numbers = range(1, int(found["count"]) + 1)
+    return _saying(" ".join(f"{found['nonce']}-{number}" for number in numbers))
+
+
 def nothing(asked: Asked) -> Answer:
     """No part at all."""
     return Answer()

@@ -8,7 +8,7 @@ from adapters import sse
 from adapters.sandbox.answer import Answer, Call, Finish, Part, Refusal, Text, Thought, joined
 from adapters.sandbox.behaviours import Unshapeable
 from adapters.sandbox.chat_request import ChatRequest, read_chat
-from adapters.sandbox.models import Model
+from adapters.sandbox.models import Circumstances, Model
 from adapters.sandbox.openai_words import (
     OVERLOADED_MESSAGE,
     SERVER_ERROR_MESSAGE,
@@ -33,10 +33,10 @@ _FINISH: dict[Finish, str] = {
 }
 
 
-def complete(body: bytes) -> Iterable[Action]:
+def complete(body: bytes, circumstances: Circumstances) -> Iterable[Action]:
     """Serve `POST /v1/chat/completions`. Raises Refused."""
     request = read_chat(body)
-    model = found_model(request.asked.model)
+    model = found_model(request.asked.model).under(circumstances)
     if model.kind != "chat":
         raise refused(
             404,
@@ -44,7 +44,7 @@ def complete(body: bytes) -> Iterable[Action]:
             param="model",
         )
     if model.refuses is not None:
-        raise trouble(model.refuses, request.asked.model)
+        raise trouble(model, request.asked.model)
     try:
         answer = model.answer(request.asked)
     except Unshapeable as error:

@@ -23,6 +23,7 @@ from adapters.sandbox.openai_words import (
     read_object,
     refused,
 )
+from adapters.sandbox.pictures import picture_tokens
 from adapters.sandbox.script import Json
 from adapters.sandbox.shapes import (
     Path,
@@ -84,7 +85,8 @@ def read_chat(body: bytes) -> ChatRequest:
         name=name_of(body),
         said=said,
         messages=len(messages),
-        prompt_tokens=prompt_tokens(said, len(messages)),
+        prompt_tokens=prompt_tokens(said, len(messages))
+        + sum(picture_tokens(objects(message.get("content"))) for message in messages),
         stream=fields.get("stream") is True,
         cap=next((an_integer(fields[name]) for name in _CAPS if name in fields), None),
         stop=(stop,) if isinstance(stop, str) else strings(stop),

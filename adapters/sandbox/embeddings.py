@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from adapters.sandbox.asked import text_tokens
+from adapters.sandbox.models import Circumstances
 from adapters.sandbox.openai_words import (
     WORDING,
     check_model,
@@ -28,16 +29,16 @@ DIMENSIONS_MAX = 2048
 _INPUTS_MAX = 2048
 
 
-def embed(body: bytes) -> Iterable[Action]:
+def embed(body: bytes, circumstances: Circumstances) -> Iterable[Action]:
     """Serve `POST /v1/embeddings`. Raises Refused."""
     given = read_object(body)
     check_model(given)
     fields = an_object(_REQUEST((), given))
     inputs, tokens = _inputs_of(fields.get("input"))
     name = a_string(fields["model"])
-    model = found_model(name)
+    model = found_model(name).under(circumstances)
     if model.refuses is not None:
-        raise trouble(model.refuses, name)
+        raise trouble(model, name)
     if model.kind != "embedding":
         raise refused(403, "You are not allowed to generate embeddings from this model")
     dimensions = an_integer(fields.get("dimensions")) or DIMENSIONS

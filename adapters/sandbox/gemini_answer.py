@@ -16,7 +16,7 @@ from adapters.sandbox.gemini_request import (
     read_generate,
 )
 from adapters.sandbox.gemini_words import error_object, found_model, refused, trouble, unshapeable
-from adapters.sandbox.models import MODELS, Model
+from adapters.sandbox.models import MODELS, Circumstances, Model
 from adapters.sandbox.performance import perform
 from adapters.sandbox.script import Action, Json, encode, json_answer
 from adapters.sandbox.shapes import decoded
@@ -37,27 +37,42 @@ _TOKENS_MAX = {"inputTokenLimit": 1_048_576, "outputTokenLimit": 65_536}
 _LISTED_DEFAULT = 50
 
 
-def operate(name: str, action: str, query: Mapping[str, str], body: bytes) -> Iterable[Action]:
+def operate(
+    name: str,
+    action: str,
+    query: Mapping[str, str],
+    body: bytes,
+    circumstances: Circumstances,
+) -> Iterable[Action]:
     """Serve `POST /{version}/models/{name}:{action}`. Raises Refused."""
     match action:
         case "generateContent":
-            return _generate(name, body, stream=False, as_events=False)
+            return _generate(name, body, circumstances)
         case "streamGenerateContent":
-            return _generate(name, body, stream=True, as_events=query.get("alt") == "sse")
+            return _generate(
+                name, body, circumstances, stream=True, as_events=query.get("alt") == "sse"
+            )
         case "countTokens":
-            return _count(name, body)
+            return _count(name, body, circumstances)
         case "embedContent" | "batchEmbedContents":
-            return _embed(name, action, body)
+            return _embed(name, action, body, circumstances)
     raise refused(f"Method {action} is not found.", 404)
 
 
-def _generate(name: str, body: bytes, *, stream: bool, as_events: bool) -> Iterable[Action]:
-    model = found_model(name)
+def _generate(
+    name: str,
+    body: bytes,
+    circumstances: Circumstances,
+    *,
+    stream: bool = False,
+    as_events: bool = False,
+) -> Iterable[Action]:
+    model = found_model(name).under(circumstances)
     request = read_generate(name, body, stream=stream)
     if model.refuses == "content":
         answer = Answer()
     elif model.refuses is not None:
-        raise trouble(model.refuses, name)
+        raise trouble(model, name)
     else:
         try:
             answer = model.answer(request.asked)
@@ -67,19 +82,21 @@ def _generate(name: str, body: bytes, *, stream: bool, as_events: bool) -> Itera
     return perform(rendering, model, answer, stream=stream)
 
 
-def _count(name: str, body: bytes) -> Iterable[Action]:
-    model = found_model(name, "countTokens")
+def _count(name: str, body: bytes, circumstances: Circumstances) -> Iterable[Action]:
+    model = found_model(name, "countTokens").under(circumstances)
     tokens = read_count(name, body).prompt_tokens
     if model.refuses is not None and model.refuses != "content":
-        raise trouble(model.refuses, name)
+        raise trouble(model, name)
     details = [{"modality": "TEXT", "tokenCount": tokens}]
     return json_answer({"totalTokens": tokens, "promptTokensDetails": details})
 
 
-def _embed(name: str, action: str, body: bytes) -> Iterable[Action]:
-    found_model(name, action)
+def _embed(name: str, action: str, body: bytes, circumstances: Circumstances) -> Iterable[Action]:
+    model = found_model(name, action).under(circumstances)
     single = action == "embedContent"
     requests = [read_embed(name, body)] if single else read_embeds(name, body)
+    if model.refuses is not None:
+        raise trouble(model, name)
     values = [
         {"values": unit_vector(each.text.encode(), each.dimensions or DIMENSIONS)}
         for each in requests
@@ -155,8 +172,8 @@ class GenerateRendering:
         return encode(error_object(500))
 
     def opening(self) -> Iterator[bytes]:
-        """Nothing: the first chunk has content."""
-        return iter(())
+        """Nothing of the body: the first chunk has content. But the head goes out."""
+        return iter((b"",))
 
     def begun(self, part: Part) -> Iterator[bytes]:
         """Nothing either."""

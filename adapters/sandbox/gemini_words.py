@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from adapters.sandbox.behaviours import Unshapeable
-from adapters.sandbox.models import Model, Trouble, find
-from adapters.sandbox.script import Json, Refused, encode, page
+from adapters.sandbox.models import Hint, Model, find
+from adapters.sandbox.script import Json, Refused, encode, moved, page
 from adapters.sandbox.shapes import Path
 
 _STATUS: Mapping[int, str] = {
@@ -17,27 +17,34 @@ _STATUS: Mapping[int, str] = {
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED",
+    402: "FAILED_PRECONDITION",
     409: "ABORTED",
+    415: "INVALID_ARGUMENT",
     422: "INVALID_ARGUMENT",
+    425: "ABORTED",
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",
     503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
     529: "UNAVAILABLE",
 }
 _MESSAGES: Mapping[int, str] = {
     400: "API key expired. Please renew the API key.",
     401: "Request had invalid authentication credentials. Expected OAuth 2 access token, login "
     "cookie or other valid authentication credential.",
+    402: "Billing is not enabled for project sandbox.",
     403: "Permission denied on resource project sandbox.",
     408: "Deadline expired before operation could complete.",
     409: "The operation was aborted.",
+    415: "Unsupported media type.",
     422: "Unprocessable entity: none of the contents is the user's.",
+    425: "Too early.",
     429: "You exceeded your current quota, please check your plan and billing details. For more "
-    "information on this error, head to: https://ai.google.dev/gemini-api/docs/rate-limits.\n"
-    "Please retry in 1s.",
+    "information on this error, head to: https://ai.google.dev/gemini-api/docs/rate-limits.",
     500: "An internal error has occurred. Please retry or report in "
     "https://developers.generativeai.google/guide/troubleshooting",
     503: "The model is overloaded. Please try again later.",
+    504: "The request timed out. Please try again.",
     529: "The model is overloaded. Please try again later.",
 }
 _TYPES: Mapping[str, str] = {
@@ -46,13 +53,10 @@ _TYPES: Mapping[str, str] = {
     "an integer": "TYPE_INT32",
     "a decimal": "TYPE_FLOAT",
 }
-_QUOTA: Sequence[Json] = (
-    {
-        "@type": "type.googleapis.com/google.rpc.QuotaFailure",
-        "violations": [{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel"}],
-    },
-    {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"},
-)
+_QUOTA: Json = {
+    "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+    "violations": [{"quotaId": "GenerateRequestsPerMinutePerProjectPerModel"}],
+}
 
 
 def error_object(status: int, message: str = "", details: Sequence[Json] = ()) -> Json:
@@ -115,15 +119,25 @@ def unshapeable(error: Unshapeable) -> Refused:
     return refused(f"The schema of {where} cannot be used: {error}.")
 
 
-def trouble(kind: Trouble, model: str) -> Refused:
+def trouble(model: Model, name: str) -> Refused:
     """What a failing model answers; an improper prompt is no failure here, but an answer."""
+    kind = model.refuses
+    assert kind is not None
     match kind:
         case 413 | 502:
             return page(kind, "Request Entity Too Large" if kind == 413 else "Bad Gateway")
         case 404:
-            return refused(f"models/{model} is not found for API version v1beta.", 404)
+            return refused(f"models/{name} is not found for API version v1beta.", 404)
         case 429:
-            return refused(_MESSAGES[429], 429, _QUOTA)
+            return _asked_too_much(model.hint)
+        case "redirect":
+            return moved()
+        case "no_page":
+            return page(404, "Error 404 (Not Found)!!1")
+        case "no_reference":
+            return refused("CachedContent not found (or permission denied)", 403)
+        case "no_credit":
+            return refused(_MESSAGES[429], 429, [_QUOTA])
         case "context":
             return refused(
                 "The input token count (9000) exceeds the maximum number of tokens allowed (8192)."
@@ -132,6 +146,19 @@ def trouble(kind: Trouble, model: str) -> Refused:
             return refused("The prompt was blocked.")
         case _:
             return refused(_MESSAGES[kind], kind)
+
+
+def _asked_too_much(hint: Hint | None) -> Refused:
+    """Google tells when to come back in words and in a detail. Without a time to wait the quota
+    is that of a day; hence another wording where there is none."""
+    if hint is None:
+        return refused("Resource has been exhausted (e.g. check quota).", 429)
+    retry: Json = {
+        "@type": "type.googleapis.com/google.rpc.RetryInfo",
+        "retryDelay": f"{hint.seconds:g}s",
+    }
+    message = f"{_MESSAGES[429]}\nPlease retry in {hint.seconds:g}s."
+    return refused(message, 429, [_QUOTA, retry])
 
 
 class GeminiWording:

@@ -9,7 +9,7 @@ from functools import partial
 
 from adapters.sandbox.behaviours import Unshapeable
 from adapters.sandbox.models import Model, Trouble, find
-from adapters.sandbox.script import Json, Refused, encode, page
+from adapters.sandbox.script import Json, Refused, encode, moved, page
 from adapters.sandbox.shapes import Path, a_string, an_object, decoded
 
 SERVER_ERROR_MESSAGE = "The server had an error while processing your request. Sorry about that!"
@@ -201,15 +201,22 @@ def _type_name(value: object) -> str:
 # -- troubles -------------------------------------------------------------------------------------
 
 
-def trouble(kind: Trouble, model: str) -> Refused:
+def trouble(model: Model, name: str) -> Refused:
     """What a failing model answers on Chat Completions and Embeddings."""
-    if kind == 404:
+    if model.refuses == 404:
         return refused(
             404,
-            f"The model `{model}` does not exist or you do not have access to it.",
+            f"The model `{name}` does not exist or you do not have access to it.",
             code="model_not_found",
         )
-    return _TROUBLES[kind]()
+    assert model.refuses is not None
+    found = _TROUBLES[model.refuses]()
+    if model.hint is not None and model.refuses in _HINTED:
+        found.headers += model.hint.headers
+    return found
+
+
+_HINTED = (429, 503)
 
 
 _TROUBLES: Mapping[Trouble, Callable[[], Refused]] = {
@@ -228,6 +235,9 @@ _TROUBLES: Mapping[Trouble, Callable[[], Refused]] = {
         "https://platform.openai.com/account/api-keys.",
         code="invalid_api_key",
     ),
+    402: partial(
+        refused, 402, "Insufficient Balance", type="unknown_error", code="invalid_request_error"
+    ),
     403: partial(
         refused,
         403,
@@ -238,7 +248,9 @@ _TROUBLES: Mapping[Trouble, Callable[[], Refused]] = {
     408: partial(refused, 408, "Request timed out.", type="timeout"),
     409: partial(refused, 409, "Another request is changing this resource.", type="conflict"),
     413: partial(page, 413, "Request Entity Too Large"),
+    415: partial(refused, 415, "Unsupported media type."),
     422: partial(refused, 422, "Unprocessable entity: none of the messages is the user's."),
+    425: partial(refused, 425, "Too early: the connection is not established.", type="too_early"),
     429: partial(
         refused,
         429,
@@ -247,7 +259,6 @@ _TROUBLES: Mapping[Trouble, Callable[[], Refused]] = {
         "https://platform.openai.com/account/rate-limits to learn more.",
         type="requests",
         code="rate_limit_exceeded",
-        headers=[("retry-after", "1")],
     ),
     500: partial(refused, 500, SERVER_ERROR_MESSAGE, type="server_error"),
     502: partial(page, 502, "Bad Gateway"),
@@ -256,9 +267,27 @@ _TROUBLES: Mapping[Trouble, Callable[[], Refused]] = {
         503,
         OVERLOADED_MESSAGE,
         type="server_error",
-        headers=[("retry-after", "1")],
     ),
+    504: partial(page, 504, "Gateway Time-out"),
     529: partial(refused, 529, "Overloaded", type="overloaded_error"),
+    "no_credit": partial(
+        refused,
+        429,
+        "You exceeded your current quota, please check your plan and billing details. For more "
+        "information on this error, read the docs: "
+        "https://platform.openai.com/docs/guides/error-codes/api-errors.",
+        type="insufficient_quota",
+        code="insufficient_quota",
+    ),
+    "no_page": partial(page, 404, "Not Found"),
+    "no_reference": partial(
+        refused,
+        404,
+        "Previous response with id 'resp_sandbox' not found.",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    ),
+    "redirect": moved,
     "context": partial(
         refused,
         400,

@@ -7,9 +7,10 @@ from typing import Protocol
 
 from adapters.sandbox.answer import Answer, Part
 from adapters.sandbox.models import Accident, Break, Model
-from adapters.sandbox.script import Action, Cut, Data, Hang, Head, Pause
+from adapters.sandbox.script import Action, Cut, Data, Hang, Head, Pause, Reset, Spoilt
 
 _BROKEN_BODY = b"Service temporarily unavailable"
+_STOPPING: frozenset[Accident] = frozenset(("cut", "reset", "hang", "unended"))
 
 
 class Rendering(Protocol):
@@ -73,14 +74,14 @@ def _plain(rendering: Rendering, model: Model, answer: Answer) -> Iterator[Actio
     breaks = model.breaks
     if breaks is None:
         yield Data(rendering.whole())
-    elif breaks.how in ("cut", "hang"):
+    elif breaks.how in _STOPPING:
         body = rendering.whole()
-        yield Data(body[: len(body) * breaks.percent // 100])
-        yield Cut() if breaks.how == "cut" else Hang()
-    elif breaks.how == "malformed":
-        yield Data(_BROKEN_BODY)
+        if not breaks.at_once:
+            yield Data(body[: min(len(body) * breaks.percent // 100, len(body) - 1)])
+        yield _stop(breaks.how)
     else:
-        yield Data(rendering.failed())
+        yield Data(_BROKEN_BODY if breaks.how == "malformed" else rendering.failed())
+        yield Spoilt()
 
 
 def _streamed(rendering: Rendering, model: Model, answer: Answer) -> Iterator[Action]:
@@ -90,7 +91,7 @@ def _streamed(rendering: Rendering, model: Model, answer: Answer) -> Iterator[Ac
         yield from _parts(rendering, model, answer, answer.tokens)
         yield from map(Data, rendering.closing())
         return
-    if breaks.percent or breaks.opened:
+    if not breaks.at_once:
         yield from map(Data, rendering.opening())
     yield from _parts(rendering, model, answer, answer.tokens * breaks.percent // 100)
     yield from _accident(rendering, breaks)
@@ -115,13 +116,23 @@ def _parts(rendering: Rendering, model: Model, answer: Answer, count: int) -> It
 
 
 def _accident(rendering: Rendering, breaks: Break) -> Iterator[Action]:
-    how: Accident = breaks.how
+    if breaks.how in _STOPPING:
+        yield _stop(breaks.how)
+        return
+    if breaks.how == "malformed":
+        yield Data(rendering.broken())
+    else:
+        yield from map(Data, rendering.error(overloaded=breaks.how == "overloaded"))
+    yield Spoilt()
+
+
+def _stop(how: Accident) -> Action:
     match how:
         case "cut":
-            yield Cut()
+            return Cut()
+        case "reset":
+            return Reset()
         case "hang":
-            yield Hang()
-        case "malformed":
-            yield Data(rendering.broken())
-        case "server_error" | "overloaded":
-            yield from map(Data, rendering.error(overloaded=how == "overloaded"))
+            return Hang()
+        case _:
+            return Spoilt()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from adapters.sandbox.answer import Answer, Call, Part, Refusal, Text, Thought, joined
 from adapters.sandbox.behaviours import Unshapeable
 from adapters.sandbox.chat_answer import CREATED
-from adapters.sandbox.models import Model, Trouble
+from adapters.sandbox.models import Circumstances, Model
 from adapters.sandbox.openai_words import (
     OVERLOADED_MESSAGE,
     SERVER_ERROR_MESSAGE,
@@ -47,11 +47,11 @@ _REPEATED: Mapping[str, object] = {
 _PARTIAL_CHARACTERS = 12  # of the encrypted content, when an item has only begun
 
 
-def create(body: bytes) -> Iterable[Action]:
+def create(body: bytes, circumstances: Circumstances) -> Iterable[Action]:
     """Serve `POST /v1/responses`. Raises Refused."""
     request = read_response(body)
     name = request.asked.model
-    model = _found(name)
+    model = _found(name, circumstances)
     try:
         answer = model.answer(request.asked)
     except Unshapeable as error:
@@ -60,26 +60,26 @@ def create(body: bytes) -> Iterable[Action]:
     return perform(rendering, model, answer, stream=request.asked.stream)
 
 
-def count(body: bytes) -> Iterable[Action]:
+def count(body: bytes, circumstances: Circumstances) -> Iterable[Action]:
     """Serve `POST /v1/responses/input_tokens`. Raises Refused."""
     asked = read_count(body)
-    _found(asked.model)
+    _found(asked.model, circumstances)
     return json_answer({"object": "response.input_tokens", "input_tokens": asked.prompt_tokens})
 
 
-def _found(name: str) -> Model:
-    model = found_model(name)
+def _found(name: str, circumstances: Circumstances) -> Model:
+    model = found_model(name).under(circumstances)
     if model.kind != "chat":
         raise refused(
             404, f"The model `{name}` is not supported in the v1/responses endpoint.", param="model"
         )
     if model.refuses is not None:
-        raise _trouble(model.refuses, name)
+        raise _trouble(model, name)
     return model
 
 
-def _trouble(kind: Trouble, model: str) -> Refused:
-    if kind == "context":
+def _trouble(model: Model, name: str) -> Refused:
+    if model.refuses == "context":
         return refused(
             400,
             "Your input exceeds the context window of this model. Please adjust your input and try "
@@ -87,14 +87,14 @@ def _trouble(kind: Trouble, model: str) -> Refused:
             param="input",
             code="context_length_exceeded",
         )
-    if kind == "content":
+    if model.refuses == "content":
         return refused(
             400,
             "Invalid prompt: your prompt was flagged as potentially violating our usage policy. "
             "Please try again with a different prompt.",
             code="invalid_prompt",
         )
-    return trouble(kind, model)
+    return trouble(model, name)
 
 
 class ResponseRendering:

@@ -22,6 +22,7 @@ from adapters.sandbox.openai_words import (
     refused,
     spelled,
 )
+from adapters.sandbox.pictures import picture_tokens
 from adapters.sandbox.script import Json
 from adapters.sandbox.shapes import (
     Path,
@@ -125,7 +126,8 @@ def _asked(fields: Json, body: bytes) -> Asked:
         name=name_of(body),
         said=said,
         messages=count,
-        prompt_tokens=prompt_tokens(said, count),
+        prompt_tokens=prompt_tokens(said, count)
+        + sum(picture_tokens(objects(item.get("content"))) for item in items),
         stream=fields.get("stream") is True,
         cap=an_integer(fields.get("max_output_tokens")),
         tools=list(_tools(fields)),

@@ -16,14 +16,18 @@ from adapters.sandbox import (
 )
 from adapters.sandbox.chat_answer import CREATED, complete
 from adapters.sandbox.embeddings import embed
-from adapters.sandbox.models import MODELS, Model
+from adapters.sandbox.models import MODELS, USUAL, Circumstances, Model
 from adapters.sandbox.script import Action, Data, Head, Json, Refused, json_answer, page
 
 Serve = Callable[[], Iterable[Action]]
 
 
 def respond(
-    method: str, target: str, headers: Mapping[bytes, bytes], body: bytes
+    method: str,
+    target: str,
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+    circumstances: Circumstances = USUAL,
 ) -> Iterable[Action]:
     """The script of the answer to one request: `target` is its path, and its query if it has one.
 
@@ -33,10 +37,10 @@ def respond(
     query = dict(parse_qsl(encoded))
     try:
         if _is_gemini(path, headers, query):
-            return _gemini(method, path, query, headers, body)
+            return _gemini(method, path, query, headers, body, circumstances)
         if _is_anthropic(path, headers):
-            return _anthropic(method, path, query, headers, body)
-        return _openai(method, path, headers, body)
+            return _anthropic(method, path, query, headers, body, circumstances)
+        return _openai(method, path, headers, body, circumstances)
     except Refused as refused:
         return (Head(refused.status, refused.headers), Data(refused.body))
 
@@ -59,6 +63,7 @@ def _gemini(
     query: Mapping[str, str],
     headers: Mapping[bytes, bytes],
     body: bytes,
+    circumstances: Circumstances,
 ) -> Iterable[Action]:
     gemini_words.check_key(headers, query)
     found = _GEMINI_PATH.fullmatch(path)
@@ -66,7 +71,7 @@ def _gemini(
         raise page(404, "Error 404 (Not Found)!!1")
     name, action = unquote(found["model"] or ""), found["action"]
     if method == "POST" and action:
-        return gemini_answer.operate(name, action, query, body)
+        return gemini_answer.operate(name, action, query, body, circumstances)
     if method != "GET" or action:
         raise page(404, "Error 404 (Not Found)!!1")
     return gemini_answer.show_model(name) if name else gemini_answer.list_models(query)
@@ -85,15 +90,16 @@ def _anthropic(
     query: Mapping[str, str],
     headers: Mapping[bytes, bytes],
     body: bytes,
+    circumstances: Circumstances,
 ) -> Iterable[Action]:
     anthropic_words.check_headers(headers)
     name = unquote(path.removeprefix("/v1/models/"))
     methods: Mapping[str, Serve] = {}
     match path.removeprefix("/v1"):
         case "/messages":
-            methods = {"POST": lambda: anthropic_answer.message(headers, body)}
+            methods = {"POST": lambda: anthropic_answer.message(headers, body, circumstances)}
         case "/messages/count_tokens":
-            methods = {"POST": lambda: anthropic_answer.count_tokens(headers, body)}
+            methods = {"POST": lambda: anthropic_answer.count_tokens(headers, body, circumstances)}
         case "/models":
             methods = {"GET": lambda: anthropic_answer.list_models(query)}
         case listed if listed.startswith("/models/"):
@@ -105,19 +111,23 @@ def _anthropic(
 
 
 def _openai(
-    method: str, path: str, headers: Mapping[bytes, bytes], body: bytes
+    method: str,
+    path: str,
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+    circumstances: Circumstances,
 ) -> Iterable[Action]:
     openai_words.check_authorization(headers)
     name = unquote(path.removeprefix("/v1/models/"))
     methods: Mapping[str, Serve]
     if path == "/v1/chat/completions":
-        methods = {"POST": lambda: complete(body)}
+        methods = {"POST": lambda: complete(body, circumstances)}
     elif path == "/v1/responses":
-        methods = {"POST": lambda: responses_answer.create(body)}
+        methods = {"POST": lambda: responses_answer.create(body, circumstances)}
     elif path == "/v1/responses/input_tokens":
-        methods = {"POST": lambda: responses_answer.count(body)}
+        methods = {"POST": lambda: responses_answer.count(body, circumstances)}
     elif path == "/v1/embeddings":
-        methods = {"POST": lambda: embed(body)}
+        methods = {"POST": lambda: embed(body, circumstances)}
     elif path == "/v1/models":
         methods = {"GET": _list}
     elif path.startswith("/v1/models/"):

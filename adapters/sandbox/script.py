@@ -39,11 +39,21 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Reset:
+    """Break the connection off, so that its other side reads an error instead of an end."""
+
+
+@dataclass(frozen=True, slots=True)
 class Hang:
-    """Send nothing more, but keep the connection open."""
+    """Send nothing more, but keep the connection open. Before any data: not even the head."""
 
 
-Action = Head | Data | Pause | Cut | Hang
+@dataclass(frozen=True, slots=True)
+class Spoilt:
+    """The body ends here as bodies do, but the answer in it is not whole. For the records only."""
+
+
+Action = Head | Data | Pause | Cut | Reset | Hang | Spoilt
 
 
 class Refused(Exception):
@@ -62,6 +72,13 @@ def page(status: int, title: str) -> Refused:
         status, b"<html><head><title>%d %b</title></head></html>" % (status, title.encode())
     )
     refused.headers = [("content-type", "text/html")]
+    return refused
+
+
+def moved() -> Refused:
+    """Another address, where a client that followed it would take its credentials."""
+    refused = page(307, "Temporary Redirect")
+    refused.headers.append(("location", "https://elsewhere.invalid/"))
     return refused
 
 
