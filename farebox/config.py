@@ -28,6 +28,7 @@ from ledger.connection import understood
 from ledger.draws import LIMIT_MAX
 from ledger.settings import DatabaseSettings
 from ledger.valkey import client_missing, parse_url
+from proxy.memory import BODIES_MIN
 from proxy.settings import (
     BASIS_POINTS,
     BillingSettings,
@@ -235,6 +236,12 @@ def _check_server(server: ServerSettings, problems: Problems) -> None:
     if server.workers > WORKERS_MAX:
         problems.add(
             "server.workers", f"is at most {WORKERS_MAX}; 0 means as many as there are CPUs"
+        )
+    least = BODIES_MIN * server.max_body_bytes
+    if 0 < server.max_held_bytes < least:
+        problems.add(
+            "server.max_held_bytes",
+            f"has to be {BODIES_MIN} times server.max_body_bytes, {least}, or 0",
         )
 
 

@@ -29,13 +29,13 @@ from farebox.config import Config, ConfigError, kept, load, restart_needed
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.secret import ensure_secret
 from farebox.supervise import Supervisor, keep_leftovers
-from farebox.worker import Worker, example_model, snapshot
+from farebox.worker import Worker, example_model, snapshot, worker_count
 from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable
 from ledger.migrate import MigrationError, migrate
 from ledger.money import parse_usd
 from ledger.segments import JournalError
 from proxy.listener import bind
-from proxy.settings import ServerSettings, parse_address
+from proxy.settings import parse_address
 
 _DEMO = "demo"
 _DEMO_PROJECT = "default"
@@ -113,15 +113,6 @@ def _refuse(problems: Sequence[str]) -> int:
     for problem in problems:
         sys.stderr.write(f"{problem}\n")
     return 1
-
-
-def worker_count(server: ServerSettings) -> int:
-    """How many workers are to serve: as many as were asked for, or one for each of our CPUs."""
-    if server.workers:
-        return server.workers
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 async def _serve(start: _Start) -> None:

@@ -34,12 +34,13 @@ from proxy.exchange import serve_connection
 from proxy.gateway import Gateway, wall_seconds
 from proxy.idempotency import Answers
 from proxy.listener import Listener
+from proxy.memory import Memory, bound_of
 from proxy.metrics import Metrics
 from proxy.outputs import Outputs
 from proxy.receipts import PostgresUsage
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
-from proxy.settings import TierSettings
+from proxy.settings import ServerSettings, TierSettings
 from proxy.state import PostgresResponses
 from proxy.stored import Responses
 from proxy.transport import SocketDialer
@@ -166,6 +167,8 @@ class Worker:
         known = await trio.to_thread.run_sync(snapshot, config, served, directory)
         metrics = Metrics()
         books.watch(metrics)
+        memory = Memory(bound_of(config.server, worker_count(config.server)))
+        metrics.watch_memory(memory)
         stored = PostgresResponses(conninfo, secret, wall_seconds)
         answers = PostgresAnswers(conninfo, secret)
         gateway = Gateway(
@@ -178,6 +181,7 @@ class Worker:
             metrics=metrics,
             log=Log(write_lines),
             load=Load(exchanges_max=config.server.max_connections),
+            memory=memory,
             secret=secret,
             responses=Responses(stored, config.routing.retention_days * _DAY_SECONDS, wall_seconds),
             answers=Answers(answers, wall_seconds),
@@ -253,6 +257,8 @@ class Worker:
             snapshot, config, served, self._directory
         )
         self._gateway.settings = config.server
+        workers = worker_count(self._config.server)  # as many as there are until a restart
+        self._gateway.memory.max_bytes = bound_of(config.server, workers)
         self._gateway.responses.retention_seconds = config.routing.retention_days * _DAY_SECONDS
         if config.billing.reserve == "full":
             self._gateway.outputs = None
@@ -288,6 +294,15 @@ class Worker:
             ],
             removed=[credential.key_id for credential in changed if credential.revoked],
         )
+
+
+def worker_count(server: ServerSettings) -> int:
+    """How many workers are to serve: as many as were asked for, or one for each of our CPUs."""
+    if server.workers:
+        return server.workers
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def write_lines(batch: bytes) -> None:

@@ -1,55 +1,78 @@
 """Whether to take a request on at all, decided before its body is read.
 
-Only overload is judged here. What a caller is allowed (credit, rpm, tpm, concurrency) is decided
-later, by the ledger in one call.
+Only overload is judged here: too many open exchanges, too many bytes held, an event loop that
+cannot keep up. What a caller is allowed (credit, rpm, tpm, concurrency) is decided later, by the
+ledger in one call. Nothing that runs is ever cut for overload.
+
+How late the loop runs its timers says how long every step of every exchange waits. A single long
+step makes one timer late and is no reason to refuse anybody; a loop that is never on time is. So it
+is overloaded while the smallest lag of the last half second is above a bound, which is CoDel's rule
+for a queue (RFC 8289 §3.2): bursts pass, a standing queue does not.
 """
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 import trio
 
 from adapters.errors import Overloaded
+from proxy.deadlines import NEVER
+from proxy.memory import Memory, Share, no_room
 
-_LAG_SECONDS_MAX = 0.25
+LAG_SECONDS_MAX = 0.1
+STANDING_SECONDS = 0.5
 _PROBE_SECONDS = 0.1
 
 
 class Load:
-    """How busy this worker is: open exchanges, and how late the event loop runs its timers."""
+    """How busy this worker is: open exchanges, and whether the event loop keeps up."""
 
     def __init__(self, *, exchanges_max: int) -> None:
         self.exchanges = 0
-        self.lag_seconds = 0.0
+        self.lags = False
         self._exchanges_max = exchanges_max
 
-    def admit(self) -> Permit:
-        """A permit for one exchange, given back on leaving it. Raises Overloaded."""
+    def admit(self, memory: Memory, body_bytes: int | None) -> Permit:
+        """A permit for one exchange, given back on leaving it. Raises Overloaded.
+
+        `body_bytes` is the declared length of its body; None: it comes in chunks.
+        """
         if self.exchanges >= self._exchanges_max:
             raise Overloaded("The gateway is at its limit of open requests.", retry_after=1)
-        if self.lag_seconds > _LAG_SECONDS_MAX:
+        if self.lags:
             raise Overloaded("The gateway is overloaded.", retry_after=1)
-        return Permit(self)
+        declared = body_bytes or 0
+        if not memory.allows(declared):
+            raise no_room()
+        return Permit(self, memory, declared)
 
     async def run(self) -> None:
-        """Measure the lag until cancelled."""
+        """Watch the lag until cancelled."""
+        late_since = NEVER
         while True:
             due = trio.current_time() + _PROBE_SECONDS
             await trio.sleep_until(due)
-            self.lag_seconds = trio.current_time() - due
+            now = trio.current_time()
+            late_since = min(late_since, now) if now - due > LAG_SECONDS_MAX else NEVER
+            self.lags = now - late_since >= STANDING_SECONDS
 
 
-class Permit:
-    """One admitted exchange."""
+class Permit(Share):
+    """One admitted exchange, with its body's bytes; enter it for the time of the exchange."""
 
-    __slots__ = ("_load",)
+    __slots__ = ("_declared", "_load")
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, memory: Memory, declared: int) -> None:
+        super().__init__(memory)
         self._load = load
+        self._declared = declared
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._load.exchanges += 1
+        self.take(self._declared)
+        return self
 
     def __exit__(
         self,
@@ -58,3 +81,10 @@ class Permit:
         trace: TracebackType | None,
     ) -> None:
         self._load.exchanges -= 1
+        self.close()
+
+    def chunk(self, size: int) -> None:
+        """So many more bytes of a body without a declared length. Raises Overloaded."""
+        self.take(size)
+        if not self._memory.allows(self.held_bytes):
+            raise no_room()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -186,8 +186,9 @@ class Connection:
         self._encoding = headers.get(b"content-encoding", _PLAIN).lower()
         return head
 
-    async def read_body(self, max_bytes: int) -> bytes:
-        """The whole body.
+    async def read_body(self, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
+        """The whole body. One without a declared length is told to `count`, which may raise, chunk
+        by chunk.
 
         Raises UnsupportedEncoding, RequestTooLarge, and InvalidRequest where it is cut short.
         """
@@ -196,16 +197,16 @@ class Connection:
                 f"Content-Encoding {self._encoding.decode('latin-1')} is not supported: "
                 "send the body uncompressed."
             )
-        return await self._take_body(max_bytes)
+        return await self._take_body(max_bytes, count)
 
-    async def _take_body(self, max_bytes: int) -> bytes:
+    async def _take_body(self, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
         if self.body_bytes is not None and self.body_bytes > max_bytes:
             raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
         if self._continue_awaited:
             self._continue_awaited = False
             await self.send(_CONTINUE)
         if self.body_bytes is None:
-            body = await self._read_chunked(max_bytes)
+            body = await self._read_chunked(max_bytes, count)
         else:
             body = await self._read_sized(self.body_bytes)
         self._body_pending = False
@@ -230,7 +231,7 @@ class Connection:
             parts[-1], self._leftover = data[:missing], data[missing:]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _read_chunked(self, max_bytes: int) -> bytes:
+    async def _read_chunked(self, max_bytes: int, count: Callable[[int], None] | None) -> bytes:
         body = bytearray()  # not a list: chunks may be of one byte each
         turn = 0
         while True:
@@ -239,6 +240,8 @@ class Connection:
                 body += event.data
                 if len(body) > max_bytes:
                     raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
+                if count is not None:
+                    count(len(event.data))
                 turn += 1
                 if turn % _CHUNKS_A_TURN == 0:
                     await trio.lowlevel.checkpoint()

@@ -54,6 +54,7 @@ from proxy import (
     route,
     stored,
 )
+from proxy.admit import Permit
 from proxy.authenticate import Principal
 from proxy.calls import Calls
 from proxy.connection import ClientGone, Connection, Head, Stage
@@ -126,8 +127,8 @@ async def serve_exchange(
     if operation.codec is None:
         await _look_up(gateway, connection, operation, ask, principal, record)
         return
-    with gateway.load.admit():
-        body = await _read_body(connection, record)
+    with gateway.load.admit(gateway.memory, connection.body_bytes) as permit:
+        body = await _read_body(connection, permit, record)
         request = operation.codec.decode(body, ask)
         if (key := idempotency.key_of(head, operation)) is None:
             await _serve(gateway, connection, head, operation, request, record, None)
@@ -225,13 +226,13 @@ async def _next_head(gateway: Gateway, connection: Connection) -> Head | None:
     return head
 
 
-async def _read_body(connection: Connection, record: Record) -> bytes:
+async def _read_body(connection: Connection, permit: Permit, record: Record) -> bytes:
     if connection.body_bytes == 0:
         raise InvalidRequest(
             "The request has no body: send JSON with Content-Length or chunked encoding."
         )
     started = trio.current_time()
-    body = await connection.read_body(connection.settings.max_body_bytes)
+    body = await connection.read_body(connection.settings.max_body_bytes, permit.chunk)
     record.client_seconds += trio.current_time() - started
     return body
 

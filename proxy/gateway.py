@@ -17,6 +17,7 @@ from proxy.authenticate import Keyring
 from proxy.deadlines import Deadlines
 from proxy.idempotency import Answers
 from proxy.keep_alive import KeepAlives
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.outputs import Outputs
 from proxy.receipts import UsageHistory
@@ -50,6 +51,7 @@ class Gateway:
     metrics: Metrics
     log: Log
     load: Load
+    memory: Memory
     secret: bytes
     responses: Responses
     answers: Answers

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -24,6 +24,9 @@ from prometheus_client.registry import Collector
 
 from ledger.journal import JournalStatistics
 from ledger.server import LedgerStatistics
+
+if TYPE_CHECKING:  # a ledger's process has metrics, and nothing that workers need
+    from proxy.memory import Memory
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -167,6 +170,10 @@ class Metrics:
         """Show the ledger's state at each scrape."""
         self.registry.register(_Collector(_LEDGER_FIGURES, statistics))
 
+    def watch_memory(self, memory: Memory) -> None:
+        """Show what exchanges hold at each scrape."""
+        self.registry.register(_Collector(_MEMORY_FIGURES, lambda: memory))
+
     def watch_journal(self, statistics: Callable[[], JournalStatistics]) -> None:
         """Show the journal's state at each scrape."""
         self.registry.register(_Collector(_JOURNAL_FIGURES, statistics))
@@ -214,6 +221,18 @@ class _Figure(Generic[_T]):
         return GaugeMetricFamily(self.name, self.documentation, value)
 
 
+_MEMORY_FIGURES: Sequence[_Figure[Memory]] = (
+    _Figure(
+        "farebox_held_bytes",
+        "Request bodies and answers that exchanges hold",
+        lambda memory: memory.held_bytes,
+    ),
+    _Figure(
+        "farebox_held_bytes_max",
+        "How many bytes they may hold before large requests are refused",
+        lambda memory: memory.max_bytes,
+    ),
+)
 _LEDGER_FIGURES: Sequence[_Figure[LedgerStatistics]] = (
     _Figure(
         "farebox_ledger_pending_events",

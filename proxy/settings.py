@@ -41,7 +41,8 @@ BASIS_POINTS = 10_000
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[server]`. `public_url` is empty where it follows from the address listened on.
+    """`[server]`. `public_url` is empty where it follows from the address listened on;
+    `max_held_bytes` is 0 where it follows from the machine's memory.
 
     `secret` keeps its `env:` or `file:` form, because the file is made at first start: it is read
     by `farebox.secret`. Empty means `secret` in the data directory.
@@ -58,6 +59,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_connections: Annotated[int, msgspec.Meta(ge=1, description="a whole number above 0")] = (
         10_000
     )
+    max_held_bytes: Count = 0
     head_seconds: SomeSeconds = 10
     body_seconds: SomeSeconds = 30
     keep_alive_seconds: Seconds = 75

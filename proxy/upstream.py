@@ -22,6 +22,7 @@ import h11
 import trio
 
 from adapters.catalogue import Provider
+from proxy.memory import Share
 from proxy.transport import Dialer, Transport
 
 Reason = Literal[
@@ -130,8 +131,11 @@ class UpstreamResponse:
             self._pool.give_back(self._connection)
         return data
 
-    async def read(self, max_bytes: int, idle_seconds: float) -> bytes:
-        """The whole body. Raises AttemptFailed, also where it is too large or stalls."""
+    async def read(self, max_bytes: int, idle_seconds: float, share: Share | None = None) -> bytes:
+        """The whole body. Raises AttemptFailed, also where it is too large or stalls.
+
+        What does not come with the head is counted in `share`, whose owner gives it back.
+        """
         data, ended = self._connection.buffered_body()
         if ended:  # it came with the head, as small answers do: nothing to wait for
             self.ended = True
@@ -146,6 +150,8 @@ class UpstreamResponse:
                 size += len(parts[-1])
                 if size > max_bytes:
                     raise AttemptFailed("protocol", "answer too large", contacted=True)
+                if share is not None and not share.take(len(parts[-1])):
+                    raise AttemptFailed("busy", "no memory for the answer", contacted=True)
         if scope.cancelled_caught:
             raise AttemptFailed("idle_timeout", f"no byte for {idle_seconds} s", contacted=True)
         return b"".join(parts)

@@ -29,6 +29,7 @@ from proxy.authenticate import Keyring, Principal
 from proxy.exchange import serve_connection
 from proxy.gateway import Gateway
 from proxy.idempotency import Answers
+from proxy.memory import HELD_BYTES_MIN, Memory
 from proxy.metrics import Metrics
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
@@ -293,6 +294,7 @@ async def running(
             metrics=Metrics(),
             log=Log(lines.append),
             load=Load(exchanges_max=1000),
+            memory=Memory(HELD_BYTES_MIN),
             secret=SECRET,
             responses=Responses(MemoryResponses(_wall), RETENTION_SECONDS, _wall),
             answers=Answers(MemoryAnswers() if answers is None else answers, _wall),

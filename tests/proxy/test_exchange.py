@@ -591,7 +591,7 @@ async def test_a_lost_ledger_is_never_a_guess(autojump_clock: MockClock) -> None
 
 async def test_overload_is_refused_before_the_body_is_read() -> None:
     async with running({"p": ScriptedProvider(provider.completion())}) as world:
-        world.gateway.load.lag_seconds = 1
+        world.gateway.load.lags = True
         answer = await world.connect().call(CHAT, ASK)
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
 

@@ -16,6 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ledger.journal import Journal
 from ledger.server import LedgerStatistics
 from ledger.store import EventStatus
+from proxy.memory import HELD_BYTES_MIN, Memory
 from proxy.metrics import ENDINGS, Metrics
 from tests.fakes import provider
 from tests.fakes.gateway import running
@@ -188,6 +189,7 @@ def test_every_metric_is_documented_and_nothing_else(tmp_path: Path) -> None:
     metrics = Metrics()
     metrics.watch_ledger(ledger_state)
     metrics.watch_journal(journal.statistics)
+    metrics.watch_memory(Memory(HELD_BYTES_MIN))
     shown = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in metrics.registry.collect()
