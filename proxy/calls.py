@@ -73,17 +73,21 @@ class Calls:
         return self._prompt
 
     def in_order(self, route: Route) -> tuple[Candidate, ...]:
-        """The candidates to try, best first.
+        """The candidates to try, best first, where nothing else tells them apart."""
+        return self.signers_first(route.candidates)
+
+    def signers_first(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        """The candidates in their order, but first those that have signed some of the reasoning.
 
         A conversation with signed reasoning in it stays where that was signed, as long as that
         provider is among them: only there it is worth anything.
         """
-        if len(route.candidates) == 1 or not self._holds_envelopes():
-            return route.candidates
+        if len(candidates) == 1 or not self._holds_envelopes():
+            return candidates
         try:
             turns = self.prompt().turns
         except RequestNotExpressible:  # elsewhere than where it passes
-            return route.candidates
+            return candidates
         signers = {
             part.blob.provider
             for turn in turns
@@ -91,7 +95,7 @@ class Calls:
             if isinstance(part, Thinking | ToolCall) and part.blob is not None
         }
         return tuple(
-            sorted(route.candidates, key=lambda each: each.upstream.provider.name not in signers)
+            sorted(candidates, key=lambda each: each.upstream.provider.name not in signers)
         )
 
     def _at(self, candidate: Candidate, output_cap: int | None) -> Call:

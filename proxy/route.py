@@ -41,8 +41,9 @@ class Candidate:
 class Route:
     """What a model name means: groups of equals in priority order.
 
-    `candidates` are all of them, in the order in which they are configured. `reason` says why
-    these, for virtual models.
+    `candidates` are all of them, in the order in which they are configured. `has_equals`: some
+    group has more than one. `has_choice`: there are equals, or a provider with several API keys, so
+    that it matters which request goes where. `reason` says why these, for virtual models.
     """
 
     model: Model
@@ -50,10 +51,16 @@ class Route:
     groups: tuple[tuple[Candidate, ...], ...]
     reason: str = ""
     candidates: tuple[Candidate, ...] = field(init=False)
+    has_equals: bool = field(init=False)
+    has_choice: bool = field(init=False)
 
     def __post_init__(self) -> None:
         candidates = tuple(candidate for group in self.groups for candidate in group)
+        has_equals = len(candidates) > len(self.groups)
+        several_keys = any(len(each.upstream.provider.api_keys) > 1 for each in candidates)
         object.__setattr__(self, "candidates", candidates)
+        object.__setattr__(self, "has_equals", has_equals)
+        object.__setattr__(self, "has_choice", has_equals or several_keys)
 
 
 @dataclass(frozen=True, slots=True)
