@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 SIZE_BYTES = 96 * 1024  # a JPEG tells its size behind its metadata
 
+_SEGMENTS_MAX = 256  # of metadata: whoever has more wants to be read for long
+
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG's markers that begin a picture
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # those without a length
 _Size = tuple[int, int]
@@ -59,7 +61,9 @@ def _webp(head: bytes) -> _Size | None:
 
 def _jpeg(head: bytes) -> _Size | None:
     at = 2
-    while at + 9 <= len(head):
+    for _ in range(_SEGMENTS_MAX):
+        if at + 9 > len(head):
+            return None
         marker = head[at + 1]
         if head[at] != 0xFF:
             return None

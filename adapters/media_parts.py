@@ -5,9 +5,8 @@ somebody wants to know what its media most probably costs. One reader does for e
 name their parts so differently that none is mistaken for another's, and some clients mix them.
 
 Nothing of this is checked, and nothing is trusted: what cannot be read is left out, never refused.
-And nothing is decoded as a whole. An image tells its size in its head, sound its rate; pages are
-counted in as much of a document as `_LOOKED_AT_BYTES` has room for, which all media of a request
-share.
+And nothing is decoded as a whole. An image tells its size in its head, sound its rate, a document
+its pages at one of its ends; all media of a request share the bytes that are looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -25,7 +25,8 @@ from adapters.raw import UNREADABLE, begins
 
 Kind = Literal["image", "audio", "video", "pdf", "text", "file"]
 
-_LOOKED_AT_BYTES = 1024 * 1024
+_LOOKED_AT_BYTES = 256 * 1024  # of all media together: about 2 ms
+_END_BYTES = 64 * 1024  # of a document
 _HEAD_BYTES = 96  # tells what it is; the size of an image that is no JPEG, the rate of a WAV
 _JPEG_HEADS_BYTES = (4096, SIZE_BYTES)  # most tell their size at once, some behind a thumbnail
 _DEPTH_MAX = 6  # a message's part in a tool's result in a message
@@ -34,6 +35,10 @@ _DEPTH_MAX = 6  # a message's part in a tool's result in a message
 _SPOKEN = ("messages", "input", "contents", "system", "instructions", "systemInstruction")
 _ADDRESS_BYTES_MAX = 256  # what stands before the data, in a URL that has its data in it
 _PAGE = re.compile(rb"/Type\s{0,3}/Page\b")
+_PAGE_TREE = re.compile(rb"/Type\s{0,3}/Pages\b")
+_PAGE_COUNT = re.compile(rb"/Count\s{1,3}([0-9]{1,4})\b")
+_PAGE_TREES_MAX = 16
+_PAGE_TREE_BYTES_MAX = 4096
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ABSENT = msgspec.Raw()
 _EMPTY = b""
@@ -42,8 +47,8 @@ _EMPTY = b""
 class Media(NamedTuple):
     """One part that is no text. `data_bytes` is its size, 0 where it is only linked.
 
-    `size` is an image's width and height, `pages` those that were seen of a document and
-    `bytes_per_second` the rate of a sound; None and 0 where they are not told. `low`: less detail
+    `size` is an image's width and height, `pages` those of a document and `bytes_per_second` the
+    rate of a sound; None and 0 where they are not told. `low`: less detail
     was asked for.
     """
 
@@ -217,15 +222,22 @@ class _Reader:
             return Media("text", data_bytes)
         if not self._looked_at(raw, at, _HEAD_BYTES).startswith(b"%PDF"):
             return Media("file", data_bytes)
-        pages = len(_PAGE.findall(self._looked_at(raw, at, data_bytes)))
-        return Media("pdf", data_bytes, pages=pages)
+        ends = self._looked_at(raw, at, min(data_bytes, 2 * _END_BYTES))
+        if data_bytes > 2 * _END_BYTES:
+            encoded_bytes = len(memoryview(raw)) - 1 - at
+            last = at + max(encoded_bytes - _END_BYTES // 3 * 4, 0) // 4 * 4
+            ends = ends[:_END_BYTES] + self._looked_at(raw, last, _END_BYTES)
+        return Media("pdf", data_bytes, pages=_pages_in(ends))
 
     def _looked_at(self, raw: msgspec.Raw, at: int, size: int) -> bytes:
         """The first `size` bytes of data that begins at `at`, or as many as may be looked at."""
         size = min(size, self._left)
         self._left -= size
-        encoded = bytes(memoryview(raw)[at : at + -(-size // 3) * 4]).replace(b"\\/", b"/")
-        encoded = encoded.rstrip(b'="').translate(_URL_SAFE)
+        encoded = bytes(memoryview(raw)[at : at + -(-size // 3) * 4]).rstrip(b'="')
+        if b"\\" in encoded:
+            encoded = encoded.replace(b"\\/", b"/")
+        if b"-" in encoded or b"_" in encoded:
+            encoded = encoded.translate(_URL_SAFE)
         try:
             return a2b_base64(encoded + b"=" * (-len(encoded) % 4))
         except (Base64Error, ValueError):
@@ -251,7 +263,20 @@ def _data(raw: msgspec.Raw, *, bare: bool = False) -> tuple[int, int]:
         if start[1:5].lower() == b"http" and not bare:
             return 0, 0
         at = 1
-    return at, max(len(text) - 1 - at, 0) * 3 // 4
+    encoded_bytes = len(text) - at - 1 - bytes(text[-3:]).count(b"=")
+    return at, max(encoded_bytes, 0) * 3 // 4
+
+
+def _pages_in(data: bytes) -> int:
+    """The pages that a document has by its page trees, or by those that are seen."""
+    pages = len(_PAGE.findall(data))
+    for tree in islice(_PAGE_TREE.finditer(data), _PAGE_TREES_MAX):
+        begin, end = tree.span()
+        begin = max(data.rfind(b"<<", max(begin - _PAGE_TREE_BYTES_MAX, 0), begin), 0)
+        end = max(data.find(b">>", end, end + _PAGE_TREE_BYTES_MAX), end)
+        told = _PAGE_COUNT.search(data, begin, end)
+        pages = max(pages, int(told[1]) if told is not None else 0)
+    return pages
 
 
 def _type_in(raw: msgspec.Raw, at: int) -> str:
