@@ -15,12 +15,13 @@ CHECKOUT := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header
 ARGS ?=
 CYCLES ?= 1000
+MINUTES ?= 10
 SEED ?=
 
 # The environment as it is: with the tools if they are there, else just what runs.
 RUN_STAMP = $(if $(wildcard .venv/.dev),.venv/.dev,.venv/.run)
 
-.PHONY: help serve demo test check simulate crash bench mutants lock clean
+.PHONY: help serve demo test check simulate crash chaos bench mutants lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ simulate: .venv/.dev ## SEEDS=1000 fleets on virtual time, with every fault ther
 
 crash: .venv/.dev ## kill -9 of every process under load, CYCLES=1000 times; SEED=n repeats a run
 	@$(BIN)/python -m tests.crash $(CYCLES) $(SEED)
+
+chaos: .venv/.dev ## MINUTES=10 of providers that fail in every way; SEED=n repeats a run's weather
+	@$(BIN)/python -m tests.chaos $(MINUTES) $(SEED)
 
 bench: .venv/.dev ## what the gateway costs, next to calling the provider directly
 	@$(BIN)/python -m benchmarks $(ARGS)
