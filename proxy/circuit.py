@@ -1,0 +1,248 @@
+"""What is known of an upstream, in the words of a row, and the rules by which it changes: pure.
+
+There are rows of two kinds: of an upstream (`provider/model`), and of a provider, for what happens
+to all of its models together (names, connections, credentials). Every function here takes the
+words and the moment, and changes the words of that row alone; nothing is waited for, nothing asked.
+
+The circuit
+- CLOSED while `UNTIL` is 0. So many failures in a row open it, and so does an upstream of whose
+  last attempts half have failed (`proxy.health` counts those).
+- OPEN until the moment in `UNTIL`. Each opening that follows without a whole answer in between
+  lasts twice as long, up to a minute, less up to a fifth by chance: upstreams that failed together
+  are not to be tried together.
+- HALF-OPEN from then on: one attempt at a time may find out (*probe*). Its first content closes the
+  circuit, its failure opens it again. What attempts from before the opening have to say late is
+  not heard.
+- In a row is what no whole answer interrupts. First content does not: an upstream that cuts every
+  stream in its middle has to be found out as well.
+
+One customer is not to close an upstream for the others, by requests that nobody can serve. So as
+long as others have whole answers (within ten seconds), an account's failures count in pairs only,
+each with one of another account: Boyer and Moore's count of a majority, of which `UNPAIRED` is what
+one account is ahead of all others together. And while it is half-open, whoever was ahead lets the
+others go first for a second.
+
+The limit
+Of requests at once, found by what providers say: none until one says that it is overloaded; then
+three quarters of what was in flight, at most once a second; one more for each round of whole
+answers while it is used; forgotten after a minute without a word of overload. What an answer took
+says nothing here: one may take 1 s or 300.
+
+All moments are microseconds of one clock, in which 0 is no moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+# A row's first two words are its name (`proxy.shared_rows`).
+UNEASY: Final = 2  # 0: nothing of what follows is set; all that a healthy upstream is asked
+FAILURES: Final = 3  # in a row
+UNTIL: Final = 4  # 0: closed
+OPENINGS: Final = 5  # since the last whole answer
+RESTS_UNTIL: Final = 6
+LIMIT: Final = 7  # 0: none
+LIMITED_UNTIL: Final = 8
+CAUSE: Final = 9  # the latest outcome that was counted, as a number of the caller's
+RUN_OF: Final = 10  # the account that is ahead in the failures in a row …
+UNPAIRED: Final = 11  # … and by how many
+SERVED: Final = 12  # who had a whole answer, and when …
+SERVED_BEFORE: Final = 13  # … and who else had one before
+ALARM_FROM: Final = 14
+WORDS: Final = 13  # of a row, beside its name and its places
+
+PAUSE_SECONDS_MAX: Final = 60.0
+OUT_SECONDS: Final = 60.0
+REST_SECONDS_MAX: Final = 60.0
+LIMIT_MIN: Final = 4
+_LIMITED_SECONDS: Final = 60.0
+_CUT_SECONDS: Final = 1.0
+_ALARM_SECONDS: Final = 60.0
+_JITTER: Final = 0.2
+_DOUBLINGS_MAX: Final = 32
+_PROTECTED_SECONDS: Final = 10.0
+_OTHERS_FIRST_SECONDS: Final = 1.0
+_OTHERS_SECONDS: Final = 300.0
+_SAID_AGAIN_MS: Final = 1000
+_SECOND: Final = 1_000_000
+_TAG_BITS: Final = 16
+_TAGS: Final = (1 << _TAG_BITS) - 1
+
+Words = memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When an upstream is left alone, and for how long. `dice` gives 0 to 1; 1 changes nothing."""
+
+    failures_to_open: int
+    open_seconds: float
+    dice: Callable[[], float]
+
+
+def micros(now: float) -> int:
+    """A moment as it stands in a row."""
+    return round(now * _SECOND)
+
+
+def seconds(moment: int) -> float:
+    """A moment of a row as everybody else has it."""
+    return moment / _SECOND
+
+
+# -- circuit --------------------------------------------------------------------------------------
+
+
+def fail(words: Words, now: float, terms: Terms, account: int, cause: int) -> bool:
+    """Count a failure while the circuit is closed; whether that opened it."""
+    _count(words, account, cause)
+    counted, enough = words[FAILURES], terms.failures_to_open
+    if serves_others(words, account, now):
+        counted -= max(words[UNPAIRED] - 1, 0)
+        enough = max(enough, 2)
+    if counted < enough:
+        return False
+    open_(words, now, terms)
+    return True
+
+
+def fail_again(words: Words, now: float, terms: Terms, account: int, cause: int) -> None:
+    """A probe has failed."""
+    words[UNPAIRED] = 0
+    _count(words, account, cause)
+    open_(words, now, terms)
+
+
+def _count(words: Words, account: int, cause: int) -> None:
+    tag = _tag(account)
+    if words[UNPAIRED] == 0:
+        words[RUN_OF] = tag
+    words[UNPAIRED] += 1 if words[RUN_OF] == tag else -1
+    words[FAILURES] += 1
+    words[CAUSE] = cause
+    words[UNEASY] = 1
+
+
+def open_(words: Words, now: float, terms: Terms) -> None:
+    """Leave it alone, the longer the more often that was necessary."""
+    most = max(PAUSE_SECONDS_MAX, terms.open_seconds)
+    pause = min(terms.open_seconds * 2 ** min(words[OPENINGS], _DOUBLINGS_MAX), most)
+    words[OPENINGS] += 1
+    words[UNTIL] = micros(now + pause * (1 - _JITTER * (1 - terms.dice())))
+    words[UNEASY] = 1
+
+
+def may_probe(words: Words, account: int, now: float) -> bool:
+    """Whether it is this account's turn to find out whether a half-open one is well."""
+    return (
+        words[RUN_OF] != _tag(account)
+        or now >= seconds(words[UNTIL]) + _OTHERS_FIRST_SECONDS
+        or not serves_others(words, account, now, _OTHERS_SECONDS)
+    )
+
+
+def out(words: Words, now: float, cause: int) -> None:
+    """Leave it alone at once: nothing mends itself within seconds."""
+    words[UNTIL] = max(words[UNTIL], micros(now + OUT_SECONDS))
+    words[CAUSE] = cause
+    words[UNEASY] = 1
+
+
+def close(words: Words) -> None:
+    """It has answered: the run of failures is over, and so is the opening."""
+    words[FAILURES] = 0
+    words[UNPAIRED] = 0
+    words[UNTIL] = 0
+    _ease(words)
+
+
+def calm(words: Words, now: float) -> None:
+    """It has answered to the end: what was before is forgotten."""
+    words[OPENINGS] = 0
+    if words[RESTS_UNTIL] <= micros(now):
+        words[RESTS_UNTIL] = 0
+    close(words)
+
+
+def rest(words: Words, until: float, cause: int) -> None:
+    """It is not to be asked before."""
+    words[RESTS_UNTIL] = max(words[RESTS_UNTIL], micros(until))
+    words[CAUSE] = cause
+    words[UNEASY] = 1
+
+
+def _ease(words: Words) -> None:
+    troubled = words[FAILURES] or words[UNTIL] or words[OPENINGS]
+    words[UNEASY] = 1 if troubled or words[RESTS_UNTIL] or words[LIMIT] else 0
+
+
+# -- limit ----------------------------------------------------------------------------------------
+
+
+def cut(words: Words, now: float, in_flight: int) -> bool:
+    """Overloaded with so many in flight; whether that changed the limit."""
+    if words[LIMIT] and now < seconds(words[LIMITED_UNTIL]) - _LIMITED_SECONDS + _CUT_SECONDS:
+        return False
+    held = min(in_flight, words[LIMIT]) if words[LIMIT] else in_flight
+    words[LIMIT] = max(held * 3 // 4, LIMIT_MIN)
+    words[LIMITED_UNTIL] = micros(now + _LIMITED_SECONDS)
+    words[UNEASY] = 1
+    return True
+
+
+def raise_limit(words: Words, most: int) -> None:
+    """One more may be in flight; a limit of `most` is none."""
+    if words[LIMIT]:
+        words[LIMIT] += 1
+        if words[LIMIT] >= most:
+            forget_limit(words)
+
+
+def forget_limit(words: Words) -> None:
+    """There has been no word of overload for long."""
+    words[LIMIT] = 0
+    _ease(words)
+
+
+# -- accounts -------------------------------------------------------------------------------------
+
+
+def serve(words: Words, account: int, now: float) -> None:
+    """Note who had a whole answer. Without a lock: what is lost is said again by the next one."""
+    tag = account % _TAGS + 1
+    moment = int(now * 1000)
+    latest = words[SERVED]
+    if latest & _TAGS == tag:
+        if moment - (latest >> _TAG_BITS) < _SAID_AGAIN_MS:
+            return
+    elif latest:
+        words[SERVED_BEFORE] = latest
+    words[SERVED] = moment << _TAG_BITS | tag
+
+
+def serves_others(
+    words: Words, account: int, now: float, within_seconds: float = _PROTECTED_SECONDS
+) -> bool:
+    """Whether another account has had a whole answer of late. Nobody is told from account 0."""
+    if not account:
+        return False
+    latest = words[SERVED]
+    other = words[SERVED_BEFORE] if latest & _TAGS == _tag(account) else latest
+    return other != 0 and now - (other >> _TAG_BITS) / 1000 < within_seconds
+
+
+def _tag(account: int) -> int:
+    return account % _TAGS + 1 if account else 0
+
+
+# -- alarms ---------------------------------------------------------------------------------------
+
+
+def alarm(words: Words, now: float) -> bool:
+    """Whether an alarm may be raised: one a minute is enough."""
+    if now < seconds(words[ALARM_FROM]):
+        return False
+    words[ALARM_FROM] = micros(now + _ALARM_SECONDS)
+    return True
