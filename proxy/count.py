@@ -88,7 +88,9 @@ async def _ask(gateway: Gateway, call: CountCall, candidate: Candidate) -> int |
     sent = Sent(call.path, call.body, headers=call.headers)
     with trio.move_on_after(_SECONDS):
         try:
-            response = await gateway.upstreams.post(provider, sent)
+            response = await gateway.upstreams.post(
+                provider, sent, queue_seconds=provider.connect_seconds
+            )
             try:
                 body = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds)
             finally:

@@ -182,7 +182,9 @@ async def _attempt(
     provider = candidate.upstream.provider
     sent = Sent(call.path, call.body, stream, call.headers)
     try:
-        response = await gateway.upstreams.post(provider, sent)
+        response = await gateway.upstreams.post(
+            provider, sent, queue_seconds=provider.connect_seconds
+        )
         try:
             if response.status != 200:
                 error = await response.read(_ERROR_BYTES_MAX, provider.idle_seconds)

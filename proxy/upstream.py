@@ -1,19 +1,34 @@
-"""One attempt at one upstream: pool, deadlines, failure classes.
+"""One attempt at one upstream: pool, deadlines, API keys, failure classes.
 
 The client side of HTTP/1.1 over h11, without a general-purpose connection pool: idle connections
 of an origin form a stack, only the one that is taken is checked, and nothing is locked (decision
 record 0002 has the figures). Request heads are written from parts that were validated with the
 configuration; h11 is told of a request so that it parses the answer, its own bytes are dropped.
 
-Whatever goes wrong leaves this file as `AttemptFailed` with facts: what happened, whether another
-attempt may help, and whether the provider can have seen the request.
+Whatever goes wrong leaves this file as `AttemptFailed` with facts: what happened, and whether the
+provider can have seen the request. Waiting for one of our own places is no fault of the provider:
+it is apart from connecting, and ends as "busy".
+
+**When a request is sent twice.** A provider closes idle connections when it likes, now and then
+while a request is on its way to it. A POST is not idempotent: it may only be repeated by whoever
+can tell that it was not acted upon (RFC 9110 §9.2.2; RFC 9112 §9.3.1 has no more for it). So it is
+sent a second time, once, over a new connection, only where the first one had been idle, no byte of
+an answer has come over it, and either
+
+- it broke before the request had left whole: what lacks its end is never acted upon; or
+- it ended within a second of that: so soon says a closing that was under way already. Who reads a
+  request and then takes its time to fail has been asked, and that is a `reset`.
+
+What is left is a provider that takes a request and dies within the second. It is asked again, as it
+would be after the `reset`; the client gets, and pays, one answer all the same.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
-from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, urlsplit
@@ -21,8 +36,12 @@ from urllib.parse import quote, urlsplit
 import h11
 import trio
 
+from adapters import failures
 from adapters.catalogue import Provider
+from adapters.codec import FailureKind, UpstreamFailure
+from proxy.api_keys import ApiKeys
 from proxy.memory import Share
+from proxy.pool import Pool, PoolFull, PoolStatistics
 from proxy.transport import Dialer, Transport
 
 Reason = Literal[
@@ -40,8 +59,14 @@ Reason = Literal[
 
 _IDLE_SECONDS_MAX = 60.0  # an idle connection older than this is not worth a try
 _FINISH_SECONDS = 0.5
-_KEY_RESTS_SECONDS = 60.0
-_KEY_REFUSED = frozenset({401, 403})
+_STALE_SECONDS = 1.0  # an end that was under way when a request was sent is here by then
+_KEY_RESTS_SECONDS: Mapping[FailureKind, float] = {"auth": 60.0, "quota": 60.0, "rate_limited": 1.0}
+_KEY_RESTS_SECONDS_MAX = 60.0
+_REFUSAL_BYTES_MAX = 64 * 1024
+_REFUSAL_SECONDS = 5.0
+_NO_CONTENT = frozenset({204, 304})  # whatever their heads announce (RFC 9112 §6.3)
+# Errors of connecting that tell of this machine.
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 _JOIN_BYTES_MAX = 65_536  # a longer body is sent by itself rather than copied behind its head
 _AUTH_HEADERS = {
     "bearer": "authorization: Bearer {}",
@@ -56,20 +81,20 @@ _REQUEST = h11.Request(
 _END = h11.EndOfMessage()
 
 
+ReadError = Callable[[int, Mapping[bytes, bytes], bytes], UpstreamFailure]
+"""What an error answer says, by its status, headers and body: a codec's `read_error`."""
+
+
 class AttemptFailed(Exception):
     """An attempt did not produce an answer.
 
-    `contacted`: the provider may have seen the request, and may bill for it. `retryable`: another
-    attempt, elsewhere or later, may succeed.
+    `contacted`: the provider may have seen the request, and may bill for it.
     """
 
-    def __init__(
-        self, reason: Reason, detail: str, *, contacted: bool, retryable: bool = True
-    ) -> None:
+    def __init__(self, reason: Reason, detail: str, *, contacted: bool) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
         self.contacted = contacted
-        self.retryable = retryable
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +134,15 @@ class Sent:
 class UpstreamResponse:
     """An answer whose head has arrived. Close it, or read it to its end, exactly once."""
 
-    __slots__ = ("_connection", "_pool", "ended", "headers", "status")
+    __slots__ = ("_connection", "_endpoint", "_whole", "ended", "headers", "status")
 
-    def __init__(self, connection: _Connection, pool: _Pool) -> None:
+    def __init__(self, connection: _Connection, endpoint: _Endpoint) -> None:
         self.status = connection.status
         self.headers = connection.headers
         self.ended = False
+        self._whole: bytes | None = None
         self._connection = connection
-        self._pool = pool
+        self._endpoint = endpoint
 
     async def receive(self) -> bytes:
         """The next bytes of the body; empty at its end.
@@ -128,7 +154,7 @@ class UpstreamResponse:
             return b""
         data, self.ended = await self._connection.receive_body()
         if self.ended:
-            self._pool.give_back(self._connection)
+            self._endpoint.give_back(self._connection)
         return data
 
     async def read(self, max_bytes: int, idle_seconds: float, share: Share | None = None) -> bytes:
@@ -136,10 +162,12 @@ class UpstreamResponse:
 
         What does not come with the head is counted in `share`, whose owner gives it back.
         """
+        if self._whole is not None:
+            return self._whole
         data, ended = self._connection.buffered_body()
         if ended:  # it came with the head, as small answers do: nothing to wait for
             self.ended = True
-            self._pool.give_back(self._connection)
+            self._endpoint.give_back(self._connection)
             return data
         parts = [data]
         size = len(data)
@@ -155,6 +183,17 @@ class UpstreamResponse:
         if scope.cancelled_caught:
             raise AttemptFailed("idle_timeout", f"no byte for {idle_seconds} s", contacted=True)
         return b"".join(parts)
+
+    async def read_error(self, read: ReadError) -> UpstreamFailure:
+        """Why the provider refused. The body can be read again; where it does not come, the head
+        has to do."""
+        try:
+            self._whole = await self.read(_REFUSAL_BYTES_MAX, _REFUSAL_SECONDS)
+        except AttemptFailed:
+            self._whole = b""
+        finally:
+            self.close()
+        return read(self.status, self.headers, self._whole)
 
     async def finish(self) -> None:
         """The content is complete: wait briefly for the end of the body, to keep the connection.
@@ -173,7 +212,17 @@ class UpstreamResponse:
         """Give the upstream up: an unfinished answer ends with its connection."""
         if not self.ended:
             self.ended = True
-            self._pool.discard(self._connection)
+            self._endpoint.discard(self._connection)
+
+
+def by_status(status: int, headers: Mapping[bytes, bytes], body: bytes) -> UpstreamFailure:
+    """What an error answer says to whom no protocol is known."""
+    hint = failures.retry_after(headers)
+    return UpstreamFailure(failures.kind_of(status, ""), "", status, retry_after=hint)
+
+
+def _unheard(failure: UpstreamFailure) -> None:
+    pass
 
 
 class Upstreams:
@@ -181,87 +230,95 @@ class Upstreams:
 
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
-        self._pools: dict[tuple[str, str, int, tuple[str, ...]], _Pool] = {}
+        self._endpoints: dict[tuple[str, str, int, tuple[str, ...]], _Endpoint] = {}
 
-    async def post(self, provider: Provider, sent: Sent) -> UpstreamResponse:
-        """Send one request and wait for the head of its answer.
-
-        Where the provider refuses one of several API keys, the key rests for a while and the
-        request is sent with the next.
-        """
-        pool = self._pool(provider)
-        for _ in provider.api_keys[1:]:
-            api_key = pool.next_key()
-            response = await self._post(pool, provider, api_key, sent)
-            if response.status not in _KEY_REFUSED:
-                return response
-            response.close()
-            pool.rest(api_key)
-        return await self._post(pool, provider, pool.next_key(), sent)
-
-    async def _post(
-        self, pool: _Pool, provider: Provider, api_key: str, sent: Sent
+    async def post(
+        self,
+        provider: Provider,
+        sent: Sent,
+        *,
+        queue_seconds: float,
+        first_byte_seconds: float | None = None,
+        affinity: int | None = None,
+        read_error: ReadError = by_status,
+        on_refused: Callable[[UpstreamFailure], None] = _unheard,
     ) -> UpstreamResponse:
-        """One try with one key.
+        """Send one request and wait for the head of its answer. Raises AttemptFailed.
 
-        A connection that was idle may have been closed by the provider at that very moment: then
-        the request is sent once more over a new one. Raises AttemptFailed.
+        Where all connections are in use, one of them is waited for no longer than `queue_seconds`.
+        `first_byte_seconds` is the provider's, if there is none.
+
+        Of several API keys requests with the same `affinity` get the same. Where the provider
+        refuses one (as `read_error` understands it), it rests for a while, and the request is sent
+        with the next: an attempt of its own, of whose end `on_refused` is told. The answer to the
+        last one is returned, whatever it says.
         """
-        head = pool.request_head(provider, api_key, sent)
-        stale = False
+        endpoint = self._endpoint(provider)
+        if first_byte_seconds is None:
+            first_byte_seconds = provider.first_byte_seconds
+        if endpoint.keys is None:
+            only = provider.api_keys[0] if provider.api_keys else ""
+            return await endpoint.ask(provider, sent, only, queue_seconds, first_byte_seconds)
+        asked: list[str] = []
+        api_key = endpoint.keys.first(trio.current_time(), affinity)
         while True:
-            connection = None if stale else pool.take_idle()
-            connection = connection or await _connected(pool, provider, unused=stale)
-            try:
-                with trio.move_on_after(provider.first_byte_seconds):
-                    await connection.exchange(head, sent.body)
-                    return UpstreamResponse(connection, pool)
-            except _StaleConnection:
-                pool.discard(connection)
-                stale = True
-                continue
-            except BaseException:
-                pool.discard(connection)
-                raise
-            pool.discard(connection)
-            raise AttemptFailed(
-                "first_byte_timeout",
-                f"no answer within {provider.first_byte_seconds} s",
-                contacted=True,
+            asked.append(api_key)
+            response = await endpoint.ask(
+                provider, sent, api_key, queue_seconds, first_byte_seconds
             )
+            if response.status == 200:
+                return response
+            failure = await response.read_error(read_error)
+            now = trio.current_time()
+            if not _key_is_refused(endpoint.keys, api_key, failure, now):
+                return response
+            following = endpoint.keys.next(now, affinity, asked)
+            if following is None:
+                return response
+            on_refused(failure)
+            api_key = following
 
     async def run(self) -> None:
         """Close connections that have been idle for too long, until cancelled."""
         while True:
             await trio.sleep(_IDLE_SECONDS_MAX / 2)
-            for pool in self._pools.values():
-                pool.sweep()
+            for key, endpoint in list(self._endpoints.items()):
+                endpoint.sweep()
+                if endpoint.is_unused():  # a reload may have put another in its place
+                    del self._endpoints[key]
 
     def close(self) -> None:
         """Drop all idle connections."""
-        for pool in self._pools.values():
-            pool.sweep(everything=True)
+        for endpoint in self._endpoints.values():
+            endpoint.sweep(everything=True)
 
-    def _pool(self, provider: Provider) -> _Pool:
-        # Whatever a pool is made of: a reload that changes any of it begins a pool of its own.
+    def statistics(self) -> list[tuple[str, PoolStatistics]]:
+        """The connections by provider; one has several pools while a reload is taking hold."""
+        return [(key[0], endpoint.pool.statistics()) for key, endpoint in self._endpoints.items()]
+
+    def _endpoint(self, provider: Provider) -> _Endpoint:
+        # Whatever it is made of: a reload that changes any of it begins one of its own.
         key = (provider.name, provider.base_url, provider.max_connections, provider.api_keys)
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = _Pool(self._dialer, provider)
-        return pool
+        endpoint = self._endpoints.get(key)
+        if endpoint is None:
+            endpoint = self._endpoints[key] = _Endpoint(self._dialer, provider)
+        return endpoint
 
 
-async def _connected(pool: _Pool, provider: Provider, *, unused: bool) -> _Connection:
-    """A connection for one request, within the provider's time for it."""
-    with trio.move_on_after(provider.connect_seconds):
-        return await pool.take(unused=unused)
-    raise AttemptFailed(
-        "connect_timeout", f"no connection within {provider.connect_seconds} s", contacted=False
-    )
+def _key_is_refused(keys: ApiKeys, api_key: str, failure: UpstreamFailure, now: float) -> bool:
+    """Whether another key may do better. This one rests then, as long as the provider says."""
+    seconds = _KEY_RESTS_SECONDS.get(failure.kind)
+    if seconds is None:
+        return False
+    hint = failure.retry_after if failure.kind == "rate_limited" else None
+    if hint is not None:
+        seconds = min(hint, _KEY_RESTS_SECONDS_MAX)
+    keys.rest(api_key, now + seconds)
+    return True
 
 
 class _StaleConnection(Exception):
-    """A reused connection was closed before any byte of an answer."""
+    """A reused connection was closed before the request can have been acted upon."""
 
 
 class _Connection:
@@ -272,6 +329,7 @@ class _Connection:
         "_h11",
         "_missing",
         "_used",
+        "_whole",
         "headers",
         "idle_since",
         "reusable",
@@ -289,16 +347,21 @@ class _Connection:
         self._missing: int | None = None  # bytes of a body of known length; None: h11 frames it
         self._buffered = b""
         self._used = False
+        self._whole = True  # the request has left to its end
 
     @property
     def _keeps_alive(self) -> bool:
-        """Whether the answer's head lets another request follow; h11 has read it."""
-        return self._h11.our_state is h11.DONE
+        """Whether another request may follow: the answer's head says so, as h11 has read it."""
+        return self._whole and self._h11.our_state is h11.DONE
 
-    def next_cycle(self) -> None:
+    def is_ready(self) -> bool:
+        """Take it up again after it has been idle; False where it does not stand any more."""
+        if self.transport.is_stale():
+            return False
         self._h11 = h11.Connection(h11.CLIENT)
         self._used = True
         self.reusable = False
+        return True
 
     async def exchange(self, head: bytes, body: bytes) -> None:
         """Send a request and read the head of its answer: `status` and `headers`."""
@@ -310,10 +373,9 @@ class _Connection:
             else:
                 await self.transport.send(head)
                 await self.transport.send(body)
-        except OSError as error:
-            if self._used:
-                raise _StaleConnection from error
-            raise AttemptFailed("reset", "broken while sending", contacted=True) from error
+        except OSError:
+            # Who refuses a request by its head answers, and closes, before the body is there.
+            self._whole = False
         response = await self._read_head()
         self.status = response.status_code
         self.headers = headers = {
@@ -322,28 +384,38 @@ class _Connection:
         # A body of known length is counted here, the others are framed by h11.
         length = headers.get(b"content-length")
         self._missing = None
-        if length is not None and b"transfer-encoding" not in headers:
-            self._missing = int(length)  # h11 has checked that it is a number
-            self._buffered = self._h11.trailing_data[0]
+        if length is None or b"transfer-encoding" in headers or self.status in _NO_CONTENT:
+            return
+        self._missing = int(length)  # h11 has checked that it is a number
+        self._buffered = self._h11.trailing_data[0]
 
     async def _read_head(self) -> h11.Response:
+        sent_at = trio.current_time()
         silent = True
         while True:
             try:
                 data = await self.transport.receive()
             except OSError as error:
-                if self._used and silent:
-                    raise _StaleConnection from error
-                raise AttemptFailed("reset", "no answer", contacted=True) from error
-            if not data and silent and self._used:
-                raise _StaleConnection
+                if silent:
+                    raise self._unanswered(sent_at) from error
+                raise AttemptFailed("reset", "broken in the head", contacted=True) from error
+            if not data and silent:
+                raise self._unanswered(sent_at)
             if not data:
-                raise AttemptFailed("reset", "closed without an answer", contacted=True)
+                raise AttemptFailed("reset", "closed in the head", contacted=True)
             silent = False
             self._h11.receive_data(data)
             while (event := self._next_event()) is not h11.NEED_DATA:
                 if isinstance(event, h11.Response):
                     return event  # what came before it was interim (1xx) and is not needed
+
+    def _unanswered(self, sent_at: float) -> _StaleConnection | AttemptFailed:
+        """The connection ended without a byte: may the request be sent again?"""
+        soon = trio.current_time() - sent_at < _STALE_SECONDS
+        if self._used and (soon or not self._whole):
+            return _StaleConnection()
+        detail = "closed without an answer" if self._whole else "closed while being sent to"
+        return AttemptFailed("reset", detail, contacted=True)
 
     async def receive_body(self) -> tuple[bytes, bool]:
         """(payload of what has arrived, whether the body has ended). Waits for some."""
@@ -397,71 +469,84 @@ class _Connection:
             raise AttemptFailed(reason, str(error), contacted=True) from error
 
 
-class _Pool:
-    """Connections to one provider: a stack of idle ones and a bound on all."""
+class _Endpoint:
+    """One provider as one worker reaches it: its connections, its keys, its requests' heads."""
 
     def __init__(self, dialer: Dialer, provider: Provider) -> None:
+        self.pool: Pool[_Connection] = Pool(provider.max_connections)
+        self.keys = ApiKeys(provider.api_keys) if len(provider.api_keys) > 1 else None
         self._dialer = dialer
         self._origin = Origin.of(provider)
-        self._limit = provider.max_connections
-        self._idle: deque[_Connection] = deque()
-        self._open = 0
-        self._waiting = trio.lowlevel.ParkingLot()
         self._heads: dict[tuple[object, ...], bytes] = {}
-        self._keys: deque[str] = deque(provider.api_keys or ("",))
-        self._resting: dict[str, float] = {}
 
-    def next_key(self) -> str:
-        """The API key whose turn it is, passing over those that rest; "" where none is needed."""
-        now = trio.current_time()
-        for _ in range(len(self._keys)):
-            api_key = self._keys[0]
-            self._keys.rotate(-1)
-            if self._resting.get(api_key, now) <= now:
-                return api_key
-        return self._keys[0]  # all rest: refusing to try would be worse
+    async def ask(
+        self,
+        provider: Provider,
+        sent: Sent,
+        api_key: str,
+        queue_seconds: float,
+        first_byte_seconds: float,
+    ) -> UpstreamResponse:
+        """One try with one key. Raises AttemptFailed."""
+        head = self._request_head(provider, api_key, sent)
+        connection = self._idle() or await self._placed(provider, queue_seconds)
+        while True:
+            try:
+                with trio.move_on_after(first_byte_seconds):
+                    await connection.exchange(head, sent.body)
+                    return UpstreamResponse(connection, self)
+            except _StaleConnection:
+                connection.transport.close()
+                connection = await self._connected(provider, contacted=True)
+                continue
+            except BaseException:
+                self.discard(connection)
+                raise
+            self.discard(connection)
+            raise AttemptFailed(
+                "first_byte_timeout", f"no answer within {first_byte_seconds} s", contacted=True
+            )
 
-    def rest(self, api_key: str) -> None:
-        """The provider has refused this key: leave it out for a while."""
-        self._resting[api_key] = trio.current_time() + _KEY_RESTS_SECONDS
-
-    def take_idle(self) -> _Connection | None:
+    def _idle(self) -> _Connection | None:
         """An idle connection that still stands."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.transport.is_stale():
-                connection.next_cycle()
+        while (connection := self.pool.take_idle()) is not None:
+            if connection.is_ready():
                 return connection
             self.discard(connection)
         return None
 
-    async def take(self, *, unused: bool = False) -> _Connection:
-        """An idle connection, or a new one; waits where the limit is reached.
-
-        `unused`: only a new one, which an idle one makes room for.
-        """
-        while True:
-            connection = None if unused else self.take_idle()
-            if connection is not None:
-                return connection
-            if unused and self._idle and self._open >= self._limit:
-                self.discard(self._idle.popleft())
-            if self._open < self._limit:
-                return await self._connect()
-            await self._waiting.park()
-
-    async def _connect(self) -> _Connection:
-        self._open += 1
+    async def _placed(self, provider: Provider, queue_seconds: float) -> _Connection:
+        """A connection in the next place that is free, within the caller's time for that."""
         try:
-            transport = await self._dialer.connect(
-                self._origin.host, self._origin.port, tls=self._origin.tls
-            )
+            connection = await self.pool.place(queue_seconds)
+        except PoolFull:
+            detail = f"all {provider.max_connections} connections are in use"
+            raise AttemptFailed("busy", detail, contacted=False) from None
+        if connection is not None:
+            if connection.is_ready():
+                return connection
+            connection.transport.close()
+        return await self._connected(provider)
+
+    async def _connected(self, provider: Provider, *, contacted: bool = False) -> _Connection:
+        """A new connection, within the provider's time for it, in a place that is ours already.
+
+        `contacted`: the request was sent before, over a connection that turned out to be stale.
+        """
+        origin = self._origin
+        try:
+            with trio.move_on_after(provider.connect_seconds):
+                return _Connection(
+                    await self._dialer.connect(origin.host, origin.port, tls=origin.tls)
+                )
+            detail = f"no connection within {provider.connect_seconds} s"
+            raise AttemptFailed("connect_timeout", detail, contacted=contacted)
         except BaseException as error:
-            self._forget()
+            self.pool.free()
             if isinstance(error, OSError):
-                raise _connect_failure(error) from error
+                reason = _connect_failure(error)
+                raise AttemptFailed(reason, str(error), contacted=contacted) from error
             raise
-        return _Connection(transport)
 
     def give_back(self, connection: _Connection) -> None:
         """Keep a connection whose exchange is complete; drop it where it cannot be used again."""
@@ -469,25 +554,25 @@ class _Pool:
             self.discard(connection)
             return
         connection.idle_since = trio.current_time()
-        self._idle.append(connection)
-        self._waiting.unpark()
+        self.pool.give_back(connection)
 
     def discard(self, connection: _Connection) -> None:
         """Close a connection."""
         connection.transport.close()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._open -= 1
-        self._waiting.unpark()
+        self.pool.free()
 
     def sweep(self, *, everything: bool = False) -> None:
-        """Close connections that have been idle for too long (the oldest are on the left)."""
+        """Close connections that have been idle for too long."""
         oldest = trio.current_time() - _IDLE_SECONDS_MAX
-        while self._idle and (everything or self._idle[0].idle_since < oldest):
-            self.discard(self._idle.popleft())
+        for connection in self.pool.oldest(lambda idle: everything or idle.idle_since < oldest):
+            self.discard(connection)
 
-    def request_head(self, provider: Provider, api_key: str, sent: Sent) -> bytes:
+    def is_unused(self) -> bool:
+        """Whether nothing would be lost with it."""
+        rests = self.keys is not None and self.keys.rests(trio.current_time())
+        return not rests and self.pool.statistics().taken == 0
+
+    def _request_head(self, provider: Provider, api_key: str, sent: Sent) -> bytes:
         """A request head; all but the length is written once per provider, key and path."""
         key = (provider, api_key, sent.path, sent.stream, sent.headers)
         fixed = self._heads.get(key)
@@ -521,9 +606,11 @@ def _fixed_head(origin: Origin, provider: Provider, api_key: str, sent: Sent) ->
     return head + b"\r\n"
 
 
-def _connect_failure(error: OSError) -> AttemptFailed:
+def _connect_failure(error: OSError) -> Reason:
+    if error.errno in _OURS:
+        return "busy"
     if isinstance(error, ssl.SSLError):
-        return AttemptFailed("tls", str(error), contacted=False)
+        return "tls"
     if isinstance(error, socket.gaierror):
-        return AttemptFailed("dns", str(error), contacted=False)
-    return AttemptFailed("connect", str(error), contacted=False)
+        return "dns"
+    return "connect_timeout" if isinstance(error, TimeoutError) else "connect"

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from adapters.catalogue import Provider
+from proxy.pool import PoolStatistics
 from proxy.transport import Transport
 from proxy.upstream import AttemptFailed, Sent, Upstreams
 from tests.fakes.network import MemoryDialer
@@ -56,7 +57,8 @@ def reach(nursery: trio.Nursery, host: Handler | OSError) -> tuple[Upstreams, Me
 
 
 async def call(upstreams: Upstreams, provider: Provider = PROVIDER) -> bytes:
-    response = await upstreams.post(provider, Sent("/chat/completions", b"{}"))
+    sent = Sent("/chat/completions", b"{}")
+    response = await upstreams.post(provider, sent, queue_seconds=provider.connect_seconds)
     try:
         return await response.read(1000, provider.idle_seconds)
     finally:
@@ -139,7 +141,7 @@ async def test_a_request_that_fells_its_server_is_sent_twice_at_most(
 async def test_an_answer_that_is_given_up_costs_its_connection(nursery: trio.Nursery) -> None:
     host = Host(CHUNKED, PLAIN)
     upstreams, dialer = reach(nursery, host)
-    response = await upstreams.post(PROVIDER, Sent("/x", b"{}", stream=True))
+    response = await upstreams.post(PROVIDER, Sent("/x", b"{}", stream=True), queue_seconds=0)
     assert await response.receive() == b"ab"
     response.close()
     response.close()
@@ -221,15 +223,52 @@ async def test_connections_are_bounded_and_waited_for(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     host = Host(*[PLAIN] * 10)
-    dialer = MemoryDialer(nursery)
-    dialer.hosts["upstream"] = host
-    upstreams = Upstreams(dialer)
-    narrow = Provider("p", "openai", "http://upstream", max_connections=2)
+    upstreams, dialer = reach(nursery, host)
+    narrow = dataclasses.replace(PROVIDER, max_connections=5)
     async with trio.open_nursery() as callers:
         for _ in range(10):
             callers.start_soon(call, upstreams, narrow)
-    assert len(dialer.dialled) == 2
+    assert len(dialer.dialled) == 5
     assert len(host.requests) == 10
+
+
+async def test_a_place_is_waited_for_apart_from_connecting(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    upstreams, dialer = reach(nursery, Host(7.0, PLAIN, PLAIN))
+    single = dataclasses.replace(PROVIDER, max_connections=1, connect_seconds=1)
+    began = trio.current_time()
+    async with trio.open_nursery() as callers:
+        callers.start_soon(call, upstreams, single)
+        await wait_all_tasks_blocked()
+        for seconds in (0, 3):
+            with pytest.raises(AttemptFailed, match="all 1 connections are in use") as failed:
+                await upstreams.post(single, Sent("/x", b"{}"), queue_seconds=seconds)
+            assert (failed.value.reason, failed.value.contacted) == ("busy", False)
+            assert trio.current_time() - began == pytest.approx(seconds)
+        response = await upstreams.post(single, Sent("/x", b"{}"), queue_seconds=10)
+        assert trio.current_time() - began == pytest.approx(7)
+        assert await response.read(10, 1) == b"ok"
+    assert len(dialer.dialled) == 1
+
+
+async def test_no_more_wait_than_there_are_places(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    upstreams, _ = reach(nursery, Scripted(1000.0))
+    pair = dataclasses.replace(PROVIDER, max_connections=2)
+    async with trio.open_nursery() as callers:
+        for _ in range(4):
+            callers.start_soon(call, upstreams, pair)
+        await wait_all_tasks_blocked()
+        assert upstreams.statistics() == [
+            ("p", PoolStatistics(limit=2, taken=2, idle=0, waiting=2))
+        ]
+        with pytest.raises(AttemptFailed, match="busy"):
+            await call(upstreams, pair)
+        callers.cancel_scope.cancel()
+    assert upstreams.statistics() == [("p", PoolStatistics(limit=2, taken=0, idle=0, waiting=0))]
+    nursery.cancel_scope.cancel()
 
 
 async def test_cancelling_a_call_frees_its_place(
