@@ -1,7 +1,8 @@
 """Why an Anthropic upstream refused or broke: its error answers, read as facts.
 
 The kind is told by Anthropic's word for it, which is all there is inside a stream, then by status
-and wording. An exhausted account is a 400 there, and must not look like the client's mistake.
+and wording. An exhausted account is a 400 there, and must not look like the client's mistake; nor
+the client's mistake like an exhausted account, whatever the field is called that it got wrong.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
-from adapters.failures import kind_of, retry_after, scrub
+from adapters.failures import blames_the_key, kind_of, missing, retry_after, scrub
 from adapters.raw import UNREADABLE
 
 # Not `invalid_request_error`: its wording tells more.
 _KIND_BY_TYPE: Mapping[str, FailureKind] = {
     "authentication_error": "auth",
-    "permission_error": "auth",
+    "permission_error": "forbidden",
     "billing_error": "quota",
     "not_found_error": "not_found",
     "request_too_large": "too_large",
@@ -39,8 +40,8 @@ _STATUS_BY_TYPE: Mapping[str, int] = {
 }
 # What SDKs go on from by themselves, once they are told.
 _TOLD_CODES = frozenset(("thread_not_found", "thread_unsupported_request"))
-_NO_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
-
+# What it says of a field has the field's name in front of a colon.
+_NO_CREDIT = re.compile(r"[^:]*credit balance is too low[^:]*", re.IGNORECASE)
 
 _ABSENT = msgspec.Raw()
 
@@ -93,12 +94,14 @@ def _facts(error: _Error | str, status: int, retry_seconds: float | None) -> Ups
     if isinstance(error, str):
         error = _Error(message=error)
     message = scrub(error.message)
+    details = _details(error.details)
+    kind = _kind(error.type, status, message)
     return UpstreamFailure(
-        kind=_kind(error.type, status, message),
+        kind="not_found" if kind == "model_not_found" and details else kind,
         message=message,
         status=status,
         retry_after=retry_seconds,
-        details=_details(error.details),
+        details=details,
     )
 
 
@@ -111,7 +114,10 @@ def _details(raw: msgspec.Raw) -> dict[str, object]:
 
 
 def _kind(word: object, status: int, message: str) -> FailureKind:
-    if isinstance(word, str) and word in _KIND_BY_TYPE:
-        return _KIND_BY_TYPE[word]
-    kind = kind_of(status, message)
-    return "quota" if kind == "bad_request" and _NO_CREDIT.search(message) else kind
+    known = _KIND_BY_TYPE.get(word) if isinstance(word, str) else None
+    if known == "not_found":
+        return missing(message)
+    if known == "forbidden":
+        return "auth" if blames_the_key(message) else known
+    kind = known or kind_of(status, message)
+    return "quota" if kind == "bad_request" and _NO_CREDIT.fullmatch(message) else kind

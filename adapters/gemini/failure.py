@@ -1,8 +1,9 @@
 """Why a Gemini upstream refused or broke: its error answers, read as facts.
 
 The kind is told by Google's canonical status first: a wrong key is a 400 there, and so is a prompt
-that is too long. Google's OpenAI-compatible endpoint, and some servers in front, wrap the error in
-a list.
+that is too long; a file or a cached prompt that the request names and that is not there may be a
+404, a 403 or a failed precondition. Google's OpenAI-compatible endpoint, and some servers in front,
+wrap the error in a list.
 """
 
 from __future__ import annotations
@@ -13,23 +14,43 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
-from adapters.failures import kind_of, retry_after, scrub, status_in
+from adapters.failures import (
+    blames_the_key,
+    kind_of,
+    missing,
+    own_words,
+    retry_after,
+    scrub,
+    status_in,
+)
 
 _KIND_BY_STATUS: Mapping[str, FailureKind] = {
     "UNAUTHENTICATED": "auth",
-    "PERMISSION_DENIED": "auth",
-    "FAILED_PRECONDITION": "auth",  # billing is off, or the gateway stands in a wrong country
+    "PERMISSION_DENIED": "forbidden",
+    "FAILED_PRECONDITION": "forbidden",
     "NOT_FOUND": "not_found",
     "RESOURCE_EXHAUSTED": "rate_limited",
     "UNAVAILABLE": "overloaded",
     "DEADLINE_EXCEEDED": "timeout",
     "INTERNAL": "server_error",
     "UNKNOWN": "server_error",
-    "ABORTED": "server_error",
+    "ABORTED": "conflict",
     "CANCELLED": "server_error",
 }
-_KEY_REASONS = frozenset(("API_KEY_INVALID", "API_KEY_EXPIRED", "API_KEY_SERVICE_BLOCKED"))
-_KEY_WORDS = re.compile(r"api key (?:not valid|expired|not found)", re.IGNORECASE)
+_KIND_BY_REASON: Mapping[str, FailureKind] = {
+    "API_KEY_INVALID": "auth",
+    "API_KEY_EXPIRED": "auth",
+    "API_KEY_SERVICE_BLOCKED": "auth",
+    "CONSUMER_INVALID": "auth",
+    "CONSUMER_SUSPENDED": "auth",
+    "SERVICE_DISABLED": "auth",
+    "BILLING_DISABLED": "quota",
+}
+# Of a project without billing, and of a gateway in a country that Google does not serve.
+_BILLING_WORDS = re.compile(r"\bbilling\b", re.IGNORECASE)
+_PLACE_WORDS = re.compile(r"\buser location\b", re.IGNORECASE)
+_NAMED_WORDS = re.compile(r"\bfile\b|\bcached ?content\b", re.IGNORECASE)
+_REFERRING: frozenset[FailureKind] = frozenset(("forbidden", "not_found", "model_not_found"))
 _CONTEXT_WORDS = re.compile(
     r"(?:input )?token count.{0,40}exceeds the maximum|exceeds the maximum number of tokens",
     re.IGNORECASE,
@@ -116,10 +137,21 @@ def _facts(error: _Error, status: int, hint: float | None) -> UpstreamFailure:
 def _kind(
     error: _Error, status: int, message: str, details: list[_Detail], delay: float | None
 ) -> FailureKind:
-    if any(each.reason in _KEY_REASONS for each in details) or _KEY_WORDS.search(message):
+    for each in details:
+        if isinstance(each.reason, str) and each.reason in _KIND_BY_REASON:
+            return _KIND_BY_REASON[each.reason]
+    if blames_the_key(message):
         return "auth"
     word = error.status if isinstance(error.status, str) else ""
     kind = _KIND_BY_STATUS.get(word) or kind_of(status, message)
+    if kind in _REFERRING and _NAMED_WORDS.search(own_words(message)):
+        return "bad_request"  # something that the request names is not there, not the model
+    if kind == "not_found":
+        return missing(message)
+    if kind == "forbidden" and _BILLING_WORDS.search(own_words(message)):
+        return "quota"
+    if kind == "forbidden" and _PLACE_WORDS.search(own_words(message)):
+        return "auth"
     if kind == "bad_request" and _CONTEXT_WORDS.search(message):
         return "context_length"
     if kind == "rate_limited" and delay is None and _USED_UP in message:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
-from adapters.failures import kind_of, retry_after, scrub, status_in
+from adapters.failures import blames_the_key, kind_of, retry_after, scrub, status_in
 
 # Not `server_error`: OpenAI says it of every 5xx, where the status knows better.
 _KIND_BY_CODE: Mapping[str, FailureKind] = {
@@ -21,15 +21,19 @@ _KIND_BY_CODE: Mapping[str, FailureKind] = {
     "string_above_max_length": "context_length",
     "content_filter": "content_filter",
     "content_policy_violation": "content_filter",
-    "model_not_found": "not_found",
+    "model_not_found": "model_not_found",
+    "model_decommissioned": "model_not_found",  # Groq, with status 400
+    "DeploymentNotFound": "model_not_found",  # Azure
     "insufficient_quota": "quota",
     "billing_hard_limit_reached": "quota",
+    "billing_not_active": "quota",
     "invalid_api_key": "auth",
     "rate_limit_exceeded": "rate_limited",
     "server_is_overloaded": "overloaded",
     "overloaded_error": "overloaded",
 }
 
+_BAD_REQUEST = 400
 _NOT_FOUND = 404
 
 
@@ -94,6 +98,9 @@ def _kind(status: int, error: _Error | None, message: str) -> FailureKind:
     for word in (error.code, error.type) if error is not None else ():
         if isinstance(word, str) and word in _KIND_BY_CODE:
             return _KIND_BY_CODE[word]
-    if status == _NOT_FOUND and error is not None and error.param not in (None, "", "model"):
+    names = error is not None and error.param not in (None, "", "model")
+    if names and status == _NOT_FOUND:
         return "bad_request"  # something that the request names is not there, not the model
+    if not names and status == _BAD_REQUEST and blames_the_key(message):
+        return "auth"  # xAI
     return kind_of(status, message)

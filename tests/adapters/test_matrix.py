@@ -239,8 +239,8 @@ def test_errors_before_an_answer_are_facts(
     kinds = {
         400: "bad_request",
         401: "auth",
-        403: "auth",
-        404: "not_found",
+        403: "forbidden",
+        404: "model_not_found",
         429: "rate_limited",
         500: "server_error",
         503: "overloaded",

@@ -31,7 +31,10 @@ def objects(value: object) -> list[Json]:
 
 @dataclass
 class Played:
-    """One answer as its client saw it. `end` is how it ended: `whole`, `cut` or `hang`."""
+    """One answer as its client saw it.
+
+    `end` is how it ended: `whole`, `spoilt`, `cut`, `reset` or `hang`.
+    """
 
     status: int
     headers: dict[str, str]
@@ -82,6 +85,10 @@ def play(script: Iterable[sandbox.Action]) -> Played:
                 played.pauses.append(seconds)
             case sandbox.Cut():
                 played.end = "cut"
+            case sandbox.Reset():
+                played.end = "reset"
+            case sandbox.Spoilt():
+                played.end = "spoilt"
             case sandbox.Hang():
                 played.end = "hang"
             case sandbox.Head():

@@ -129,8 +129,12 @@ def failure_body(word: str, message: str) -> bytes:
         (400, "invalid_request_error", "Your credit balance is too low to access", "quota"),
         (401, "authentication_error", "invalid x-api-key", "auth"),
         (402, "billing_error", "pay", "quota"),
-        (403, "permission_error", "no", "auth"),
-        (404, "not_found_error", "model: x", "not_found"),
+        (403, "permission_error", "no", "forbidden"),
+        (403, "permission_error", "OAuth token has been revoked. Get another.", "auth"),
+        (404, "not_found_error", "model: x", "model_not_found"),
+        (404, "not_found_error", "Not Found", "model_not_found"),
+        (404, "not_found_error", "File not found: file_model", "not_found"),
+        (409, "invalid_request_error", "busy", "conflict"),
         (413, "request_too_large", "big", "too_large"),
         (429, "rate_limit_error", "slow", "rate_limited"),
         (500, "api_error", "oops", "server_error"),
@@ -179,4 +183,4 @@ def test_the_sdk_learns_what_became_of_its_thread(status: int, word: str, code: 
 def test_other_details_are_the_providers_own(details: object) -> None:
     error = {"type": "not_found_error", "message": "model: x", "details": details}
     failure = read_failure(404, {}, json.dumps({"error": error}).encode())
-    assert (failure.kind, failure.details) == ("not_found", {})
+    assert (failure.kind, failure.details) == ("model_not_found", {})
