@@ -6,6 +6,7 @@ float comes near money.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -22,6 +23,11 @@ Price = Annotated[
     ),
 ]
 Text = Annotated[str, msgspec.Meta(min_length=1, description="text that is not empty")]
+
+WEIGHT_MAX = 1000
+HEDGE_PERCENTILE_MIN = 50  # below it most requests would be asked twice
+
+_WEIGHT = re.compile(r"[0-9]{1,6}")
 
 
 class Rates(
@@ -101,7 +107,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_output_tokens: Count = 0
     upstreams: tuple[str | tuple[str, ...], ...]
     hedge_after_percentile: Annotated[
-        int, msgspec.Meta(ge=0, le=100, description="a whole number from 0 to 100")
+        int, msgspec.Meta(ge=0, le=99, description="0 (never), or a whole number from 50 to 99")
     ] = 0
     default_max_output_tokens: Count = 0
     rpm: Count = 0
@@ -136,6 +142,6 @@ def parse_upstream(text: str) -> UpstreamRef:
     provider, slash, model = target.partition("/")
     if not (provider and slash and model):
         raise ValueError(f'{text!r} is not "provider/model", such as "openai/gpt-4o"')
-    if not (weight.isascii() and weight.isdigit() and int(weight) >= 1):
-        raise ValueError(f"the weight in {text!r} is not a whole number above 0")
+    if not _WEIGHT.fullmatch(weight) or not 1 <= int(weight) <= WEIGHT_MAX:
+        raise ValueError(f"the weight in {text!r} is not a whole number from 1 to {WEIGHT_MAX}")
     return UpstreamRef(provider, model, int(weight))

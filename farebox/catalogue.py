@@ -16,6 +16,7 @@ import msgspec
 
 from adapters import sandbox
 from adapters.catalogue import Catalogue, Kind, Model, PriceSchedule, Provider, Upstream
+from adapters.codec import family
 from adapters.pricing import build_schedule
 from adapters.settings import ModelSettings, PriceSettings, ProviderSettings, UpstreamRef
 from farebox import demo
@@ -90,7 +91,24 @@ def remarks(config: Config, served: Catalogue) -> list[str]:
             f'routing.default_reference: there is no model "{reference}"'
             f"{nearest(reference, served.models)}"
         )
+    presets = {settings.name: settings.preset or "" for settings in config.providers}
+    found += [
+        f'models["{model.id}"].upstreams: {" and ".join(different)} make vectors that cannot be '
+        "compared; give each model an id of its own"
+        for model in served.models.values()
+        if model.kind == "embedding" and len(different := _different(model, presets)) > 1
+    ]
     return found
+
+
+def _different(model: Model, presets: Mapping[str | None, str]) -> list[str]:
+    """One upstream for each of the models behind `model`, as far as the price list knows them."""
+    found: dict[str, str] = {}
+    for upstream in model.upstreams:
+        known = known_models(presets.get(upstream.provider.name, "")).get(upstream.model)
+        if known is not None:
+            found.setdefault(family(known.id), f'"{upstream.name}"')
+    return list(found.values())
 
 
 def priced(model: Model) -> bool:
@@ -158,6 +176,7 @@ class _Composer:
         upstreams = tuple(group for group in found if group)
         if not upstreams:
             return None
+        self._check_kinds(settings)
         known = self._known(next(ref for group in groups(settings) for ref in group))
         facts = settings if known is None else _completed(settings, known)
         return Model(
@@ -174,6 +193,17 @@ class _Composer:
             capabilities=facts.capabilities,
             prices=upstreams[0][0].prices,
         )
+
+    def _check_kinds(self, model: ModelSettings) -> None:
+        """Every upstream has to be of the model's kind, as far as the price list knows it."""
+        for group in groups(model):
+            for ref in group:
+                known = self._known(ref)
+                if known is not None and known.kind != model.kind:
+                    self.problems.append(
+                        f'models["{model.id}"].upstreams: "{ref.name}" is for {known.kind}, not '
+                        f'for {model.kind}; set kind = "{known.kind}", or leave it out'
+                    )
 
     def _default_cap(self, model: ModelSettings) -> int:
         """What is held and sent where the client sets no cap (contract §2)."""

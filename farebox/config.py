@@ -19,7 +19,13 @@ import msgspec
 
 from adapters import embedders
 from adapters.catalogue import Protocol
-from adapters.settings import ModelSettings, ProviderSettings, UpstreamRef, parse_upstream
+from adapters.settings import (
+    HEDGE_PERCENTILE_MIN,
+    ModelSettings,
+    ProviderSettings,
+    UpstreamRef,
+    parse_upstream,
+)
 from console.settings import ConsoleSettings, StripeSettings
 from evals.settings import RoutingSettings
 from farebox.decode import Problems, map_strings, nearest, table
@@ -147,7 +153,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         file.routing,
         file.console,
         file.stripe,
-        tuple(_not_yet(file, providers, raw)),
+        (*_not_yet(file, providers, raw), *_idle_weights(file.models)),
     )
 
 
@@ -428,6 +434,11 @@ def _check_model(
         return
     if not upstreams or () in model.upstreams:
         problems.add(f"{path}.upstreams", 'name at least one, such as "openai/gpt-4o"')
+    if 0 < model.hedge_after_percentile < HEDGE_PERCENTILE_MIN:
+        problems.add(
+            f"{path}.hedge_after_percentile",
+            f"asks most requests twice; write {HEDGE_PERCENTILE_MIN} to 99, such as 95, or 0",
+        )
     for upstream in upstreams:
         protocol = protocols.get(upstream.provider)
         if protocol is None:
@@ -454,6 +465,17 @@ def _check_model(
         problems.add(f"{path}.default_max_output_tokens", "is more than max_output_tokens")
 
 
+def _idle_weights(models: Iterable[ModelSettings]) -> Iterable[str]:
+    """A sentence for each weight that has nothing to be weighed against."""
+    for model in models:
+        for group in groups(model):
+            if len(group) == 1 and group[0].weight != 1:
+                yield (
+                    f'models["{model.id}"].upstreams: the weight of "{group[0].name}" has no '
+                    "effect; weights count among equals, which stand in a list of their own"
+                )
+
+
 def _provider_hint(upstream: UpstreamRef, names: Iterable[str]) -> str:
     if upstream.provider in PRESETS:
         preset = PRESETS[upstream.provider]
@@ -478,10 +500,6 @@ def _not_yet(
         later |= {f"routing.{key}": key != "default_reference" for key in routing}
     for model in file.models:
         path = f'models["{model.id}"]'
-        later[f"{path}.upstreams has groups of equals; they are tried in order"] = any(
-            not isinstance(entry, str) for entry in model.upstreams
-        )
-        later[f"{path}.hedge_after_percentile"] = model.hedge_after_percentile > 0
         later[f"{path}.latency_class"] = bool(model.latency_class)
     for provider in providers:
         path = f'providers["{provider.name}"]'

@@ -163,7 +163,6 @@ def _ranked(equals: Sequence[_Equal], affinity: int) -> list[_Equal]:
 
 def _distance(equal: _Equal, affinity: int) -> float:
     """How far an upstream is from a key: exponentially distributed, with its weight as the rate."""
-    name = equal.candidate.upstream.name.encode()
-    drawn = blake2b(name, digest_size=8, key=affinity.to_bytes(8)).digest()
-    bits = int.from_bytes(drawn) >> (64 - _DRAW_BITS)
+    both = affinity.to_bytes(8) + equal.candidate.upstream.name.encode()
+    bits = int.from_bytes(blake2b(both, digest_size=8).digest()) >> (64 - _DRAW_BITS)
     return -log((bits + 0.5) / 2**_DRAW_BITS) / equal.weight

@@ -175,6 +175,34 @@ def test_groups_keep_their_order_and_weights(config_of: ConfigOf) -> None:
     ]
 
 
+def test_an_upstream_of_another_kind_is_refused(config_of: ConfigOf) -> None:
+    config = config_of(
+        '[[models]]\nid = "m"\nupstreams = [["openai/gpt-4o", "openai/text-embedding-3-small"]]\n',
+        ENVIRON,
+    )
+    with pytest.raises(ConfigError) as error:
+        served(config)
+    assert error.value.problems == (
+        'models["m"].upstreams: "openai/text-embedding-3-small" is for embedding, not for chat; '
+        'set kind = "embedding", or leave it out',
+    )
+
+
+def test_vectors_that_cannot_be_compared_are_said(config_of: ConfigOf) -> None:
+    def said(*upstreams: str) -> list[str]:
+        listed = ", ".join(f'"openai/{upstream}"' for upstream in upstreams)
+        text = f'[[models]]\nid = "m"\nkind = "embedding"\nupstreams = [{listed}]\n'
+        config = config_of(text, ENVIRON)
+        return remarks(config, served(config))
+
+    assert said("text-embedding-3-small") == []
+    assert said("text-embedding-3-small", "text-embedding-3-large") == [
+        'models["m"].upstreams: "openai/text-embedding-3-small" and '
+        '"openai/text-embedding-3-large" make vectors that cannot be compared; give each model '
+        "an id of its own"
+    ]
+
+
 def test_every_protocol_is_served(config_of: ConfigOf) -> None:
     text = (
         OWN + '[[providers]]\npreset = "anthropic"\napi_key = "k"\n'

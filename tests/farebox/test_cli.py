@@ -427,13 +427,13 @@ def test_check_says_every_problem_on_its_line(farebox: Farebox, tmp_path: Path) 
 def test_check_says_what_is_fine_and_what_has_no_effect(farebox: Farebox, tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text(
         '[billing]\nreserve = "adaptive"\n[[providers]]\npreset = "openai"\napi_key = "k"\n'
-        '[[models]]\nid = "a"\nupstreams = ["openai/gpt-4o"]\nhedge_after_percentile = 95\n'
+        '[[models]]\nid = "a"\nupstreams = ["openai/gpt-4o"]\nlatency_class = "batch"\n'
         '[[models]]\nid = "b"\nupstreams = ["openai/nobody-knows"]\n'
     )
     done = farebox("check", "--config", "other.toml")
     assert (done.code, done.out) == (0, "The configuration is fine: 1 model from openai.\n")
     assert done.err.splitlines() == [
-        'not in this version yet: models["a"].hedge_after_percentile',
+        'not in this version yet: models["a"].latency_class',
         'models["b"] has no price and is left out; add [models.price]',
     ]
 

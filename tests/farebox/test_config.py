@@ -322,7 +322,44 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
         ),
         (
             '[[models]]\nid = "m"\nupstreams = ["openai/m*0"]',
-            "models[\"m\"].upstreams: the weight in 'openai/m*0' is not a whole number above 0",
+            "models[\"m\"].upstreams: the weight in 'openai/m*0' is not a whole number "
+            "from 1 to 1000",
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = ["openai/m*1001"]',
+            "models[\"m\"].upstreams: the weight in 'openai/m*1001' is not a whole number "
+            "from 1 to 1000",
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = [["openai/m"], []]',
+            'models["m"].upstreams: name at least one, such as "openai/gpt-4o"',
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = [["openai/m", "opnai/m"]]',
+            'models["m"].upstreams: there is no provider "opnai"; did you mean "openai"?',
+        ),
+        (
+            '[[models]]\nid = "m"\nupstreams = [["openai/m*2", "openai/m"]]',
+            'models["m"].upstreams: "openai/m" is listed 2 times; keep one',
+        ),
+        (
+            PRICED + "hedge_after_percentile = 100",
+            'models["m"].hedge_after_percentile: expected 0 (never), or a whole number from 50 '
+            "to 99, found a number",
+        ),
+        (
+            PRICED + "hedge_after_percentile = 49",
+            'models["m"].hedge_after_percentile: asks most requests twice; write 50 to 99, such '
+            "as 95, or 0",
+        ),
+        (
+            '[[providers]]\npreset = "openai"\nfailures_to_open = 0',
+            'providers["openai"].failures_to_open: expected a whole number from 1 to 1000, found a number',
+        ),
+        (
+            '[[providers]]\npreset = "openai"\nopen_seconds = 61',
+            'providers["openai"].open_seconds: expected a number of seconds above 0, at most 60, '
+            "found a number",
         ),
         (
             '[[models]]\nid = "m"\nupstreams = []',
@@ -413,19 +450,34 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("[routing]\nenabled = false", "routing.enabled"),
-        (
-            '[[providers]]\nname = "a"\nbase_url = "http://a"\n[[models]]\nid = "m"\n'
-            'upstreams = [["a/x", "a/y"]]',
-            'models["m"].upstreams',
-        ),
         ("[console]", "console"),
         ("[stripe]", "stripe"),
-        (PRICED + "hedge_after_percentile = 95", 'models["m"].hedge_after_percentile'),
+        (PRICED + 'latency_class = "batch"', 'models["m"].latency_class'),
     ],
 )
 def test_what_this_version_does_not_do_is_said(tmp_path: Path, text: str, what: str) -> None:
     (warning,) = read(tmp_path, text).warnings
     assert warning.startswith(f"not in this version yet: {what}")
+
+
+def test_a_weight_without_equals_is_said(tmp_path: Path) -> None:
+    config = read(tmp_path, '[[models]]\nid = "m"\nupstreams = ["openai/m*3", ["openai/n*2"]]')
+    assert config.warnings == tuple(
+        f'models["m"].upstreams: the weight of "openai/{name}" has no effect; weights count among '
+        "equals, which stand in a list of their own"
+        for name in "mn"
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        '[[models]]\nid = "m"\nupstreams = [["openai/m*3", "openai/n"], "openai/o"]',
+        PRICED + "hedge_after_percentile = 95",  # the one upstream is asked again
+    ],
+)
+def test_groups_and_hedges_are_nothing_to_speak_of(tmp_path: Path, model: str) -> None:
+    assert read(tmp_path, model).warnings == ()
 
 
 # -- reloading ------------------------------------------------------------------------------------
