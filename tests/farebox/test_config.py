@@ -354,7 +354,8 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
         ),
         (
             '[[providers]]\npreset = "openai"\nfailures_to_open = 0',
-            'providers["openai"].failures_to_open: expected a whole number from 1 to 1000, found a number',
+            'providers["openai"].failures_to_open: expected a whole number from 1 to 1000, '
+            "found a number",
         ),
         (
             '[[providers]]\npreset = "openai"\nopen_seconds = 61',
