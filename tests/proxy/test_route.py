@@ -56,3 +56,16 @@ def test_virtual_models_mean_the_groups_of_the_reference() -> None:
         assert virtual.groups is meant.groups
         assert virtual.candidates == meant.candidates
         assert virtual.reason == "reference"
+
+
+def test_a_choice_is_among_equals_or_among_api_keys() -> None:
+    several = replace(B, api_keys=("one", "two"))
+
+    def facts(*groups: tuple[Upstream, ...]) -> tuple[bool, bool]:
+        route = snapshot_of([grouped(*groups)], [A, several, C]).routes["gpt"]
+        return route.has_equals, route.has_choice
+
+    assert facts((upstream(A),)) == (False, False)
+    assert facts((upstream(A),), (upstream(C),)) == (False, False)
+    assert facts((upstream(A), upstream(C))) == (True, True)
+    assert facts((upstream(A),), (upstream(several),)) == (False, True)
