@@ -54,11 +54,6 @@ def counted_tokens(text_bytes: int) -> int:
     return -(-text_bytes // _BYTES_PER_TOKEN)
 
 
-def expected(request: Request) -> int:
-    """The input tokens that `request` will probably have, for clients that ask before."""
-    return counted_tokens(request.scan.text_bytes) + request.scan.media_tokens
-
-
 def bound(request: Request, context_window: int = 0, *, native: bool = True) -> Bound:
     """The most input that `request` can be; `context_window` 0: unknown. Never raises.
 

@@ -1,6 +1,7 @@
-"""The input that a request most probably has, for answers whose provider did not come to tell it.
+"""The input that a request most probably has, where its provider does not tell, or not yet.
 
-Some providers tell the usage of a stream at its very end. Where the stream is cut before, or an
+Clients ask for it before they send, or want to see it at the beginning of an answer. And some
+providers tell the usage of a stream at its very end. Where the stream is cut before, or an
 attempt is lost, its input is counted here: text by its bytes, media by the formulas that providers
 publish for what stands in its head. It is a fair count and no bound: `estimate` has those.
 
@@ -10,7 +11,8 @@ publish for what stands in its head. It is a fair count and no bound: `estimate`
 3. What only the provider can see (its own files, earlier answers, a prompt of its own) is nothing.
 4. More parts never come to less.
 
-This is only done where a provider has told nothing, never when a request arrives.
+This is only done where somebody needs it, never for each request that arrives: large media takes
+its time to be found, if only a millisecond for a megabyte.
 
 The formulas are published in OpenAI's guide "Images and vision" (tiles of 512 pixels of a picture
 that is at most 2,048 pixels long and 768 wide, 70 + 140 each at the cheapest model; patches of 32

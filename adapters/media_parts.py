@@ -222,11 +222,10 @@ class _Reader:
             return Media("text", data_bytes)
         if not self._looked_at(raw, at, _HEAD_BYTES).startswith(b"%PDF"):
             return Media("file", data_bytes)
-        ends = self._looked_at(raw, at, min(data_bytes, 2 * _END_BYTES))
-        if data_bytes > 2 * _END_BYTES:
-            encoded_bytes = len(memoryview(raw)) - 1 - at
-            last = at + max(encoded_bytes - _END_BYTES // 3 * 4, 0) // 4 * 4
-            ends = ends[:_END_BYTES] + self._looked_at(raw, last, _END_BYTES)
+        if data_bytes <= 2 * _END_BYTES:
+            return Media("pdf", data_bytes, pages=_pages_in(self._looked_at(raw, at, data_bytes)))
+        last = at + (len(memoryview(raw)) - 1 - at - _END_BYTES // 3 * 4) // 4 * 4
+        ends = self._looked_at(raw, at, _END_BYTES) + self._looked_at(raw, last, _END_BYTES)
         return Media("pdf", data_bytes, pages=_pages_in(ends))
 
     def _looked_at(self, raw: msgspec.Raw, at: int, size: int) -> bytes:
@@ -258,11 +257,9 @@ def _data(raw: msgspec.Raw, *, bare: bool = False) -> tuple[int, int]:
     start = bytes(text[:_ADDRESS_BYTES_MAX])
     if not start.startswith(b'"'):
         return 0, 0
-    at = start.find(b",") + 1
-    if not at:
-        if start[1:5].lower() == b"http" and not bare:
-            return 0, 0
-        at = 1
+    if start[1:5].lower() == b"http" and not bare:
+        return 0, 0
+    at = start.find(b",") + 1 or 1
     encoded_bytes = len(text) - at - 1 - bytes(text[-3:]).count(b"=")
     return at, max(encoded_bytes, 0) * 3 // 4
 

@@ -95,7 +95,7 @@ class Translation:
         self._made = Made(
             target.provider.name,
             family(target.model),
-            estimate.expected(request),
+            self._expected().input_tokens,
             created,
         )
 

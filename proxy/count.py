@@ -13,8 +13,9 @@ from typing import cast
 import trio
 
 from adapters import estimate
-from adapters.codec import CountCall, CountingCodec, Headers, Operation
+from adapters.codec import CountCall, CountingCodec, Headers, Operation, Request
 from adapters.errors import RequestNotExpressible
+from adapters.expected import expected_input
 from proxy import reserve
 from proxy.calls import Calls
 from proxy.connection import Connection
@@ -51,7 +52,7 @@ async def serve(
     if tokens is None:
         record.estimated = True
         headers.append(("x-farebox-estimated", "true"))
-        tokens = estimate.expected(calls.request)
+        tokens = _expected(calls.request, route)
     record.status = 200
     await connection.respond(200, headers, codec.counted(tokens))
 
@@ -75,6 +76,13 @@ async def _asked(
             record.upstream = candidate.upstream.name
             return tokens
     return None
+
+
+def _expected(request: Request, route: Route) -> int:
+    """Our own count, as at the provider that would be asked first."""
+    protocol = route.candidates[0].upstream.provider.protocol_for(request.protocol)
+    bound = estimate.bound(request, route.model.context_window)
+    return expected_input(request, protocol, bound).input_tokens
 
 
 async def _made(calls: Calls, candidate: Candidate) -> CountCall | None:

@@ -118,7 +118,7 @@ def sound_part(protocol: Protocol, data: bytes) -> Json:
 
 
 def linked_part(protocol: Protocol) -> Json:
-    address = "https://example.org/a.png"
+    address = "https://example.org/a,b.png"
     match protocol:
         case "openai":
             return {"type": "image_url", "image_url": {"url": address}}
