@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
-import ssl
+import errno
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -12,10 +11,21 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from adapters.catalogue import Provider
+from adapters.codec import FailureKind
+from adapters.openai.failure import read_failure
 from proxy.pool import PoolStatistics
 from proxy.transport import Transport
-from proxy.upstream import AttemptFailed, Sent, Upstreams
-from tests.fakes.network import MemoryDialer
+from proxy.upstream import AttemptFailed, Sent, UpstreamResponse, Upstreams
+from tests.fakes.network import (
+    BUFFER_BYTES,
+    MemoryDialer,
+    MemoryTransport,
+    bad_certificate,
+    refused,
+    tls_broken,
+    unknown_host,
+)
+from tests.fakes.provider import RESET, Reset, Script, Step
 
 PROVIDER = Provider("p", "openai", "http://upstream:9/v1", api_keys=("k1",))
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -24,10 +34,16 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"
 Handler = Callable[[Transport], Awaitable[None]]
 
 
+def reset(transport: Transport) -> None:
+    """Break a connection off."""
+    assert isinstance(transport, MemoryTransport)
+    transport.reset()
+
+
 class Host:
     """An upstream that answers each request on a connection with the next of its answers."""
 
-    def __init__(self, *answers: bytes | float | None) -> None:
+    def __init__(self, *answers: Step) -> None:
         self.answers = list(answers)
         self.requests: list[bytes] = []
         self.connections = 0
@@ -46,6 +62,9 @@ class Host:
                     await transport.send(answer)
                     break
                 if answer is None:
+                    return
+                if isinstance(answer, Reset):
+                    reset(transport)
                     return
                 await trio.sleep(answer)
 
@@ -138,6 +157,96 @@ async def test_a_request_that_fells_its_server_is_sent_twice_at_most(
     assert await call(upstreams, provider) == b"ok"
 
 
+class Second:
+    """A host that serves one request of its first connection, and does something else with the
+    second one; on all later connections it serves."""
+
+    def __init__(self, *script: Step) -> None:
+        self.script = script
+        self.requests = 0
+
+    async def __call__(self, transport: Transport) -> None:
+        while await transport.receive():
+            self.requests += 1
+            if self.requests == 2:
+                break
+            await transport.send(PLAIN)
+        else:
+            return
+        for step in self.script:
+            if isinstance(step, bytes):
+                await transport.send(step)
+            elif isinstance(step, float):
+                await trio.sleep(step)
+            elif isinstance(step, Reset):
+                reset(transport)
+
+
+@pytest.mark.parametrize("ending", [None, RESET])
+@pytest.mark.parametrize("seconds", [0.0, 0.9, 1.1, 30.0])
+async def test_a_reused_connection_that_ends_at_once_was_closed_before(
+    ending: Step, seconds: float, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    host = Second(seconds, ending)
+    upstreams, dialer = reach(nursery, host)
+    await call(upstreams)
+    if seconds < 1:
+        assert await call(upstreams) == b"ok"
+        assert len(dialer.dialled) == 2
+    else:  # it may have been at work on it
+        with pytest.raises(AttemptFailed, match="reset: closed without an answer") as failed:
+            await call(upstreams)
+        assert failed.value.contacted
+        assert len(dialer.dialled) == 1
+
+
+async def test_a_request_that_may_have_been_seen_is_told_of(nursery: trio.Nursery) -> None:
+    upstreams, dialer = reach(nursery, Second(None))
+    await call(upstreams)
+    dialer.hosts["upstream"] = refused()
+    with pytest.raises(AttemptFailed, match="connect: ") as failed:
+        await call(upstreams)
+    assert failed.value.contacted
+
+
+async def send_much(upstreams: Upstreams) -> UpstreamResponse:
+    """A body that does not fit into what the network holds."""
+    return await upstreams.post(PROVIDER, Sent("/x", b"x" * 4 * BUFFER_BYTES), queue_seconds=0)
+
+
+async def test_half_a_request_is_not_acted_upon(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    upstreams, dialer = reach(nursery, Second(30.0, RESET))
+    await call(upstreams)
+    response = await send_much(upstreams)
+    assert await response.read(10, 1) == b"ok"
+    assert len(dialer.dialled) == 2
+
+
+async def test_half_a_request_on_a_new_connection_is_a_failure(nursery: trio.Nursery) -> None:
+    upstreams, dialer = reach(nursery, Scripted(RESET))
+    with pytest.raises(AttemptFailed, match="reset: closed while being sent to") as failed:
+        await send_much(upstreams)
+    assert failed.value.contacted
+    assert len(dialer.dialled) == 1
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_refusal_before_the_body_is_there_is_heard(
+    used: bool, nursery: trio.Nursery
+) -> None:
+    refusal = PLAIN.replace(b"200 OK", b"413 Content Too Large")
+    upstreams, dialer = reach(nursery, Second(refusal, None))
+    await call(upstreams)
+    if not used:
+        upstreams.close()
+    response = await send_much(upstreams)
+    assert (response.status, await response.read(10, 1)) == (413, b"ok")
+    await call(upstreams)
+    assert len(dialer.dialled) == (2 if used else 3)  # whose body is missing is not used again
+
+
 async def test_an_answer_that_is_given_up_costs_its_connection(nursery: trio.Nursery) -> None:
     host = Host(CHUNKED, PLAIN)
     upstreams, dialer = reach(nursery, host)
@@ -149,10 +258,24 @@ async def test_an_answer_that_is_given_up_costs_its_connection(nursery: trio.Nur
     assert len(dialer.dialled) == 2
 
 
-FAILURES: dict[str, tuple[tuple[bytes | float | None, ...], str, float]] = {
+INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+FAILURES: dict[str, tuple[Script, str, float]] = {
     "no answer": ((1000.0,), "first_byte_timeout", 300),
     "stall in the body": ((CHUNKED, 1000.0), "idle_timeout", 120),
     "closed without an answer": ((None,), "reset", 0),
+    "reset without an answer": ((RESET,), "reset", 0),
+    "reset in the head": ((PLAIN[:10], RESET), "reset", 0),
+    "closed in the head": ((PLAIN[:10], None), "reset", 0),
+    "only interim answers": ((INTERIM, INTERIM, None), "reset", 0),
+    "interim answers for ever": ((INTERIM, 200.0, INTERIM, 200.0), "first_byte_timeout", 300),
+    "reset in the body": ((CHUNKED, RESET), "truncated", 0),
+    "reset in a sized body": ((PLAIN[:-1], RESET), "truncated", 0),
+    "stall in a sized body": ((PLAIN[:-1], 1000.0), "idle_timeout", 120),
+    "another protocol": (
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",),
+        "protocol",
+        0,
+    ),
     "cut in the body": ((CHUNKED, None), "truncated", 0),
     "cut in a sized body": ((PLAIN[:-1], None), "truncated", 0),
     "not HTTP": ((b"SSH-2.0-OpenSSH\r\n\r\n",), "protocol", 0),
@@ -170,6 +293,9 @@ class Scripted(Host):
             if isinstance(answer, bytes):
                 await transport.send(answer)
             elif answer is None:
+                return
+            elif isinstance(answer, Reset):
+                reset(transport)
                 return
             else:
                 await trio.sleep(answer)
@@ -194,9 +320,13 @@ async def test_failures_are_facts(
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ConnectionRefusedError("refused"), "connect"),
-        (ssl.SSLCertVerificationError("bad certificate"), "tls"),
-        (socket.gaierror("unknown host"), "dns"),
+        (refused(), "connect"),
+        (bad_certificate(), "tls"),
+        (tls_broken(), "tls"),
+        (unknown_host(), "dns"),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), "connect_timeout"),
+        (OSError(errno.EMFILE, "Too many open files"), "busy"),
+        (OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"), "busy"),
     ],
 )
 async def test_a_provider_that_was_not_reached_was_not_contacted(
@@ -217,6 +347,42 @@ async def test_connecting_has_a_deadline(nursery: trio.Nursery, autojump_clock: 
         await call(upstreams)
     assert failed.value.reason == "connect_timeout"
     assert trio.current_time() - started == pytest.approx(5)
+
+
+async def test_a_caller_may_have_less_patience(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    upstreams, _ = reach(nursery, Scripted(1000.0))
+    with pytest.raises(AttemptFailed, match="first_byte_timeout: no answer within 3 s"):
+        await upstreams.post(PROVIDER, Sent("/x", b""), queue_seconds=0, first_byte_seconds=3)
+    assert trio.current_time() == pytest.approx(3)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_without_content_is_not_waited_for(
+    status: int, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    empty = b"HTTP/1.1 %d Whatever\r\nContent-Length: 5\r\n\r\n" % status
+    upstreams, dialer = reach(nursery, Host(empty, PLAIN))
+    began = trio.current_time()
+    assert await call(upstreams) == b""
+    assert await call(upstreams) == b"ok"
+    assert trio.current_time() == began
+    assert len(dialer.dialled) == 1
+
+
+async def test_a_reload_leaves_no_connections_behind(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    upstreams, _ = reach(nursery, Host(PLAIN, PLAIN))
+    nursery.start_soon(upstreams.run)
+    await call(upstreams)
+    await call(upstreams, dataclasses.replace(PROVIDER, api_keys=("k2",)))
+    assert [each.idle for _, each in upstreams.statistics()] == [1, 1]
+    await trio.sleep(120)
+    assert upstreams.statistics() == []
+    nursery.cancel_scope.cancel()
 
 
 async def test_connections_are_bounded_and_waited_for(
@@ -294,14 +460,136 @@ async def test_a_key_changed_by_a_reload_is_used_at_once(nursery: trio.Nursery) 
     assert b"authorization: Bearer k2\r\n" in after
 
 
-async def test_a_refused_key_rests(nursery: trio.Nursery) -> None:
-    refusal = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
-    host = Host(refusal, PLAIN, PLAIN, PLAIN)
+OK = (200, b"", b"ok")
+
+
+class Keys:
+    """A provider that answers by API key; a key without an answer is served."""
+
+    def __init__(self, **answers: tuple[int, bytes, bytes]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+        self.heard: list[str] = []
+
+    async def __call__(self, transport: Transport) -> None:
+        while request := await transport.receive():
+            key = request.partition(b"Bearer ")[2].partition(b"\r\n")[0].decode()
+            self.asked.append(key)
+            status, headers, body = self.answers.get(key, OK)
+            head = b"HTTP/1.1 %d Status\r\n%sContent-Length: %d\r\n\r\n"
+            await transport.send(head % (status, headers, len(body)) + body)
+
+    async def ask(
+        self, upstreams: Upstreams, *keys: str, affinity: int | None = None
+    ) -> tuple[int, bytes]:
+        """One request; the answer's status and body."""
+        provider = dataclasses.replace(PROVIDER, api_keys=keys)
+        response = await upstreams.post(
+            provider,
+            Sent("/chat/completions", b"{}"),
+            queue_seconds=0,
+            affinity=affinity,
+            read_error=read_failure,
+            on_refused=lambda failure: self.heard.append(failure.kind),
+        )
+        try:
+            return response.status, await response.read(1000, 1)
+        finally:
+            response.close()
+
+
+BROKE = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your quota"}}'
+REFUSALS: dict[str, tuple[int, bytes, bytes, FailureKind, float]] = {
+    "wrong": (401, b"", b"", "auth", 60),
+    "unpaid": (402, b"", b"", "quota", 60),
+    "no quota": (429, b"Retry-After: 2\r\n", BROKE, "quota", 60),
+    "limited": (429, b"", b"", "rate_limited", 1),
+    "limited for a while": (429, b"Retry-After: 7\r\n", b"", "rate_limited", 7),
+    "limited for long": (429, b"Retry-After: 900\r\n", b"", "rate_limited", 60),
+    "limited for a moment": (429, b"Retry-After-Ms: 250\r\n", b"", "rate_limited", 0.25),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_a_refused_key_rests_and_the_next_is_asked(
+    name: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    status, headers, body, kind, seconds = REFUSALS[name]
+    host = Keys(bad=(status, headers, body))
+    upstreams, dialer = reach(nursery, host)
+    for _ in range(2):
+        assert await host.ask(upstreams, "bad", "good") == (200, b"ok")
+    assert host.asked == ["bad", "good", "good"]
+    assert host.heard == [kind]
+    assert len(dialer.dialled) == 1  # a refusal is read to its end
+    await trio.sleep(seconds - 0.01)
+    await host.ask(upstreams, "bad", "good")
+    assert "bad" not in host.asked[3:]
+    await trio.sleep(0.02)
+    for _ in range(2):
+        await host.ask(upstreams, "bad", "good")
+    assert "bad" in host.asked[4:]
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 500, 503])
+async def test_what_is_not_the_keys_fault_is_told_and_no_other_is_asked(
+    status: int, nursery: trio.Nursery
+) -> None:
+    host = Keys(one=(status, b"", b"why"))
     upstreams, _ = reach(nursery, host)
-    provider = Provider("p", "openai", "http://upstream", api_keys=("bad", "good"))
-    assert [await call(upstreams, provider) for _ in range(3)] == [b"ok"] * 3
-    used = [b"good" in request for request in host.requests]
-    assert used == [False, True, True, True]
+    assert await host.ask(upstreams, "one", "two") == (status, b"why")
+    assert await host.ask(upstreams, "one", "two") == (200, b"ok")
+    assert await host.ask(upstreams, "one", "two") == (status, b"why")
+    assert host.heard == []
+
+
+async def test_the_last_refusal_is_told(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    limited = (429, b"Retry-After: 9\r\n", b"slower")
+    host = Keys(a=(401, b"", b"no"), b=limited, c=limited)
+    upstreams, _ = reach(nursery, host)
+    assert await host.ask(upstreams, "a", "b", "c") == (429, b"slower")
+    assert host.asked == ["a", "b", "c"]
+    assert host.heard == ["auth", "rate_limited"]
+    # All rest: one is asked all the same, the one that rests for the shortest time.
+    assert await host.ask(upstreams, "a", "b", "c") == (429, b"slower")
+    assert host.asked[3:] == ["b"]
+
+
+async def test_one_key_alone_does_not_rest(nursery: trio.Nursery) -> None:
+    host = Keys(only=(401, b"", b"no"))
+    upstreams, _ = reach(nursery, host)
+    for _ in range(2):
+        assert await host.ask(upstreams, "only") == (401, b"no")
+    assert host.heard == []
+
+
+@pytest.mark.parametrize("rest_of_it", [1000.0, None, RESET])
+async def test_a_refusal_without_its_body_is_a_refusal(
+    rest_of_it: Step, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    refusal = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 9\r\n\r\nhalf"
+    whole = Host(PLAIN)
+    began = trio.current_time()
+
+    async def host(transport: Transport) -> None:
+        await (whole if dialer.dialled[1:] else Scripted(refusal, rest_of_it))(transport)
+
+    upstreams, dialer = reach(nursery, host)
+    provider = dataclasses.replace(PROVIDER, api_keys=("bad", "good"))
+    assert await call(upstreams, provider) == b"ok"
+    assert trio.current_time() - began == pytest.approx(5 if rest_of_it == 1000 else 0)
+    nursery.cancel_scope.cancel()
+
+
+async def test_whoever_has_an_affinity_keeps_to_a_key(nursery: trio.Nursery) -> None:
+    host = Keys()
+    upstreams, _ = reach(nursery, host)
+    for affinity in range(20):
+        for _ in range(3):
+            await host.ask(upstreams, "a", "b", "c", affinity=affinity)
+    by_affinity = [set(host.asked[at : at + 3]) for at in range(0, 60, 3)]
+    assert all(len(keys) == 1 for keys in by_affinity)
+    assert set.union(*by_affinity) == {"a", "b", "c"}
 
 
 async def test_an_interim_answer_is_passed_over(nursery: trio.Nursery) -> None:
