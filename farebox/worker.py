@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import random
 import select
 import socket
+import time
 from collections.abc import Mapping
 from functools import partial
 
@@ -30,8 +32,10 @@ from ledger.money import Price
 from proxy.admit import Load
 from proxy.answers import PostgresAnswers
 from proxy.authenticate import Keyring, Principal
+from proxy.budget import Budget
 from proxy.exchange import serve_connection
 from proxy.gateway import Gateway, wall_seconds
+from proxy.health import Health
 from proxy.idempotency import Answers
 from proxy.listener import Listener
 from proxy.memory import Memory, bound_of
@@ -44,6 +48,7 @@ from proxy.settings import ServerSettings, TierSettings
 from proxy.state import PostgresResponses
 from proxy.stored import Responses
 from proxy.transport import SocketDialer
+from proxy.turn import Means
 from proxy.upstream import Upstreams
 from proxy.watch import platform_watch
 
@@ -186,6 +191,12 @@ class Worker:
             responses=Responses(stored, config.routing.retention_days * _DAY_SECONDS, wall_seconds),
             answers=Answers(answers, wall_seconds),
             usage=PostgresUsage(conninfo),
+            means=Means(
+                Health(),
+                Budget(float(config.server.retry_budget)),
+                random.random,
+                time.monotonic,
+            ),
             outputs=Outputs() if config.billing.reserve == "adaptive" else None,
         )
         listener = Listener(
@@ -259,6 +270,7 @@ class Worker:
         self._gateway.settings = config.server
         workers = worker_count(self._config.server)  # as many as there are until a restart
         self._gateway.memory.max_bytes = bound_of(config.server, workers)
+        self._gateway.means.budget.fraction = float(config.server.retry_budget)
         self._gateway.responses.retention_seconds = config.routing.retention_days * _DAY_SECONDS
         if config.billing.reserve == "full":
             self._gateway.outputs = None

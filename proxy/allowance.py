@@ -91,15 +91,24 @@ class Allowance:
 
     async def feed(self, relay: StreamRelay, data: bytes) -> bytes:
         """Feed what was not taken, or close the relay; the client's bytes of it."""
+        out = self.feed_now(relay, data) + await self.room_made(relay)
+        if not (data or relay.ended):  # the last event had to wait
+            out += relay.close()
+        return out
+
+    def feed_now(self, relay: StreamRelay, data: bytes) -> bytes:
+        """The same without waiting for credit: the relay may be `full` after it."""
         self._look(relay, len(data))
-        out = relay.feed(data) if data else relay.close()
+        return relay.feed(data) if data else relay.close()
+
+    async def room_made(self, relay: StreamRelay) -> bytes:
+        """Wait until what is in a full relay has room, or is known not to get it."""
+        out = b""
         while relay.full:
             if await self._grown():
                 out += relay.limit(self._limit())
             else:
                 relay.cut_short(self._expected)
-        if not (data or relay.ended):  # the last event had to wait
-            out += relay.close()
         return out
 
     def _look(self, relay: StreamRelay, size: int) -> None:

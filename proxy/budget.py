@@ -46,10 +46,10 @@ class _Tally:
 class Budget:
     """The extra attempts of one worker. `fraction` of the first ones are allowed."""
 
-    __slots__ = ("_fraction", "_tallies")
+    __slots__ = ("_tallies", "fraction")
 
     def __init__(self, fraction: float) -> None:
-        self._fraction = fraction
+        self.fraction = fraction
         self._tallies: dict[str, _Tally] = {}
 
     def asked(self, upstream: str, now: float) -> None:
@@ -62,8 +62,8 @@ class Budget:
         """Whether there is room for an extra attempt."""
         tally = self._tally(upstream, now)
         tally.age(now)
-        floor = FLOOR_PER_SECOND * WINDOW_SECONDS if self._fraction else 0.0
-        return tally.extra + 1.0 <= self._fraction * tally.first + floor
+        floor = FLOOR_PER_SECOND * WINDOW_SECONDS if self.fraction else 0.0
+        return tally.extra + 1.0 <= self.fraction * tally.first + floor
 
     def spend(self, upstream: str, now: float) -> None:
         """An extra attempt is made."""

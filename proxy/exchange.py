@@ -185,11 +185,12 @@ async def _serve(
         gateway.outputs,
     ) as hold:
         conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
-        candidates = calls.in_order(found)
         told = hold.headers(conversation)
         opening = relay.Opening(connection, record, calls, told, keeper, claim)
         with gateway.keep_alives.pulse(opening.beat) as pulse:
-            hold.answer = await fallback.first_event(gateway, calls, candidates, hold, record)
+            hold.answer = await fallback.first_event(
+                gateway, calls, found, hold, record, conversation
+            )
             await relay.deliver(gateway, opening, hold, pulse)
 
 

@@ -1,269 +1,214 @@
-"""Attempts at a model's upstreams, in priority order, until one has something to say.
+"""Attempts at a model's upstreams until one has something to say.
 
-A plain answer is complete before it counts; a stream counts with its first event of real content,
-until which its bytes are held back. Before that point another upstream may be tried, afterwards
-never: nothing is ever switched once content has left for the client.
+Whom to ask, and when, is decided by a `Turn` as values; here it is done. As a rule one upstream is
+asked at a time, in the exchange's own task. Where a model is hedged, the attempts *race*: they are
+children of one nursery, the first one with content wins and the others are cancelled, and a failure
+starts the next at once beside those that still run. Every loser's connection is closed and its
+place given back before the winner's answer goes on.
 
-Every failed attempt that a provider can have seen leaves a usage event with charge 0, and every
-loser's connection is closed.
+Until an answer is returned no content has left for the client, afterwards nothing is ever switched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import trio
 
-from adapters.codec import Call, FailureKind, PlainRelay, StreamRelay, UpstreamFailure
-from adapters.errors import (
-    APIError,
-    RequestNotExpressible,
-    UpstreamOverloaded,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
-from adapters.losses import told
-from ledger.client import Reservation
+from adapters.affinity import conversation_key
+from adapters.errors import RequestNotExpressible
 from ledger.store import EventStatus
-from proxy.allowance import Allowance
+from proxy.attempt import Answer, Attempt, Failed, Held, Loss
+from proxy.balance import arranged
 from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.record import Record
-from proxy.route import Candidate
-from proxy.upstream import AttemptFailed, Sent, UpstreamResponse
+from proxy.route import Route
+from proxy.turn import Ask, GiveUp, Step, Turn, Wait
 
-_ANSWER_BYTES_MAX = 64 * 1024 * 1024
-_HELD_BYTES_MAX = 16 * 1024 * 1024  # one event may be as large
-_ERROR_BYTES_MAX = 64 * 1024
-_RETRY_AFTER_SECONDS = 1.0
-_TIMEOUTS = {"connect_timeout", "first_byte_timeout", "idle_timeout"}
-
-
-@dataclass(frozen=True, slots=True)
-class PlainAnswer:
-    """An upstream's whole answer. Its connection is free again."""
-
-    candidate: Candidate
-    relay: PlainRelay
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamAnswer:
-    """An upstream that has begun to stream. `first` are the client's first bytes of it;
-    `allowance` is None where all that it may produce is held."""
-
-    candidate: Candidate
-    relay: StreamRelay
-    response: UpstreamResponse
-    first: bytes
-    allowance: Allowance | None = None
-
-    def close(self) -> None:
-        """Stop the upstream where it has not finished by itself."""
-        self.response.close()
-
-
-Answer = PlainAnswer | StreamAnswer
-
-
-class _Failed(Exception):
-    """One attempt is over; `failure` says why, `contacted` whether the provider may bill it."""
-
-    def __init__(self, failure: UpstreamFailure, outcome: str, *, contacted: bool) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-        self.outcome = outcome
-        self.contacted = contacted
-
-
-class Held(Protocol):
-    """What was set aside for the attempts."""
-
-    @property
-    def reservation(self) -> Reservation: ...
-
-    @property
-    def output_cap(self) -> int | None: ...
-
-    def allowance(self, candidate: Candidate) -> Allowance | None: ...
+_LAST_SECONDS = 1.0  # of a request are too late to begin anything
+_HEDGE_SECONDS_MIN = 0.05
 
 
 async def first_event(
-    gateway: Gateway,
-    calls: Calls,
-    candidates: Sequence[Candidate],
-    held: Held,
-    record: Record,
+    gateway: Gateway, calls: Calls, route: Route, held: Held, record: Record, conversation: str
 ) -> Answer:
     """The first upstream that answers. Raises APIError where none does.
 
-    A candidate whose protocol cannot express the request is passed over: another may.
+    `conversation` is the id of the client's, as far as it named one.
     """
-    failures: list[_Failed] = []
-    inexpressible: RequestNotExpressible | None = None
-    reservation = held.reservation
-    for candidate in candidates:
-        provider = candidate.upstream.provider
-        started = trio.current_time()
-        try:
-            call = await _made(calls, candidate, held.output_cap)
-        except RequestNotExpressible as error:
-            inexpressible = inexpressible or error
-            continue
-        record.attempts += 1
-        record.provider, record.upstream = provider.name, candidate.upstream.name
-        record.dropped = told(call.dropped)
-        try:
-            allowance = held.allowance(candidate)
-            stream = calls.request.stream
-            answer = await _attempt(gateway, call, candidate, allowance, stream=stream)
-        except _Failed as failed:
-            gateway.metrics.attempt(provider.name, failed.outcome).inc()
-            failures.append(failed)
-            last = candidate is candidates[-1] or not failed.failure.retryable
-            _book(reservation, candidate, failed, started, last=last)
-            if last:
-                break
-        else:
-            gateway.metrics.attempt(provider.name, "ok").inc()
-            return answer
-        finally:
-            record.upstream_seconds += trio.current_time() - started
-    if not failures:
-        assert inexpressible is not None, "a route has candidates"
-        raise inexpressible
-    reservation.void()  # where the last candidates were passed over, nobody has done so yet
-    raise _refusal(failures, record.provider)
-
-
-async def _made(calls: Calls, candidate: Candidate, output_cap: int | None) -> Call:
-    """The call of one candidate. A long one is made in a thread, so that other streams go on."""
-    if calls.is_long(candidate):
-        return await trio.to_thread.run_sync(calls.at, candidate, output_cap)
-    return calls.at(candidate, output_cap)
-
-
-def _book(
-    reservation: Reservation, candidate: Candidate, failed: _Failed, started: float, *, last: bool
-) -> None:
-    """A provider that was contacted leaves an event; the last one ends the reservation."""
-    duration_ms = round((trio.current_time() - started) * 1000)
-    price_id = candidate.base_price.price_id
-    if last:
-        reservation.void(
-            status=EventStatus.FAILED if failed.contacted else None,
-            provider_id=candidate.provider_id,
-            price_id=price_id,
-            duration_ms=duration_ms,
+    means, stream = gateway.means, calls.request.stream
+    affinity = conversation_key(calls.request, conversation) if route.has_choice else None
+    order = route.candidates
+    if route.has_equals:
+        order = arranged(
+            route,
+            streamed=stream,
+            affinity=affinity,
+            in_flight=means.health.in_flight,
+            latencies=gateway.latencies,
+            dice=means.dice,
+            now=means.monotonic(),
         )
-    elif failed.contacted:
-        reservation.attempt(
-            provider_id=candidate.provider_id,
-            price_id=price_id,
-            status=EventStatus.FAILED,
-            duration_ms=duration_ms,
-        )
-
-
-async def _attempt(
-    gateway: Gateway,
-    call: Call,
-    candidate: Candidate,
-    allowance: Allowance | None,
-    *,
-    stream: bool,
-) -> Answer:
-    """One upstream up to the point where it is committed. Raises _Failed."""
-    provider = candidate.upstream.provider
-    sent = Sent(call.path, call.body, stream, call.headers)
-    try:
-        response = await gateway.upstreams.post(
-            provider, sent, queue_seconds=provider.connect_seconds
-        )
-        try:
-            if response.status != 200:
-                error = await response.read(_ERROR_BYTES_MAX, provider.idle_seconds)
-                raise _said(call.read_error(response.status, response.headers, error))
-            if stream:
-                relay = call.stream(limited=allowance is not None)
-                first = await _first_content(response, relay, allowance, provider.idle_seconds)
-                return StreamAnswer(candidate, relay, response, first, allowance)
-            whole = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds)
-            plain = call.plain(whole)
-            if plain.failure is not None:
-                raise _said(plain.failure)
-            return PlainAnswer(candidate, plain)
-        except BaseException:
-            response.close()
-            raise
-    except AttemptFailed as failed:
-        raise _Failed(_as_failure(failed), failed.reason, contacted=failed.contacted) from failed
-
-
-async def _first_content(
-    response: UpstreamResponse,
-    relay: StreamRelay,
-    allowance: Allowance | None,
-    idle_seconds: float,
-) -> bytes:
-    """Read a stream up to its first content (or its end); the client's bytes of it."""
-    held = bytearray()
-    with trio.CancelScope() as scope:
-        while not relay.has_content and not relay.ended:
-            scope.deadline = trio.current_time() + idle_seconds
-            data = await response.receive()
-            if allowance is None:
-                held += relay.feed(data) if data else relay.close()
-            else:
-                held += await allowance.feed(relay, data)
-            if len(held) > _HELD_BYTES_MAX:
-                raise AttemptFailed("protocol", "a stream without content", contacted=True)
-    if scope.cancelled_caught:
-        raise AttemptFailed("idle_timeout", f"no byte for {idle_seconds} s", contacted=True)
-    if relay.failure is not None and not relay.has_content:
-        raise _said(relay.failure)
-    return bytes(held)
-
-
-def _said(failure: UpstreamFailure) -> _Failed:
-    return _Failed(failure, failure.kind, contacted=True)
-
-
-def _as_failure(failed: AttemptFailed) -> UpstreamFailure:
-    kind: FailureKind = "server_error"
-    if failed.reason in _TIMEOUTS:
-        kind = "timeout"
-    elif failed.reason in ("protocol", "truncated"):
-        kind = "truncated" if failed.reason == "truncated" else "protocol"
-    return UpstreamFailure(kind, str(failed))
-
-
-def _refusal(failures: Sequence[_Failed], provider: str) -> APIError:
-    """What the client hears when no upstream served: the request's own fault first."""
-    last = failures[-1].failure
-    if (refusal := last.client_error()) is not None:
-        return refusal
-    kinds = {failed.failure.kind for failed in failures}
-    attempts = len(failures)
-    hints = [f.failure.retry_after for f in failures if f.failure.retry_after is not None]
-    if kinds <= {"overloaded", "rate_limited"}:
-        return UpstreamOverloaded(
-            "Every upstream of this model is overloaded; try again shortly.",
-            provider=provider,
-            attempts=attempts,
-            retry_after=min(hints, default=_RETRY_AFTER_SECONDS),
-        )
-    if last.kind == "timeout":
-        return UpstreamTimeout(
-            "The upstream of this model did not answer in time.",
-            provider=provider,
-            attempts=attempts,
-        )
-    return UpstreamUnavailable(
-        "No upstream of this model could serve the request.", provider=provider, attempts=attempts
+    passed = trio.current_time() - record.started
+    left = gateway.settings.max_request_seconds - passed - _LAST_SECONDS
+    assert record.principal is not None, "it was authenticated"
+    turn = Turn(
+        calls.signers_first(order),
+        means,
+        means.monotonic() + left,
+        record.principal.account_id,
+        repeatable=calls.request.scan.passes == 1,
     )
+    tries = _Tries(gateway, calls, route, turn, held, record, affinity)
+    while True:
+        match turn.next(means.monotonic()):
+            case Ask() as ask:
+                hedge_after = _hedge_after(gateway, route, ask, stream=stream)
+                if hedge_after is None:
+                    answer = await tries.one(ask)
+                else:
+                    answer = await _Race(tries).run(ask, hedge_after)
+                if answer is not None:
+                    return answer
+            case Wait() as wait:
+                await _wait(gateway, wait, record)
+            case GiveUp(error):
+                raise error
+
+
+async def _wait(gateway: Gateway, wait: Wait, record: Record) -> None:
+    started = trio.current_time()
+    with trio.move_on_after(max(0.0, wait.until - gateway.means.monotonic())):
+        if wait.room is None:
+            await trio.sleep_forever()
+        await gateway.means.health.room(wait.room)
+    record.upstream_seconds += trio.current_time() - started
+
+
+def _hedge_after(gateway: Gateway, route: Route, ask: Ask, *, stream: bool) -> float | None:
+    """Seconds of silence after which a second attempt begins; None: it never does."""
+    percentile = route.model.hedge_after_percentile
+    if not percentile or ask.why == "again":
+        return None
+    latency = gateway.latencies.of(ask.candidate.upstream.name, streamed=stream)
+    usual = latency.quantile(percentile)
+    return None if usual is None else max(usual, _HEDGE_SECONDS_MIN)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tries:
+    """What the attempts of one request have in common."""
+
+    gateway: Gateway
+    calls: Calls
+    route: Route
+    turn: Turn
+    held: Held
+    record: Record
+    affinity: int | None
+
+    async def one(self, ask: Ask) -> Answer | None:
+        """One attempt; None where it failed, and the turn knows."""
+        started = self.gateway.means.monotonic()
+        stream = self.calls.request.stream
+        attempt = Attempt(self.gateway, ask, self.held, self.record, stream=stream)
+        try:
+            answer = await attempt.run(self.calls, self.affinity)
+        except Failed as failed:
+            now = self.gateway.means.monotonic()
+            self.turn.failed(ask, failed.outcome, failed.failure, now)
+            return None
+        except RequestNotExpressible as error:
+            self.turn.passed_over(ask, error)
+            return None
+        except trio.Cancelled:
+            self._time(ask, started)  # it would have taken longer still
+            raise
+        self.turn.answered(ask, self.gateway.means.monotonic(), whole=not stream)
+        self._time(ask, started)
+        return answer
+
+    def _time(self, ask: Ask, started: float) -> None:
+        if self.route.is_timed:
+            now = self.gateway.means.monotonic()
+            name = ask.candidate.upstream.name
+            self.gateway.latencies.of(name, streamed=self.calls.request.stream).add(
+                now - started, now
+            )
+
+
+class _Race:
+    """Attempts of one request that may overlap; the first with content wins."""
+
+    __slots__ = ("_answer", "_changed", "_error", "_running", "_tries")
+
+    def __init__(self, tries: _Tries) -> None:
+        self._tries = tries
+        self._running = 0
+        self._changed = trio.Event()
+        self._answer: Answer | None = None
+        self._error: Exception | None = None
+
+    async def run(self, first: Ask, hedge_after: float) -> Answer | None:
+        """The winner's answer; None where all attempts have failed, and the turn knows."""
+        record = self._tries.record
+        started, waited_before = trio.current_time(), record.upstream_seconds
+        try:
+            async with trio.open_nursery() as nursery:
+                self._start(nursery, first)
+                await self._decide(nursery, started + hedge_after)
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            if self._answer is not None:  # it had won, and then the client left
+                self._lose(self._answer)
+            raise
+        finally:  # what the attempts have added overlaps
+            record.upstream_seconds = waited_before + trio.current_time() - started
+        if self._answer is None and self._error is not None:
+            raise self._error
+        return self._answer
+
+    async def _decide(self, nursery: trio.Nursery, hedge_at: float) -> None:
+        """Start what the turn says, until somebody has won or nobody runs."""
+        turn, monotonic = self._tries.turn, self._tries.gateway.means.monotonic
+        again_at = math.inf
+        while True:
+            with trio.move_on_at(min(hedge_at, again_at)):
+                await self._changed.wait()
+            if self._answer or self._error or turn.is_over or not self._running:
+                return
+            now = monotonic()
+            step: Step | None
+            if self._changed.is_set() or trio.current_time() >= again_at:
+                self._changed, again_at = trio.Event(), math.inf
+                step = turn.next(now)
+                if isinstance(step, Wait):
+                    again_at = trio.current_time() + step.until - now
+            else:
+                hedge_at, step = math.inf, turn.hedge(now)
+            if isinstance(step, Ask):
+                self._start(nursery, step)
+
+    def _start(self, nursery: trio.Nursery, ask: Ask) -> None:
+        self._running += 1
+        nursery.start_soon(self._run, ask)
+
+    async def _run(self, ask: Ask) -> None:
+        try:
+            answer = await self._tries.one(ask)
+            if answer is not None and self._answer is not None:
+                self._lose(answer)  # by less than a turn of the event loop
+            elif answer is not None:
+                self._answer = answer
+        except Exception as error:  # raised where the request is served
+            self._error = error
+        finally:
+            self._running -= 1
+            self._changed.set()
+
+    def _lose(self, answer: Answer) -> None:
+        """Give an answer up that nobody will get."""
+        answer.close()
+        self._tries.held.lost(Loss(answer.candidate, EventStatus.CANCELLED, 0))

@@ -17,6 +17,7 @@ from proxy.authenticate import Keyring
 from proxy.deadlines import Deadlines
 from proxy.idempotency import Answers
 from proxy.keep_alive import KeepAlives
+from proxy.latency import Latencies
 from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.outputs import Outputs
@@ -25,6 +26,7 @@ from proxy.record import Log
 from proxy.route import Snapshot
 from proxy.settings import ServerSettings
 from proxy.stored import Responses
+from proxy.turn import Means
 from proxy.upstream import Upstreams
 from proxy.watch import Watch
 
@@ -56,7 +58,9 @@ class Gateway:
     responses: Responses
     answers: Answers
     usage: UsageHistory
+    means: Means
     outputs: Outputs | None = None
+    latencies: Latencies = field(default_factory=Latencies)
     keep_alives: KeepAlives = field(default_factory=KeepAlives)
     deadlines: Deadlines = field(default_factory=Deadlines)
     wall: Callable[[], float] = wall_seconds

@@ -14,10 +14,10 @@ import trio
 from adapters.codec import Headers, UpstreamFailure
 from adapters.errors import APIError, Cancelled, UpstreamTimeout, UpstreamUnavailable
 from ledger.money import format_usd
+from proxy.attempt import PlainAnswer, StreamAnswer
 from proxy.calls import Calls
 from proxy.connection import ClientGone, Connection
 from proxy.deadlines import NEVER, Deadline
-from proxy.fallback import PlainAnswer, StreamAnswer
 from proxy.gateway import Gateway
 from proxy.idempotency import Claim
 from proxy.keep_alive import Pulse
@@ -25,6 +25,7 @@ from proxy.record import Record
 from proxy.reserve import Hold
 from proxy.stored import Keeper
 from proxy.upstream import AttemptFailed
+from proxy.verdicts import Outcome
 
 _FIGURES_SECONDS = 0.5
 _STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
@@ -185,6 +186,7 @@ async def _stream(
     if failure is None and not idle.expired:
         await _last_figures(answer)
     if failure is None and not idle.scope.cancelled_caught:
+        _report(gateway, answer, record, None)
         await opening.keep(relay.terminal)
         hold.settle()
         if relay.cut:
@@ -198,6 +200,7 @@ async def _stream(
     if idle.scope.cancelled_caught and not idle.expired:
         error: APIError = Cancelled("The response was cancelled.")
     else:
+        _report(gateway, answer, record, "idle_timeout" if failure is None else failure.kind)
         error = _broken(failure)
     last = relay.error_event(error, record.id)
     await opening.keep(last)
@@ -207,6 +210,20 @@ async def _stream(
     record.code = error.code
     await hold.reservation.journalled()
     await connection.end_stream(last)
+
+
+def _report(
+    gateway: Gateway, answer: StreamAnswer, record: Record, outcome: Outcome | None
+) -> None:
+    """Tell of the upstream, to all who may ask it next, how its answer has ended; None: well."""
+    assert record.principal is not None, "it was authenticated"
+    account, means = record.principal.account_id, gateway.means
+    upstream, now = answer.candidate.upstream, means.monotonic()
+    if outcome is None:
+        means.health.served(upstream, now, account=account)
+    else:
+        means.health.failed(upstream, outcome, now, account=account)
+        record.failed(upstream, outcome, record.duration_ms)
 
 
 async def _last_figures(answer: StreamAnswer) -> None:
@@ -230,6 +247,8 @@ async def _pass_on(
     """Relay until the upstream has ended; why it ended early, as far as its bytes do not tell."""
     relay, response, allowance = answer.relay, answer.response, answer.allowance
     idle_seconds = answer.candidate.upstream.provider.idle_seconds
+    if allowance is not None and (out := await allowance.room_made(relay)):
+        await opening.send(out)
     now = trio.current_time()
     while not relay.ended:
         idle.at = now + idle_seconds

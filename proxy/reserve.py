@@ -40,8 +40,8 @@ from ledger.money import AMOUNT_MAX, cost_and_charge, format_usd
 from ledger.store import EventStatus
 from proxy import settle
 from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance
+from proxy.attempt import Answer, Loss, StreamAnswer
 from proxy.authenticate import Principal
-from proxy.fallback import Answer, StreamAnswer
 from proxy.idempotency import Claim
 from proxy.outputs import Outputs
 from proxy.record import Record
@@ -166,6 +166,7 @@ class Hold:
         "_claim",
         "_clients_cap",
         "_ledger",
+        "_loss",
         "_need",
         "_now",
         "_outputs",
@@ -204,6 +205,7 @@ class Hold:
         self._request = _request(
             principal, route, record, endpoint, amount=record.reserved, tokens=tokens
         )
+        self._loss: Loss | None = None  # the last one: it may be what ends the reservation
         self.answer: Answer | None = None
         self.reservation: Reservation
 
@@ -230,7 +232,7 @@ class Hold:
         try:
             await self._end()
         finally:  # whatever went wrong there, nothing stays held
-            self._void(EventStatus.UNKNOWN)
+            self._void()
 
     async def _end(self) -> None:
         """Charge what has come of an answer; void what never became one."""
@@ -240,21 +242,38 @@ class Hold:
                 last = self.answer.relay.error_event(cut, self._record.id)
                 await self._claim.keep_cut(last)
             self.settle(cut=True)
-        else:
-            self._void(EventStatus.CANCELLED)
 
-    def _void(self, status: EventStatus) -> None:
-        """Charge nothing; where a provider was contacted, an event with `status` says so."""
-        name = self._record.upstream
-        tried = [each for each in self._route.candidates if each.upstream.name == name]
-        if not (self._record.attempts and tried):
+    def lost(self, loss: Loss) -> None:
+        """An attempt has ended without an answer, at a provider that may bill it."""
+        self._book_loss()
+        self._loss = loss
+
+    def _book_loss(self) -> None:
+        """The reservation goes on after the last loss: that becomes an event of its own."""
+        if (loss := self._loss) is not None:
+            self._loss = None
+            self.reservation.attempt(
+                provider_id=loss.candidate.provider_id,
+                price_id=loss.candidate.base_price.price_id,
+                status=loss.status,
+                cost=loss.cost,
+                duration_ms=loss.duration_ms,
+            )
+
+    def _void(self) -> None:
+        """Charge nothing. The last loss ends the reservation, if there was one."""
+        loss = self._loss
+        if loss is None and self.answer is not None:  # which could not be settled
+            loss = Loss(self.answer.candidate, EventStatus.UNKNOWN, self._record.duration_ms)
+        if loss is None:
             self.reservation.void()
             return
         self.reservation.void(
-            status=status,
-            provider_id=tried[0].provider_id,
-            price_id=tried[0].base_price.price_id,
-            duration_ms=self._record.duration_ms,
+            status=loss.status,
+            provider_id=loss.candidate.provider_id,
+            price_id=loss.candidate.base_price.price_id,
+            cost=loss.cost,
+            duration_ms=loss.duration_ms,
         )
 
     @property
@@ -273,6 +292,10 @@ class Hold:
             need.output_tokens,
             need.expected(candidate),
         )
+
+    def expected(self, candidate: Candidate) -> Expected:
+        """The input that the request most probably has at one upstream."""
+        return self._need.expected(candidate)
 
     def headers(self, conversation_id: str) -> Headers:
         """What the answer says of the model, the route and the limits."""
@@ -305,6 +328,7 @@ class Hold:
     def settle(self, *, cut: bool = False) -> Settled:
         """Charge the answer as far as it has come."""
         assert self.answer is not None, "only an answer can be charged"
+        self._book_loss()
         if self._outputs is not None and not cut:
             self._learn(self._outputs, self.answer)
         candidate = self.answer.candidate

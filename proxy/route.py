@@ -43,7 +43,8 @@ class Route:
 
     `candidates` are all of them, in the order in which they are configured. `has_equals`: some
     group has more than one. `has_choice`: there are equals, or a provider with several API keys, so
-    that it matters which request goes where. `reason` says why these, for virtual models.
+    that it matters which request goes where. `is_timed`: how soon its upstreams answer decides
+    something. `reason` says why these, for virtual models.
     """
 
     model: Model
@@ -53,6 +54,7 @@ class Route:
     candidates: tuple[Candidate, ...] = field(init=False)
     has_equals: bool = field(init=False)
     has_choice: bool = field(init=False)
+    is_timed: bool = field(init=False)
 
     def __post_init__(self) -> None:
         candidates = tuple(candidate for group in self.groups for candidate in group)
@@ -61,6 +63,8 @@ class Route:
         object.__setattr__(self, "candidates", candidates)
         object.__setattr__(self, "has_equals", has_equals)
         object.__setattr__(self, "has_choice", has_equals or several_keys)
+        is_timed = has_equals or self.model.hedge_after_percentile > 0
+        object.__setattr__(self, "is_timed", is_timed)
 
 
 @dataclass(frozen=True, slots=True)

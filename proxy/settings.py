@@ -37,6 +37,14 @@ DecimalString = Annotated[
     ),
 ]
 
+Fraction = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$",
+        description='a decimal string from "0" to "1" in quotes, such as "0.20"',
+    ),
+]
+
 BASIS_POINTS = 10_000
 
 
@@ -63,6 +71,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     head_seconds: SomeSeconds = 10
     body_seconds: SomeSeconds = 30
     keep_alive_seconds: Seconds = 75
+    retry_budget: Fraction = "0.20"
     secret: str = ""
     brand: Brand = "farebox"
 

@@ -120,15 +120,17 @@ class Origin:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sent:
     """One POST. `path` is relative to the base URL and may have a query; `headers` are added to
-    the provider's."""
+    the provider's. `contacted`: the provider may have seen it, also where nobody was told how that
+    ended."""
 
     path: str
     body: bytes
     stream: bool = False
     headers: tuple[tuple[str, str], ...] = ()
+    contacted: bool = False
 
 
 class UpstreamResponse:
@@ -491,6 +493,7 @@ class _Endpoint:
         head = self._request_head(provider, api_key, sent)
         connection = self._idle() or await self._placed(provider, queue_seconds)
         while True:
+            sent.contacted = True
             try:
                 with trio.move_on_after(first_byte_seconds):
                     await connection.exchange(head, sent.body)

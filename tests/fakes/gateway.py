@@ -26,8 +26,10 @@ from ledger.server import LedgerServer
 from ledger.store import UsageEvent
 from proxy.admit import Load
 from proxy.authenticate import Keyring, Principal
+from proxy.budget import Budget
 from proxy.exchange import serve_connection
 from proxy.gateway import Gateway
+from proxy.health import Health
 from proxy.idempotency import Answers
 from proxy.memory import HELD_BYTES_MIN, Memory
 from proxy.metrics import Metrics
@@ -36,6 +38,7 @@ from proxy.route import BookIds, Snapshot
 from proxy.settings import ServerSettings
 from proxy.stored import Responses
 from proxy.transport import Transport
+from proxy.turn import Means
 from proxy.upstream import Upstreams
 from tests.fakes.journal import MemoryJournal
 from tests.fakes.network import MemoryDialer, MemoryTransport, MemoryWatch, connected_pair
@@ -266,6 +269,7 @@ async def running(
     answers: MemoryAnswers | None = None,
     books: MemoryStore | None = None,
     journal: MemoryJournal | None = None,
+    dice: Callable[[], float] = lambda: 1.0,
 ) -> AsyncIterator[World]:
     """A worker that serves `models` (default: `gpt` at every host, in that order).
 
@@ -299,6 +303,7 @@ async def running(
             responses=Responses(MemoryResponses(_wall), RETENTION_SECONDS, _wall),
             answers=Answers(MemoryAnswers() if answers is None else answers, _wall),
             usage=MemoryUsage(store),
+            means=Means(Health(), Budget(0.2), dice, trio.current_time),
             wall=_wall,
         )
         await nursery.start(server.run)

@@ -467,7 +467,7 @@ async def test_signed_reasoning_stays_with_its_provider() -> None:
 
 async def test_only_anthropic_s_own_headers_reach_anthropic() -> None:
     upstream = ScriptedProvider(
-        reply(529, {"type": "error", "error": {"type": "overloaded_error"}})
+        reply(413, {"type": "error", "error": {"type": "request_too_large"}})
     )
     models = [model_of("gpt", speaking("a", "anthropic"))]
     async with running({"a": upstream}, models=models) as world:
@@ -479,7 +479,7 @@ async def test_only_anthropic_s_own_headers_reach_anthropic() -> None:
         }
         ask = {"model": "gpt", "messages": HELLO, "max_tokens": 50}
         answer = await world.connect().call(MESSAGES, ask, headers=headers)
-        assert answer.status == 503
+        assert answer.status == 413
         head = upstream.heads[0]
         assert "anthropic-version: 2026-10-21" in head
         assert "anthropic-beta: effort-2025-11-24" in head

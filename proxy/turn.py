@@ -1,0 +1,340 @@
+"""Whom to ask next: one request's way through the upstreams of its model, decided without I/O.
+
+A `Turn` is asked what to do (`next`), and told how that went. Its answers are values: `Ask` this
+upstream, `Wait` until a moment, `GiveUp` with what the client is told. `fallback` carries them out.
+
+The rules, in this order:
+
+1. What is the request's own fault ends it at once.
+2. Upstreams that were not asked yet, in the order given, as long as their `Health` admits them: one
+   whose circuit is open, that rests, or that is full is passed over. A failure starts the next one
+   without any pause.
+3. Where none of those is left, an upstream whose failure may pass is asked again: after the time
+   that it named, else after half a second, then a second, each shortened by chance so that clients
+   who failed together do not return together. At most `ASKED_MAX` times each and `ATTEMPTS_MAX` in
+   all, with `WAITS_SECONDS_MAX` of pauses, never past the request's deadline, and only within the
+   retry budget.
+4. Where all are only resting or full, and that ends soon, it is waited for.
+
+A request during which the provider may run tools is not said again to an upstream that has seen it:
+those would run twice.
+
+A *hedge* is a second attempt beside a first one that is slow (`hedge`): one a request, within the
+budget, and never where a provider has asked for less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from adapters.catalogue import Upstream
+from adapters.codec import UpstreamFailure
+from adapters.errors import (
+    APIError,
+    ModelNotAvailable,
+    RequestNotExpressible,
+    UpstreamOverloaded,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from proxy.budget import Budget
+from proxy.health import Health, Place, State
+from proxy.route import Candidate
+from proxy.verdicts import VERDICTS, Fault, Outcome
+
+ASKED_MAX = 3
+ATTEMPTS_MAX = 4  # or as many as there are upstreams
+WAITS_SECONDS_MAX = 10.0
+
+_PAUSE_SECONDS = 0.5
+_PROBE_SECONDS = 30.0  # a head in this time, or the upstream is still away
+_RETRY_AFTER_SECONDS = 1.0
+_NEVER = math.inf
+
+Why = Literal["first", "fallback", "again", "hedge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask this upstream now. `place` is held for it, and to be closed by whoever asks.
+
+    `queue_seconds` may be waited for a connection of ours: there is nobody else to ask. A probe has
+    to show within `first_byte_seconds` that its upstream is back (None: as configured).
+    """
+
+    candidate: Candidate
+    place: Place
+    why: Why
+    queue_seconds: float
+    first_byte_seconds: float | None
+    seat: int  # in the order
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nobody may be asked before `until`, unless `room` is made at an upstream meanwhile."""
+
+    until: float
+    room: Upstream | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Nobody is left to ask."""
+
+    error: APIError
+
+
+Step = Ask | Wait | GiveUp
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all requests of a worker decide by. `dice` gives a chance from 0 to 1, `monotonic`
+    seconds on a clock that all workers of a node share."""
+
+    health: Health
+    budget: Budget
+    dice: Callable[[], float]
+    monotonic: Callable[[], float]
+
+
+class _Seat:
+    """What a request knows of one upstream that it has asked."""
+
+    __slots__ = ("asked", "ready_at")
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.ready_at = 0.0  # NEVER: it is not asked again
+
+
+class Turn:
+    """One request's way through `order`, upstreams with the best first.
+
+    Moments are of `Means.monotonic`. `ends_at`: nothing is begun after it. `repeatable`: an
+    upstream may see the request twice. `account` is whose it is.
+    """
+
+    __slots__ = (
+        "_account",
+        "_ends_at",
+        "_failures",
+        "_fault",
+        "_inexpressible",
+        "_means",
+        "_order",
+        "_queue_ends_at",
+        "_repeatable",
+        "_seats",
+        "_waited",
+        "attempts",
+    )
+
+    def __init__(
+        self,
+        order: Sequence[Candidate],
+        means: Means,
+        ends_at: float,
+        account: int,
+        *,
+        repeatable: bool,
+    ) -> None:
+        self.attempts = 0
+        self._order = order
+        self._means = means
+        self._ends_at = ends_at
+        self._account = account
+        self._repeatable = repeatable
+        self._seats: list[_Seat | None] = [None] * len(order)
+        self._failures: list[tuple[Outcome, UpstreamFailure, Candidate]] = []
+        self._fault: APIError | None = None
+        self._inexpressible: RequestNotExpressible | None = None
+        self._waited = 0.0
+        self._queue_ends_at = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """The request itself was found to be at fault."""
+        return self._fault is not None
+
+    def next(self, now: float) -> Step:
+        """What to do now. Waiting is taken to happen as it is told."""
+        if self._fault is not None:
+            return GiveUp(self._fault)
+        return self._unasked(now) or self._asked(now) or self._pause(now)
+
+    def hedge(self, now: float) -> Ask | None:
+        """A second attempt beside the one that runs, where one may be made: at another upstream,
+        or at the same one where it is the only one."""
+        if not self._repeatable or any(failure.retry_after for _, failure, _ in self._failures):
+            return None
+        means = self._means
+        for number, candidate in enumerate(self._order):
+            name = candidate.upstream.name
+            other = self._seats[number] is None or len(self._order) == 1
+            if other and means.budget.allows(name, now):
+                place = means.health.enter(candidate.upstream, now, account=self._account)
+                if place is not None:
+                    means.budget.spend(name, now)
+                    return self._take(number, place, "hedge")
+        return None
+
+    def answered(self, ask: Ask, now: float, *, whole: bool) -> None:
+        """An attempt has content: a whole answer, or the beginning of one."""
+        upstream, health = ask.candidate.upstream, self._means.health
+        if whole:
+            health.served(upstream, now, account=self._account)
+        else:
+            health.spoke(upstream, now)
+
+    def failed(self, ask: Ask, outcome: Outcome, failure: UpstreamFailure, now: float) -> None:
+        """An attempt has ended without content."""
+        verdict = VERDICTS[outcome]
+        upstream = ask.candidate.upstream
+        hint = failure.retry_after
+        self._means.health.failed(upstream, outcome, now, hint=hint, account=self._account)
+        self._failures.append((outcome, failure, ask.candidate))
+        if verdict.fault is Fault.REQUEST:
+            self._fault = failure.client_error()
+            return
+        seat = self._seats[ask.seat]
+        assert seat is not None, "it was asked"
+        if not verdict.again or not self._repeatable or seat.asked >= ASKED_MAX:
+            seat.ready_at = _NEVER
+        elif hint is not None:
+            seat.ready_at = max(seat.ready_at, now + hint)
+        else:
+            pause = _PAUSE_SECONDS * 2 ** (seat.asked - 1)
+            seat.ready_at = max(seat.ready_at, now + pause * (0.5 + self._means.dice() / 2))
+
+    def passed_over(self, ask: Ask, error: RequestNotExpressible) -> None:
+        """The protocol of this upstream has no words for the request: it was not asked."""
+        seat = self._seats[ask.seat]
+        assert seat is not None, "it was to be asked"
+        seat.ready_at = _NEVER
+        self.attempts -= 1
+        self._inexpressible = self._inexpressible or error
+
+    # -- the steps of `next`
+
+    def _unasked(self, now: float) -> Ask | None:
+        """The first upstream that was not asked and is admitted."""
+        means = self._means
+        for number, candidate in enumerate(self._order):
+            if self._seats[number] is None:
+                place = means.health.enter(candidate.upstream, now, account=self._account)
+                if place is not None:
+                    means.budget.asked(candidate.upstream.name, now)
+                    return self._take(number, place, "fallback" if self.attempts else "first")
+        return None
+
+    def _asked(self, now: float) -> Ask | None:
+        """An upstream that was asked, and whose pause is over."""
+        if self._attempts_are_used_up():
+            return None
+        means = self._means
+        for number, candidate in enumerate(self._order):
+            seat = self._seats[number]
+            if seat is None or seat.ready_at > now:
+                continue
+            name = candidate.upstream.name
+            if not means.budget.allows(name, now):
+                seat.ready_at = _NEVER
+                continue
+            place = means.health.enter(candidate.upstream, now, account=self._account)
+            if place is not None:
+                means.budget.spend(name, now)
+                return self._take(number, place, "again")
+        return None
+
+    def _pause(self, now: float) -> Wait | GiveUp:
+        """Until somebody may be asked, if that is soon enough."""
+        soonest, room = _NEVER, None
+        for number, candidate in enumerate(self._order):
+            at, full = self._may_be_asked_at(number, candidate.upstream, now)
+            if at < soonest:
+                soonest, room = at, candidate.upstream if full else None
+        left = min(self._ends_at - now, WAITS_SECONDS_MAX - self._waited)
+        if soonest - now > left:
+            return GiveUp(self._refusal(now))
+        self._waited += soonest - now
+        return Wait(soonest, room)
+
+    def _may_be_asked_at(self, number: int, upstream: Upstream, now: float) -> tuple[float, bool]:
+        """(The moment, whether it may come sooner, because only a place is missing)."""
+        seat = self._seats[number]
+        ready_at = now
+        if seat is not None:
+            if seat.ready_at == _NEVER or self._attempts_are_used_up():
+                return _NEVER, False
+            if not self._means.budget.allows(upstream.name, now):
+                return _NEVER, False
+            ready_at = seat.ready_at
+        state, until = self._means.health.look(upstream, now)
+        if state is State.RESTING:
+            return max(ready_at, until), False
+        if state is State.OPEN or (state is State.PROBE and ready_at <= now):
+            return _NEVER, False  # or somebody else is its probe
+        if ready_at > now:
+            return ready_at, False
+        # It could be asked, but there was no place. Who waits longer than this is told at once.
+        self._queue_ends_at = self._queue_ends_at or now + upstream.provider.connect_seconds
+        late = now >= self._queue_ends_at or until > self._queue_ends_at
+        return (_NEVER, False) if late else (self._queue_ends_at, True)
+
+    def _attempts_are_used_up(self) -> bool:
+        return self.attempts >= max(ATTEMPTS_MAX, len(self._order))
+
+    def _take(self, number: int, place: Place, why: Why) -> Ask:
+        seat = self._seats[number]
+        if seat is None:
+            seat = self._seats[number] = _Seat()
+        seat.asked += 1
+        self.attempts += 1
+        candidate = self._order[number]
+        alone = None not in self._seats
+        queue_seconds = candidate.upstream.provider.connect_seconds if alone else 0.0
+        first_byte_seconds = None
+        if place.probe:
+            first_byte_seconds = min(candidate.upstream.provider.first_byte_seconds, _PROBE_SECONDS)
+        return Ask(candidate, place, why, queue_seconds, first_byte_seconds, number)
+
+    def _refusal(self, now: float) -> APIError:
+        """What the client hears when no upstream has served."""
+        if not self._failures and self._inexpressible is not None:
+            return self._inexpressible
+        told = [VERDICTS[outcome].told for outcome, _, _ in self._failures]
+        if told and set(told) == {"the fault"}:
+            return ModelNotAvailable("No upstream of this model knows it.", param="model")
+        provider = self._failures[-1][2].upstream.provider.name if self._failures else "none"
+        if set(told) <= {"overloaded"}:
+            return UpstreamOverloaded(
+                "Every upstream of this model is overloaded or resting; try again shortly.",
+                provider=provider,
+                attempts=self.attempts,
+                retry_after=self._retry_after(now),
+            )
+        if told[-1] == "timeout":
+            return UpstreamTimeout(
+                "The upstream of this model did not answer in time.",
+                provider=provider,
+                attempts=self.attempts,
+            )
+        return UpstreamUnavailable(
+            "No upstream of this model could serve the request.",
+            provider=provider,
+            attempts=self.attempts,
+        )
+
+    def _retry_after(self, now: float) -> float:
+        """Seconds until the first upstream may be asked again, as far as that is known."""
+        hints = [failure.retry_after for _, failure, _ in self._failures if failure.retry_after]
+        for candidate in self._order:
+            state, until = self._means.health.look(candidate.upstream, now)
+            if state in (State.OPEN, State.RESTING):
+                hints.append(until - now)
+        return min(hints, default=_RETRY_AFTER_SECONDS)
