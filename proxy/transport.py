@@ -262,7 +262,7 @@ def _close(sockets: Sequence[trio.socket.SocketType]) -> None:
 
 def _together(errors: Sequence[OSError]) -> OSError:
     """One error for all addresses: the first one's number, everyone's words."""
-    words = "; ".join(dict.fromkeys(error.strerror or str(error) for error in errors))
+    words = "; ".join(error.strerror or str(error) for error in errors)
     return OSError(errors[0].errno, words)  # of the kind that belongs to its number
 
 
