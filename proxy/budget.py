@@ -15,6 +15,7 @@ plus a floor, of the last ten seconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import exp
 
 WINDOW_SECONDS = 10.0
@@ -43,13 +44,19 @@ class _Tally:
             self.at = now
 
 
+def unheard() -> None:
+    """For who does not count."""
+
+
 class Budget:
-    """The extra attempts of one worker. `fraction` of the first ones are allowed."""
+    """The extra attempts of one worker. `fraction` of the first ones are allowed; `denied` is
+    called for each that was not made for want of it."""
 
-    __slots__ = ("_tallies", "fraction")
+    __slots__ = ("_tallies", "denied", "fraction")
 
-    def __init__(self, fraction: float) -> None:
+    def __init__(self, fraction: float, denied: Callable[[], object] = unheard) -> None:
         self.fraction = fraction
+        self.denied = denied
         self._tallies: dict[str, _Tally] = {}
 
     def asked(self, upstream: str, now: float) -> None:

@@ -18,7 +18,7 @@ from adapters.embedding import EmbeddingDownstream
 from adapters.envelope import MARKS, Envelopes
 from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.translate import Translation
-from proxy.route import Candidate, Route
+from proxy.route import Candidate
 
 _LONG_BYTES = 256 * 1024  # of many small messages, at worst 100 ms
 _LARGE_BYTES = 1024 * 1024  # of media, which is only looked at: about 40 ms
@@ -71,10 +71,6 @@ class Calls:
             with _depth_is_bounded():
                 self._prompt = self.codec.prompt(self.request, self._envelopes)
         return self._prompt
-
-    def in_order(self, route: Route) -> tuple[Candidate, ...]:
-        """The candidates to try, best first, where nothing else tells them apart."""
-        return self.signers_first(route.candidates)
 
     def signers_first(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
         """The candidates in their order, but first those that have signed some of the reasoning.

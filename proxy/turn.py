@@ -205,6 +205,8 @@ class Turn:
         assert seat is not None, "it was asked"
         if not verdict.again or not self._repeatable or seat.asked >= ASKED_MAX:
             seat.ready_at = _NEVER
+        elif not self._means.budget.allows(upstream.name, now):
+            self._deny(seat)
         elif hint is not None:
             seat.ready_at = max(seat.ready_at, now + hint)
         else:
@@ -242,8 +244,8 @@ class Turn:
             if seat is None or seat.ready_at > now:
                 continue
             name = candidate.upstream.name
-            if not means.budget.allows(name, now):
-                seat.ready_at = _NEVER
+            if not means.budget.allows(name, now):  # others were quicker
+                self._deny(seat)
                 continue
             place = means.health.enter(candidate.upstream, now, account=self._account)
             if place is not None:
@@ -271,8 +273,6 @@ class Turn:
         if seat is not None:
             if seat.ready_at == _NEVER or self._attempts_are_used_up():
                 return _NEVER, False
-            if not self._means.budget.allows(upstream.name, now):
-                return _NEVER, False
             ready_at = seat.ready_at
         state, until = self._means.health.look(upstream, now)
         if state is State.RESTING:
@@ -285,6 +285,10 @@ class Turn:
         self._queue_ends_at = self._queue_ends_at or now + upstream.provider.connect_seconds
         late = now >= self._queue_ends_at or until > self._queue_ends_at
         return (_NEVER, False) if late else (self._queue_ends_at, True)
+
+    def _deny(self, seat: _Seat) -> None:
+        seat.ready_at = _NEVER
+        self._means.budget.denied()
 
     def _attempts_are_used_up(self) -> bool:
         return self.attempts >= max(ATTEMPTS_MAX, len(self._order))
