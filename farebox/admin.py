@@ -2,7 +2,8 @@
 
 A small ASGI app on hypercorn, apart from the data plane's port, so that a scrape can be kept off
 the public network. `/healthz` says that the process runs, `/readyz` that it should be sent
-traffic: the ledger has a session and the gateway is not draining. `/status` shows the processes.
+traffic: the ledger has a session and the gateway is not draining; upstreams that are not well are
+named there, and change nothing: others may serve. `/status` shows the processes and the upstreams.
 
 What it tells comes from an `Observed`: one worker in this process (`Alone`), or a supervisor's
 children (`Together`).
@@ -26,6 +27,7 @@ from farebox.children import ChildStatus
 from farebox.supervise import Supervisor
 from farebox.totals import report_of, text_of
 from farebox.worker import Worker
+from proxy.notices import Shown
 
 Answer = tuple[int, str, bytes]
 
@@ -39,6 +41,10 @@ class Observed(Protocol):
 
     def readiness(self) -> tuple[bool, list[str]]:
         """Whether traffic should be sent here, and what is wrong."""
+        ...
+
+    def upstreams(self) -> Sequence[Shown]:
+        """How every upstream is."""
         ...
 
     async def processes(self) -> Sequence[ChildStatus]:
@@ -62,7 +68,11 @@ class Alone:
     def readiness(self) -> tuple[bool, list[str]]:
         """As of Observed."""
         problems = self._worker.problems()
-        return not problems, problems
+        return not problems, problems + self._worker.remarks()
+
+    def upstreams(self) -> Sequence[Shown]:
+        """As of Observed."""
+        return self._worker.upstreams()
 
     async def processes(self) -> Sequence[ChildStatus]:
         """As of Observed: there is no other."""
@@ -83,6 +93,10 @@ class Together:
     def readiness(self) -> tuple[bool, list[str]]:
         """As of Observed."""
         return self._supervisor.readiness()
+
+    def upstreams(self) -> Sequence[Shown]:
+        """As of Observed."""
+        return self._supervisor.upstreams()
 
     async def processes(self) -> Sequence[ChildStatus]:
         """As of Observed."""
@@ -122,7 +136,11 @@ class Admin:
             lines = ["ready", *problems] if ready else problems
             return (200 if ready else 503), "text/plain", "\n".join([*lines, ""]).encode()
         if path == "/status":
-            status = {"pid": os.getpid(), "processes": await self._observed.processes()}
+            status = {
+                "pid": os.getpid(),
+                "processes": await self._observed.processes(),
+                "upstreams": self._observed.upstreams(),
+            }
             return 200, "application/json", msgspec.json.encode(status) + b"\n"
         return 404, "text/plain", b"not found\n"
 

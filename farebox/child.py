@@ -228,6 +228,7 @@ async def build(start: Start) -> Part:
         case BeWorker():
             from farebox.served import unpacked
             from farebox.worker import Worker
+            from proxy.health import shared_rows
 
             settings = unpacked(start.served.settings)
             worker = await Worker.build(
@@ -237,7 +238,7 @@ async def build(start: Start) -> Part:
                 settings.built_in,
                 socket.socket(fileno=start.listening),
                 SharedBooks(start.ledgers),
-                shared=True,
+                shared_rows(start.rows, start.place),
             )
             return WorkerPart(worker)
         case BeLedger():

@@ -46,6 +46,7 @@ class BeWorker(_Message, frozen=True, kw_only=True, tag="worker"):
     """Serve requests from the inherited `listening` socket; credit comes from the `ledgers`.
 
     `lifeline` is an inherited pipe that is only held: a ledger's process sees the last worker go.
+    `rows` is inherited memory in which workers share how upstreams are, `place` this one's in it.
     """
 
     served: Served
@@ -54,6 +55,8 @@ class BeWorker(_Message, frozen=True, kw_only=True, tag="worker"):
     listening: int
     ledgers: tuple[str, ...]
     lifeline: int
+    rows: int
+    place: int
 
 
 class BeLedger(_Message, frozen=True, kw_only=True, tag="ledger"):

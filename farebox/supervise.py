@@ -18,6 +18,8 @@ Rules
 - Children are spawned, never forked off this process, and are told what to be over a channel
   (`farebox.control`), which is also how they are asked for their figures, once a second and at
   every scrape.
+- How upstreams are, the workers tell each other in memory that the supervisor makes and only looks
+  at (`proxy.health`). It outlives every worker, so one that starts knows at once what all know.
 - Order of an end: workers drain first, the ledgers when the last worker has gone, so that there is
   somebody to settle with until the last byte.
 - A refusal of a child (a sentence of its own) while the gateway starts is the gateway's refusal.
@@ -33,6 +35,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +43,16 @@ from pathlib import Path
 import trio
 
 from farebox.books import HolderTerms, leftover_directories, shard_directories
-from farebox.catalogue import BuiltIn
+from farebox.catalogue import BuiltIn, catalogue
 from farebox.children import Bell, Child, ChildStatus
 from farebox.config import Config
 from farebox.control import BeLedger, BeLeftover, BeWorker, Served
 from farebox.served import Settings, packed
 from farebox.totals import Report as Figures
 from farebox.totals import Totals
+from farebox.worker import sold
+from proxy.health import Health, shared_memory, shared_rows
+from proxy.notices import Shown, remarks, shown
 
 _PATH_BYTES_MAX = 100  # of a unix socket; the kernels' limits are 107 and 103
 _BACKLOG = 1024
@@ -106,6 +112,9 @@ class Supervisor:
         self._cut = trio.Event()
         self._workers: list[Child] = []
         self._ledgers: list[Child] = []
+        self._rows = shared_memory(workers)
+        self._health = Health(shared_rows(self._rows))
+        self._health.serve(sold(catalogue(config, built_in)))
 
     # -- what others see ----------------------------------------------------------------------
 
@@ -120,17 +129,22 @@ class Supervisor:
         return self._workers + self._ledgers
 
     def readiness(self) -> tuple[bool, list[str]]:
-        """Whether traffic should be sent here, and every problem of every child.
+        """Whether traffic should be sent here, and every problem of every child and upstream.
 
         One worker of many may be missing: the others accept what waits. A ledger may not.
         """
         problems = [problem for child in self._children for problem in child.problems()]
+        problems += remarks(self._health, time.monotonic())
         if self.draining:
             return False, ["draining", *(each for each in problems if "draining" not in each)]
         ready = any(not worker.problems() for worker in self._workers) and not any(
             ledger.problems() for ledger in self._ledgers
         )
         return ready, problems
+
+    def upstreams(self) -> list[Shown]:
+        """How every upstream is, as all workers know it."""
+        return shown(self._health, time.monotonic())
 
     def status(self) -> list[ChildStatus]:
         """A snapshot of every child."""
@@ -170,6 +184,7 @@ class Supervisor:
         """Hand a configuration that was tried to every worker; whether all see it in time."""
         self._version += 1
         self._config, self._built_in = config, built_in
+        self._health.serve(sold(catalogue(config, built_in)))
         served = self._served()
         with trio.move_on_after(_RELOAD_SECONDS) as scope:
             async with trio.open_nursery() as nursery:
@@ -207,6 +222,7 @@ class Supervisor:
         finally:
             os.close(held)
             os.close(lifeline)
+            os.close(self._rows)
             self.stopped.set()
 
     async def _keep(self) -> None:
@@ -259,9 +275,11 @@ class Supervisor:
                 listening=self._listening.fileno(),
                 ledgers=ledgers,
                 lifeline=lifeline,
+                rows=self._rows,
+                place=number - 1,
             )
 
-        inherited = [self._listening.fileno(), lifeline]
+        inherited = [self._listening.fileno(), lifeline, self._rows]
         return Child(
             f"worker {number}", self._totals, self._bell, start, inherited, wait=self._opened
         )

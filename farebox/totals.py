@@ -27,6 +27,9 @@ _MAXIMA = frozenset(
         "farebox_ledger_oldest_event_seconds",
         "farebox_ledger_oldest_reservation_seconds",
         "farebox_ledger_workers",  # each is known to every ledger
+        "farebox_upstream_in_flight",  # of the node, and known to every worker
+        "farebox_upstream_limit",
+        "farebox_upstream_state",
     }
 )
 _GAUGE = "gauge"

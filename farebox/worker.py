@@ -21,7 +21,7 @@ from functools import partial
 
 import trio
 
-from adapters.catalogue import Catalogue, Rates
+from adapters.catalogue import Catalogue, Rates, Upstream
 from farebox.books import Books
 from farebox.catalogue import BuiltIn, catalogue
 from farebox.config import Config
@@ -40,11 +40,13 @@ from proxy.idempotency import Answers
 from proxy.listener import Listener
 from proxy.memory import Memory, bound_of
 from proxy.metrics import Metrics
+from proxy.notices import Shown, Teller, remarks, shown
 from proxy.outputs import Outputs
 from proxy.receipts import PostgresUsage
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
 from proxy.settings import ServerSettings, TierSettings
+from proxy.shared_rows import Rows
 from proxy.state import PostgresResponses
 from proxy.stored import Responses
 from proxy.transport import SocketDialer
@@ -118,6 +120,12 @@ def snapshot(config: Config, served: Catalogue, directory: Directory) -> Snapsho
     )
 
 
+def sold(served: Catalogue) -> list[Upstream]:
+    """The upstreams of a catalogue that may be asked: those that have a price."""
+    models = served.models.values()
+    return [each for model in models for each in model.upstreams if each.prices is not None]
+
+
 def example_model(known: Snapshot) -> str:
     """A chat model that is served, for a first call; "" where there is none."""
     routes = known.routes.values()
@@ -159,13 +167,12 @@ class Worker:
         built_in: BuiltIn | None,
         listening: socket.socket,
         books: Books,
-        *,
-        shared: bool = False,
+        rows: Rows | None = None,
     ) -> Worker:
         """Put the parts together: nothing is served yet.
 
-        `built_in` serves where no provider is configured; `listening` may be `shared` with other
-        workers. Raises ConfigError and DirectoryUnavailable.
+        `built_in` serves where no provider is configured. Where there are other workers, they
+        share `listening`, and `rows`. Raises ConfigError and DirectoryUnavailable.
         """
         directory = Directory(conninfo)
         served = catalogue(config, built_in)
@@ -174,6 +181,10 @@ class Worker:
         books.watch(metrics)
         memory = Memory(bound_of(config.server, worker_count(config.server)))
         metrics.watch_memory(memory)
+        log = Log(write_lines)
+        health = Health(rows, told=Teller(log, metrics).tell)
+        health.serve(sold(served))
+        metrics.watch_upstreams(lambda: health.states(time.monotonic()))
         stored = PostgresResponses(conninfo, secret, wall_seconds)
         answers = PostgresAnswers(conninfo, secret)
         gateway = Gateway(
@@ -184,7 +195,7 @@ class Worker:
             upstreams=Upstreams(SocketDialer()),
             watch=platform_watch(),
             metrics=metrics,
-            log=Log(write_lines),
+            log=log,
             load=Load(exchanges_max=config.server.max_connections),
             memory=memory,
             secret=secret,
@@ -192,8 +203,8 @@ class Worker:
             answers=Answers(answers, wall_seconds),
             usage=PostgresUsage(conninfo),
             means=Means(
-                Health(),
-                Budget(float(config.server.retry_budget)),
+                health,
+                Budget(float(config.server.retry_budget), metrics.retry_budget_denied.inc),
                 random.random,
                 time.monotonic,
             ),
@@ -203,7 +214,7 @@ class Worker:
             listening,
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
-            shared=shared,
+            shared=rows is not None,
         )
         return cls(config, directory, books, gateway, listener, stored, answers)
 
@@ -216,6 +227,14 @@ class Worker:
         """Why traffic should not be sent here now; empty when it should."""
         found = ["draining"] if self._gateway.draining else []
         return found + self._books.problems()
+
+    def remarks(self) -> list[str]:
+        """What is the matter, although traffic may be sent here."""
+        return remarks(self._gateway.means.health, time.monotonic())
+
+    def upstreams(self) -> list[Shown]:
+        """How every upstream is."""
+        return shown(self._gateway.means.health, time.monotonic())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained."""
@@ -267,6 +286,7 @@ class Worker:
         self._gateway.snapshot = await trio.to_thread.run_sync(
             snapshot, config, served, self._directory
         )
+        self._gateway.means.health.serve(sold(served))
         self._gateway.settings = config.server
         workers = worker_count(self._config.server)  # as many as there are until a restart
         self._gateway.memory.max_bytes = bound_of(config.server, workers)

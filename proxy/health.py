@@ -52,7 +52,7 @@ from proxy.circuit import (
     Terms,
     seconds,
 )
-from proxy.shared_rows import Row, Rows
+from proxy.shared_rows import Row, Rows, make_memory
 from proxy.verdicts import VERDICTS, Outcome, Says
 
 _PROBED_SECONDS: Final = 1.0  # for so long, at least, others wait for a probe's outcome
@@ -123,6 +123,16 @@ class Alarm:
 
 
 Notice = Change | Alarm
+
+
+def shared_memory(workers: int) -> int:
+    """A descriptor of memory in which so many workers share how upstreams are."""
+    return make_memory(WORDS, workers)
+
+
+def shared_rows(descriptor: int, place: int | None = None) -> Rows:
+    """That memory, for a worker with a place of its own in it, or for who only looks."""
+    return Rows.shared(descriptor, WORDS, place=place)
 
 
 def unheard(notice: Notice) -> None:

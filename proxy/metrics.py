@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -26,6 +27,7 @@ from ledger.journal import JournalStatistics
 from ledger.server import LedgerStatistics
 
 if TYPE_CHECKING:  # a ledger's process has metrics, and nothing that workers need
+    from proxy.health import UpstreamState
     from proxy.memory import Memory
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
@@ -135,10 +137,21 @@ class Metrics:
             buckets=_FLUSH,
             registry=registry,
         )
-        self.circuit = Gauge(
-            "farebox_circuit_state",
-            "Circuit of a provider: 0 closed, 1 half-open, 2 open",
-            ["provider"],
+        alarms = Counter(
+            "farebox_upstream_alarms_total",
+            "Failures that an operator has to see to",
+            ["provider", "reason"],
+            registry=registry,
+        )
+        self.retry_budget_denied = Counter(
+            "farebox_retry_budget_denied_total",
+            "Attempts that were not made because there had been too many of their kind",
+            registry=registry,
+        )
+        hedges = Counter(
+            "farebox_hedges_total",
+            "Second attempts beside a slow first one, by what came of them",
+            ["model", "outcome"],
             registry=registry,
         )
         Gauge(
@@ -148,6 +161,8 @@ class Metrics:
             registry=registry,
         ).labels(version("farebox")).set(1)
         self.attempt = _Remembered(attempts.labels)
+        self.alarm = _Remembered(alarms.labels)
+        self.hedge = _Remembered(hedges.labels)
         self.short_of_credit = _Remembered(short_of_credit.labels)
         self.limited = _Remembered(limited.labels)
         self.exchange = _Remembered(
@@ -168,15 +183,19 @@ class Metrics:
 
     def watch_ledger(self, statistics: Callable[[], LedgerStatistics]) -> None:
         """Show the ledger's state at each scrape."""
-        self.registry.register(_Collector(_LEDGER_FIGURES, statistics))
+        self.registry.register(_Collector(partial(_shown, _LEDGER_FIGURES), statistics))
 
     def watch_memory(self, memory: Memory) -> None:
         """Show what exchanges hold at each scrape."""
-        self.registry.register(_Collector(_MEMORY_FIGURES, lambda: memory))
+        self.registry.register(_Collector(partial(_shown, _MEMORY_FIGURES), lambda: memory))
 
     def watch_journal(self, statistics: Callable[[], JournalStatistics]) -> None:
         """Show the journal's state at each scrape."""
-        self.registry.register(_Collector(_JOURNAL_FIGURES, statistics))
+        self.registry.register(_Collector(partial(_shown, _JOURNAL_FIGURES), statistics))
+
+    def watch_upstreams(self, states: Callable[[], Sequence[UpstreamState]]) -> None:
+        """Show how every upstream is at each scrape."""
+        self.registry.register(_Collector(_upstreams, states))
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,22 +373,61 @@ _JOURNAL_FIGURES: Sequence[_Figure[JournalStatistics]] = (
 )
 
 
+def _shown(figures: Sequence[_Figure[_T]], snapshot: _T) -> list[Metric]:
+    return [figure.metric(snapshot) for figure in figures]
+
+
+_STATES = {"ready": 0, "probe": 1, "open": 2, "resting": 3, "full": 4}
+_CIRCUITS = {"probe": 1, "open": 2}
+
+
+def _upstreams(states: Sequence[UpstreamState]) -> list[Metric]:
+    """Figures of the node: the same, whichever of its processes is asked."""
+    circuit = GaugeMetricFamily(
+        "farebox_circuit_state",
+        "Worst circuit of a provider: 0 closed, 1 half-open, 2 open",
+        labels=["provider"],
+    )
+    condition = GaugeMetricFamily(
+        "farebox_upstream_state",
+        "0 ready, 1 circuit half-open, 2 open, 3 resting, 4 full",
+        labels=["upstream"],
+    )
+    in_flight = GaugeMetricFamily(
+        "farebox_upstream_in_flight", "Attempts in flight", labels=["upstream"]
+    )
+    limit = GaugeMetricFamily(
+        "farebox_upstream_limit",
+        "How many may be in flight, as found by what it refused; 0: no limit",
+        labels=["upstream"],
+    )
+    worst: dict[str, int] = {}
+    for state in states:
+        word = state.state.value
+        worst[state.provider] = max(worst.get(state.provider, 0), _CIRCUITS.get(word, 0))
+        condition.add_metric([state.name], _STATES[word])
+        in_flight.add_metric([state.name], state.in_flight)
+        limit.add_metric([state.name], state.limit)
+    for provider, number in worst.items():
+        circuit.add_metric([provider], number)
+    return [circuit, condition, in_flight, limit]
+
+
 class _Collector(Collector, Generic[_T]):
-    """Figures of a snapshot that is taken at each scrape.
+    """Metrics of a snapshot that is taken at each scrape.
 
     It is taken in the thread of the trio run in which this was made: a scrape is rendered in
     another, and must not look at what is being changed.
     """
 
-    def __init__(self, figures: Sequence[_Figure[_T]], snapshot: Callable[[], _T]) -> None:
-        self._figures = figures
+    def __init__(self, metrics: Callable[[_T], list[Metric]], snapshot: Callable[[], _T]) -> None:
+        self._metrics = metrics
         self._snapshot = snapshot
         self._run = trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else None
 
     def collect(self) -> list[Metric]:
-        """The figures now."""
-        snapshot = self._taken()
-        return [figure.metric(snapshot) for figure in self._figures]
+        """The metrics now."""
+        return self._metrics(self._taken())
 
     def _taken(self) -> _T:
         if self._run is None or trio.lowlevel.in_trio_run():

@@ -16,6 +16,7 @@ import click
 import pytest
 
 from adapters import errors
+from adapters.catalogue import Provider, Upstream
 from adapters.errors import APIError
 from adapters.openai.refusal import OpenAIRefusals
 from farebox.cli import cli
@@ -27,6 +28,7 @@ from ledger.accounts import Account, AccountStatus, Budget, Key, Project, Statem
 from ledger.money import parse_usd
 from ledger.server import LedgerStatistics
 from ledger.usage import UsageRecord
+from proxy.health import Health
 from proxy.metrics import Metrics
 from proxy.record import CLIENT_CLOSED
 
@@ -303,7 +305,9 @@ def test_metrics_have_the_promised_names_and_labels() -> None:
     metrics.attempt("p", "ok").inc()
     metrics.short_of_credit("m").inc()
     metrics.limited("rpm").inc()
-    metrics.circuit.labels("p").set(0)
+    health = Health()
+    health.serve([Upstream(Provider("p", "openai", "http://p"), "m", None)])
+    metrics.watch_upstreams(lambda: health.states(0))
     labels: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         for sample in family.samples:

@@ -182,6 +182,8 @@ async def test_a_child_is_told_everything_that_it_has_to_know() -> None:
         listening=5,
         ledgers=("/run/ledger-0.sock",),
         lifeline=6,
+        rows=7,
+        place=1,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(supervisor.send, start)
