@@ -22,6 +22,7 @@ from adapters.catalogue import Protocol, Provider
 from adapters.codec import Ask, Call, Counted, DownstreamCodec, Request, Target
 from adapters.envelope import Envelopes
 from adapters.errors import APIError, UpstreamUnavailable
+from adapters.expected import expected_input
 from adapters.losses import told
 from adapters.translate import Translation
 from tests.fakes import answers_rich, askers_rich
@@ -123,9 +124,9 @@ def damaged(chance: random.Random, document: object) -> object:
 
 def exercise(codec: DownstreamCodec, request: Request, *, counts: bool) -> Iterator[Call]:
     """Send a request everywhere; the calls that came of it."""
-    estimate.bound(request, 1000)
-    estimate.expected(request)
+    bound = estimate.bound(request, 1000)
     for protocol, target in targets(stream=request.stream):
+        assert expected_input(request, protocol, bound).input_tokens <= bound.input_tokens
         upstream = registry.upstream_codec(protocol)
         with suppress(APIError):
             if protocol == request.protocol and not request.foreign:
