@@ -196,17 +196,23 @@ class _Race:
         nursery.start_soon(self._run, ask)
 
     async def _run(self, ask: Ask) -> None:
+        came = "lost"  # unless it goes otherwise
         try:
             answer = await self._tries.one(ask)
-            if answer is not None and self._answer is not None:
-                self._lose(answer)  # by less than a turn of the event loop
-            elif answer is not None:
-                self._answer = answer
+            if answer is None:
+                came = "failed"
+            elif self._answer is not None:  # by less than a turn of the event loop
+                self._lose(answer)
+            else:
+                self._answer, came = answer, "won"
         except Exception as error:  # raised where the request is served
             self._error = error
         finally:
             self._running -= 1
             self._changed.set()
+            if ask.why == "hedge":
+                tries = self._tries
+                tries.gateway.metrics.hedge(tries.route.model.id, came).inc()
 
     def _lose(self, answer: Answer) -> None:
         """Give an answer up that nobody will get."""
