@@ -11,6 +11,11 @@ WAITING   between requests: `keep_alive_seconds`, then closed silently
 HEAD      part of a head has arrived: `head_seconds` for all of it, then 408
 BODY      the body is being read: `body_seconds` between bytes, then 408
 SERVING   the request is complete: `max_request_seconds` since its head, then 504
+
+A client that does not read holds what it was sent, in our kernel, and keeps its upstream waiting.
+How much that can be is bounded by the listener's socket; how long, here: a piece of an answer that
+has not left within `STALL_SECONDS` is taken for a client that is gone. A send that fits the socket
+at once, as practically all do, costs neither a scope nor a turn of the scheduler.
 """
 
 from __future__ import annotations
@@ -39,11 +44,15 @@ from proxy.transport import Transport
 Headers = Iterable[tuple[str, str]]
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {529: "Overloaded"}
+STALL_SECONDS = 120.0
+"""How long a client may take nothing of its answer before it counts as having left."""
+
 _PLAIN = b"identity"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _DRAIN_BYTES_MAX = 262_144  # an unread body up to this size is read away to keep the connection
 _LINGER_SECONDS = 2.0
+_PIECE_BYTES = 65_536
 _CHUNKS_A_TURN = 64  # parsed between two turns of other tasks
 # A request carries these at most once; two values would let two readers see two requests.
 _SINGLE = frozenset(
@@ -113,6 +122,7 @@ class Connection:
         self._h11 = h11.Connection(h11.SERVER)
         self._leftover = b""
         self._owed = b""  # of a frame that was sent in part
+        self._torn = False  # somewhere inside of what was sent: no frame can follow
         self.body_bytes: int | None = 0  # as declared; None: chunked
         self._body_pending = False
         self._encoding = _PLAIN
@@ -319,15 +329,41 @@ class Connection:
     # -- writing ----------------------------------------------------------------------------------
 
     async def send(self, data: bytes) -> None:
-        """Send bytes as they are. Raises ClientGone; a failed send poisons the connection."""
+        """Send bytes as they are. Raises ClientGone.
+
+        A send that failed, or was cancelled when the client had a part of it, poisons the
+        connection: nothing can follow.
+        """
+        if self._torn:
+            self._gone(None)
+            return
+        if self._owed:
+            data, self._owed = self._owed + data, b""
         try:
-            await self.transport.send(self._owed + data if self._owed else data)
+            taken = self.transport.send_now(data)
+            if taken < len(data):
+                await self._send_slowly(data, taken)
         except OSError as error:
-            self.reusable = False
-            self.client_gone = True
-            if not self.outlives_client:
-                raise ClientGone from error
-        self._owed = b""
+            self._gone(error)
+
+    async def _send_slowly(self, data: bytes, taken: int) -> None:
+        """The rest of what the client did not take at once. TimeoutError: it takes nothing."""
+        self._torn = True
+        while taken < len(data):
+            piece = data[taken : taken + _PIECE_BYTES]
+            with trio.move_on_after(STALL_SECONDS) as stall:
+                await self.transport.send(piece)
+            if stall.cancelled_caught:
+                raise TimeoutError(f"the client took nothing for {STALL_SECONDS} s")
+            taken += len(piece)
+        self._torn = False
+
+    def _gone(self, error: OSError | None) -> None:
+        """Nothing can be sent any more."""
+        self.reusable = False
+        self.client_gone = self._torn = True
+        if not self.outlives_client:
+            raise ClientGone from error
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole response in one piece."""

@@ -13,10 +13,10 @@ from adapters.errors import (
     RequestTooLarge,
     UnsupportedEncoding,
 )
-from proxy.connection import ClientGone, Connection, Head, Stage, render_head
+from proxy.connection import STALL_SECONDS, ClientGone, Connection, Head, Stage, render_head
 from proxy.deadlines import Deadline, Deadlines
 from proxy.settings import ServerSettings
-from tests.fakes.network import MemoryTransport, connected_pair
+from tests.fakes.network import BUFFER_BYTES, MemoryTransport, connected_pair
 
 POST = b"POST /v1/chat/completions?key=k HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"
 
@@ -323,3 +323,79 @@ async def test_a_large_unread_body_costs_the_connection() -> None:
 def test_a_header_cannot_break_out_of_its_line(value: str) -> None:
     with pytest.raises(InternalError):
         render_head(200, [("x-farebox-conversation-id", value)])
+
+
+# -- clients that do not read ---------------------------------------------------------------------
+
+LONG = b"x" * (4 * BUFFER_BYTES)
+
+
+async def answering(client: MemoryTransport, connection: Connection) -> None:
+    """A request is complete, and its answer has begun."""
+    await client.send(POST)
+    await read(connection)
+    await connection.read_body(100)
+    await connection.start_stream(200, [], b"first")
+
+
+async def test_a_client_that_takes_nothing_has_left(autojump_clock: MockClock) -> None:
+    client, connection = opened()
+    await answering(client, connection)
+    started = trio.current_time()
+    with pytest.raises(ClientGone):
+        await connection.send_chunk(LONG)
+    assert trio.current_time() - started == pytest.approx(STALL_SECONDS)
+    assert connection.client_gone
+    assert not connection.reusable
+
+
+async def test_a_client_that_takes_little_is_waited_for(autojump_clock: MockClock) -> None:
+    client, connection = opened()
+    await answering(client, connection)
+    received = bytearray()
+
+    async def sip() -> None:
+        while True:
+            await trio.sleep(STALL_SECONDS - 1)
+            received.extend(await client.receive())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sip)
+        started = trio.current_time()
+        await connection.send_chunk(LONG)
+        assert trio.current_time() - started > 10 * STALL_SECONDS
+        nursery.cancel_scope.cancel()
+    received += await client.receive()
+    assert received.endswith(LONG + b"\r\n")
+
+
+async def test_an_answer_that_outlives_its_client_waits_for_it_once(
+    autojump_clock: MockClock,
+) -> None:
+    client, connection = opened()
+    await answering(client, connection)
+    connection.outlives_client = True
+    started = trio.current_time()
+    for _ in range(10):
+        await connection.send_chunk(LONG)
+    await connection.end_stream(b"last")
+    assert trio.current_time() - started == pytest.approx(STALL_SECONDS)
+    assert connection.client_gone
+    connection.outlives_client = False
+    with pytest.raises(ClientGone):
+        await connection.send(b"more")
+
+
+async def test_nothing_follows_a_frame_that_was_torn(autojump_clock: MockClock) -> None:
+    """Whatever follows would be taken for the rest of the frame."""
+    client, connection = opened()
+    await answering(client, connection)
+    with trio.move_on_after(1):
+        await connection.send_chunk(LONG)
+    with pytest.raises(ClientGone):
+        await connection.end_stream(b"an error")
+    received = b""
+    with trio.move_on_after(1):
+        while True:
+            received += await client.receive()
+    assert not received.endswith(b"an error\r\n0\r\n\r\n")

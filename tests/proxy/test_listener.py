@@ -7,7 +7,8 @@ import socket
 import pytest
 import trio
 
-from proxy.listener import Listener, bind
+from proxy.connection import STALL_SECONDS
+from proxy.listener import SEND_BUFFER_BYTES, Listener, bind
 from proxy.transport import Transport
 
 SECONDS = 10
@@ -75,3 +76,14 @@ async def test_stopping_lets_open_connections_finish() -> None:
             await stream.aclose()
     with socket.socket() as probe:
         assert probe.connect_ex(address) != 0
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="is Linux's")
+def test_connections_inherit_their_bounds() -> None:
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            kept = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            assert kept == 2 * SEND_BUFFER_BYTES  # the kernel's own structures are half of it
+            unanswered = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert unanswered == STALL_SECONDS * 1000
