@@ -12,8 +12,8 @@ Until an answer is returned no content has left for the client, afterwards nothi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from adapters.affinity import conversation_key
@@ -97,8 +97,7 @@ def _hedge_after(gateway: Gateway, route: Route, ask: Ask, *, stream: bool) -> f
     return None if usual is None else max(usual, _HEDGE_SECONDS_MIN)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tries:
+class _Tries(msgspec.Struct, frozen=True, gc=False):
     """What the attempts of one request have in common."""
 
     gateway: Gateway

@@ -30,6 +30,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from adapters.catalogue import Upstream
 from adapters.codec import UpstreamFailure
 from adapters.errors import (
@@ -57,8 +59,7 @@ _NEVER = math.inf
 Why = Literal["first", "fallback", "again", "hedge"]
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """Ask this upstream now. `place` is held for it, and to be closed by whoever asks.
 
     `queue_seconds` may be waited for a connection of ours: there is nobody else to ask. A probe has
@@ -73,16 +74,14 @@ class Ask:
     seat: int  # in the order
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True, gc=False):
     """Nobody may be asked before `until`, unless `room` is made at an upstream meanwhile."""
 
     until: float
     room: Upstream | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(msgspec.Struct, frozen=True, gc=False):
     """Nobody is left to ask."""
 
     error: APIError
