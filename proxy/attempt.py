@@ -21,8 +21,10 @@ from proxy.allowance import Allowance
 from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.health import Place
+from proxy.memory import Share
 from proxy.record import Record
 from proxy.route import Candidate
+from proxy.transport import RECEIVE_BYTES
 from proxy.turn import Ask
 from proxy.upstream import AttemptFailed, Sent, UpstreamResponse
 from proxy.verdicts import Outcome
@@ -37,9 +39,11 @@ class PlainAnswer:
 
     candidate: Candidate
     relay: PlainRelay
+    share: Share
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Its bytes are held no more."""
+        self.share.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,14 @@ class StreamAnswer:
     relay: StreamRelay
     response: UpstreamResponse
     first: bytes
+    share: Share
     place: Place
     allowance: Allowance | None = None
 
     def close(self) -> None:
         """Stop the upstream where it has not finished by itself."""
         self.response.close()
+        self.share.close()
         self.place.close()
 
 
@@ -101,7 +107,7 @@ class Held(Protocol):
 class Attempt:
     """One upstream that is asked for one request."""
 
-    __slots__ = ("_ask", "_began", "_gateway", "_held", "_record", "_relay", "_stream")
+    __slots__ = ("_ask", "_began", "_gateway", "_held", "_record", "_relay", "_share", "_stream")
 
     def __init__(
         self, gateway: Gateway, ask: Ask, held: Held, record: Record, *, stream: bool
@@ -113,6 +119,7 @@ class Attempt:
         self._stream = stream
         self._began = 0.0
         self._relay: StreamRelay | None = None
+        self._share = gateway.memory.share()
 
     async def run(self, calls: Calls, affinity: int | None) -> Answer:
         """Ask. Raises Failed, and RequestNotExpressible where the upstream was not asked."""
@@ -121,6 +128,7 @@ class Attempt:
             return await self._counted(call, affinity)
         except BaseException:
             self._ask.place.close()
+            self._share.close()
             raise
 
     async def _call(self, calls: Calls) -> Call:
@@ -157,7 +165,7 @@ class Attempt:
 
     async def _answer(self, call: Call, sent: Sent, affinity: int | None) -> Answer:
         """The upstream's answer, as soon as it counts. Raises AttemptFailed and _Refused."""
-        candidate = self._ask.candidate
+        candidate, share = self._ask.candidate, self._share
         provider = candidate.upstream.provider
         response = await self._gateway.upstreams.post(
             provider,
@@ -174,16 +182,19 @@ class Attempt:
             if self._stream:
                 allowance = self._held.allowance(candidate)
                 relay = self._relay = call.stream(limited=allowance is not None)
-                first = await _first_content(response, relay, allowance, provider.idle_seconds)
-                return StreamAnswer(candidate, relay, response, first, self._ask.place, allowance)
-            plain = call.plain(await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds))
+                idle_seconds = provider.idle_seconds
+                first = await _first_content(response, relay, allowance, idle_seconds, share)
+                place = self._ask.place
+                return StreamAnswer(candidate, relay, response, first, share, place, allowance)
+            whole = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds, share)
+            plain = call.plain(whole)
             if plain.failure is not None:
                 raise _Refused(plain.failure)
         except BaseException:
             response.close()
             raise
         self._ask.place.close()
-        return PlainAnswer(candidate, plain)
+        return PlainAnswer(candidate, plain, share)
 
     def _key_refused(self, failure: UpstreamFailure) -> None:
         """One of several API keys is refused; the next one is asked, which is another attempt."""
@@ -225,10 +236,12 @@ async def _first_content(
     relay: StreamRelay,
     allowance: Allowance | None,
     idle_seconds: float,
+    share: Share,
 ) -> bytes:
     """Read a stream up to its first content (or its end); the client's bytes of it.
 
-    Content that waits for credit counts: it is there, and whoever serves lets it wait.
+    Content that waits for credit counts: it is there, and whoever serves lets it wait. What is held
+    back beyond one read is counted in `share`.
     """
     held = bytearray()
     with trio.CancelScope() as scope:
@@ -241,6 +254,9 @@ async def _first_content(
                 held += relay.feed(data) if data else relay.close()
             if len(held) > _HELD_BYTES_MAX:
                 raise AttemptFailed("protocol", "a stream without content", contacted=True)
+            more = len(held) - RECEIVE_BYTES - share.held_bytes
+            if more > 0 and not share.take(more):
+                raise AttemptFailed("busy", "no memory for the answer", contacted=True)
     if scope.cancelled_caught:
         raise AttemptFailed("idle_timeout", f"no byte for {idle_seconds} s", contacted=True)
     if relay.failure is not None and not relay.has_content:
