@@ -16,8 +16,8 @@ sent a second time, once, over a new connection, only where the first one had be
 an answer has come over it, and either
 
 - it broke before the request had left whole: what lacks its end is never acted upon; or
-- it ended within a second of that: so soon says a closing that was under way already. Who reads a
-  request and then takes its time to fail has been asked, and that is a `reset`.
+- it ended within a second of that: so soon ends what was being closed already. Who reads a request
+  and then takes its time to fail has been asked, and that is a `reset`.
 
 What is left is a provider that takes a request and dies within the second. It is asked again, as it
 would be after the `reset`; the client gets, and pays, one answer all the same.
@@ -413,8 +413,7 @@ class _Connection:
 
     def _unanswered(self, sent_at: float) -> _StaleConnection | AttemptFailed:
         """The connection ended without a byte: may the request be sent again?"""
-        soon = trio.current_time() - sent_at < _STALE_SECONDS
-        if self._used and (soon or not self._whole):
+        if self._used and trio.current_time() - sent_at < _STALE_SECONDS:
             return _StaleConnection()
         detail = "closed without an answer" if self._whole else "closed while being sent to"
         return AttemptFailed("reset", detail, contacted=True)

@@ -5,6 +5,7 @@ Time is virtual: it passes where nothing has moved on any socket for a moment.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import socket
 import ssl
@@ -130,10 +131,10 @@ async def serving(serve: Serve) -> AsyncIterator[int]:
 
 
 @contextmanager
-def deaf(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+def deaf() -> Iterator[int]:
     """A port that answers nobody's first packet: its queue is full."""
     with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
-        listening.bind((host, port))
+        listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         for client in (first, second):
             client.setblocking(False)
@@ -268,38 +269,103 @@ async def test_a_refusal_before_the_body_is_there_is_heard(dialer: SocketDialer)
 # -- several addresses ----------------------------------------------------------------------------
 
 
-@contextmanager
-def listening(host: str) -> Iterator[socket.socket]:
-    """A listener whose queue takes connections by itself."""
-    with socket.create_server((host, 0)) as server:
-        yield server
+FAILS = True
 
 
-async def test_an_address_that_refuses_is_followed_by_the_next_at_once(clock: MockClock) -> None:
-    with listening("127.0.0.2") as server:
-        port = server.getsockname()[1]
+class ScriptedSocket(trio.socket.SocketType):
+    """Connects after so many seconds, or fails then."""
+
+    def __init__(self, network: ScriptedNetwork) -> None:
+        self._network = network
+        network.open.add(self)
+
+    def setsockopt(self, *_: object) -> None:
+        """Nothing to set."""
+
+    async def connect(self, address: object) -> None:
+        """As the script of the address says."""
+        assert isinstance(address, tuple)
+        self.number = int(address[0].rpartition(".")[2])
+        seconds, fails = self._network.script[self.number]
+        await trio.sleep(seconds)
+        if fails:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, f"{address[0]} refused")
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._network.open.discard(self)
+
+
+class ScriptedNetwork(trio.abc.SocketFactory):
+    """Addresses by their last number: (after how many seconds, whether it fails)."""
+
+    def __init__(self, *script: tuple[float, bool]) -> None:
+        self.script = script
+        self.open: set[ScriptedSocket] = set()
+
+    def socket(self, *_: object) -> trio.socket.SocketType:
+        """A socket of any kind."""
+        return ScriptedSocket(self)
+
+    async def race(self) -> tuple[int, float]:
+        """Who won, and when. Raises OSError."""
         began = trio.current_time()
-        sock = await first_connected(HOSTS, port)
-        with sock:
-            assert sock.getpeername() == ("127.0.0.2", port)
-        assert trio.current_time() == began
+        trio.socket.set_custom_socket_factory(self)
+        try:
+            addresses = [
+                Address(socket.AF_INET, f"192.0.2.{number}") for number in range(len(self.script))
+            ]
+            winner = await first_connected(addresses, 443)
+        finally:
+            trio.socket.set_custom_socket_factory(None)
+        assert self.open == {winner}  # every other one is closed
+        assert isinstance(winner, ScriptedSocket)
+        return winner.number, trio.current_time() - began
 
 
-async def test_an_address_that_does_not_answer_is_followed_after_a_moment(clock: MockClock) -> None:
-    with listening("127.0.0.3") as server:
-        port = server.getsockname()[1]
-        with deaf("127.0.0.1", port), deaf("127.0.0.2", port):
-            began = trio.current_time()
-            sock = await first_connected(HOSTS, port)
-            with sock:
-                assert sock.getpeername()[0] == "127.0.0.3"
-            assert trio.current_time() - began == pytest.approx(0.5)
+RACES: dict[str, tuple[tuple[tuple[float, bool], ...], int, float]] = {
+    "one": (((0.1, not FAILS),), 0, 0.1),
+    "the first in time": (((0.2, not FAILS), (0, not FAILS)), 0, 0.2),
+    "the first refuses": (((0, FAILS), (0.1, not FAILS)), 1, 0.1),
+    "the first hangs": (((9, FAILS), (0.1, not FAILS)), 1, 0.35),
+    "the first is slow, and still faster": (((0.3, not FAILS), (0.1, not FAILS)), 0, 0.3),
+    "two hang": (((9, FAILS), (9, FAILS), (0, not FAILS)), 2, 0.5),
+    "one hangs, one refuses": (((9, FAILS), (0.1, FAILS), (0, not FAILS)), 2, 0.35),
+    "the last is alone": (((0, FAILS), (0, FAILS), (4, not FAILS)), 2, 4),
+    "a slow one after all": (((4, not FAILS), (0, FAILS), (0, FAILS)), 0, 4),
+}
 
 
-async def test_where_all_fail_there_is_one_error() -> None:
-    with closed() as port, pytest.raises(ConnectionRefusedError) as refused:
-        await first_connected(HOSTS, port)
-    assert all(address.host in str(refused.value) for address in HOSTS)
+@pytest.mark.parametrize("name", RACES)
+async def test_the_first_address_that_connects_is_taken(
+    name: str, autojump_clock: MockClock
+) -> None:
+    script, winner, seconds = RACES[name]
+    won, after = await ScriptedNetwork(*script).race()
+    assert won == winner
+    assert after == pytest.approx(seconds)
+
+
+async def test_of_two_that_connect_at_once_one_is_closed(autojump_clock: MockClock) -> None:
+    for _ in range(10):  # in any order
+        _, seconds = await ScriptedNetwork((0.5, not FAILS), (0.25, not FAILS)).race()
+        assert seconds == pytest.approx(0.5)
+
+
+async def test_where_all_fail_there_is_one_error(autojump_clock: MockClock) -> None:
+    network = ScriptedNetwork((0.1, FAILS), (0.2, FAILS))
+    with pytest.raises(ConnectionRefusedError, match=r"192.0.2.0 refused; 192.0.2.1 refused"):
+        await network.race()
+    assert not network.open
+
+
+async def test_a_race_that_is_given_up_closes_everything(autojump_clock: MockClock) -> None:
+    for seconds in (0.1, 0.25, 0.4, *[0.5] * 20):  # the last are the moment of the winner
+        network = ScriptedNetwork((0.5, not FAILS), (9, FAILS))
+        with trio.move_on_after(seconds) as scope:
+            await network.race()
+        assert len(network.open) == (0 if scope.cancelled_caught else 1)
+        assert scope.cancelled_caught or seconds == 0.5
 
 
 async def test_a_name_with_a_dead_address_is_reached(clock: MockClock) -> None:
@@ -313,7 +379,7 @@ async def test_a_name_with_a_dead_address_is_reached(clock: MockClock) -> None:
 
 
 async def test_what_is_not_read_stays_with_the_provider() -> None:
-    with listening("127.0.0.1") as server:
+    with socket.create_server(("127.0.0.1", 0)) as server:
         sock = await first_connected(HOSTS[:1], server.getsockname()[1])
         peer, _ = server.accept()
         with sock, peer:
@@ -332,7 +398,7 @@ async def test_what_is_not_read_stays_with_the_provider() -> None:
 
 
 async def test_a_silent_connection_is_asked_after() -> None:
-    with listening("127.0.0.1") as server:
+    with socket.create_server(("127.0.0.1", 0)) as server:
         sock = await first_connected(HOSTS[:1], server.getsockname()[1])
         with sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
