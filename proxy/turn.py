@@ -104,10 +104,11 @@ class Means:
 class _Seat:
     """What a request knows of one upstream that it has asked."""
 
-    __slots__ = ("asked", "ready_at")
+    __slots__ = ("asked", "ready_at", "running")
 
     def __init__(self) -> None:
         self.asked = 0
+        self.running = 0  # attempts, beside which only a hedge is made
         self.ready_at = 0.0  # NEVER: it is not asked again
 
 
@@ -202,6 +203,7 @@ class Turn:
             return
         seat = self._seats[ask.seat]
         assert seat is not None, "it was asked"
+        seat.running -= 1
         if not verdict.again or not self._repeatable or seat.asked >= ASKED_MAX:
             seat.ready_at = _NEVER
         elif not self._means.budget.allows(upstream.name, now):
@@ -216,6 +218,7 @@ class Turn:
         """The protocol of this upstream has no words for the request: it was not asked."""
         seat = self._seats[ask.seat]
         assert seat is not None, "it was to be asked"
+        seat.running -= 1
         seat.ready_at = _NEVER
         self.attempts -= 1
         self._inexpressible = self._inexpressible or error
@@ -240,7 +243,7 @@ class Turn:
         means = self._means
         for number, candidate in enumerate(self._order):
             seat = self._seats[number]
-            if seat is None or seat.ready_at > now:
+            if seat is None or seat.running or seat.ready_at > now:
                 continue
             name = candidate.upstream.name
             if not means.budget.allows(name, now):  # others were quicker
@@ -270,7 +273,7 @@ class Turn:
         seat = self._seats[number]
         ready_at = now
         if seat is not None:
-            if seat.ready_at == _NEVER or self._attempts_are_used_up():
+            if seat.running or seat.ready_at == _NEVER or self._attempts_are_used_up():
                 return _NEVER, False
             ready_at = seat.ready_at
         state, until = self._means.health.look(upstream, now)
@@ -297,6 +300,7 @@ class Turn:
         if seat is None:
             seat = self._seats[number] = _Seat()
         seat.asked += 1
+        seat.running += 1
         self.attempts += 1
         candidate = self._order[number]
         alone = None not in self._seats

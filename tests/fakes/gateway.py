@@ -303,7 +303,7 @@ async def running(
             responses=Responses(MemoryResponses(_wall), RETENTION_SECONDS, _wall),
             answers=Answers(MemoryAnswers() if answers is None else answers, _wall),
             usage=MemoryUsage(store),
-            means=Means(Health(), Budget(0.2), dice, trio.current_time),
+            means=Means(Health(dice=dice), Budget(0.2), dice, trio.current_time),
             wall=_wall,
         )
         await nursery.start(server.run)
