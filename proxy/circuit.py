@@ -127,8 +127,8 @@ def _count(words: Words, account: int, cause: int) -> None:
 
 def open_(words: Words, now: float, terms: Terms) -> None:
     """Leave it alone, the longer the more often that was necessary."""
-    most = max(PAUSE_SECONDS_MAX, terms.open_seconds)
-    pause = min(terms.open_seconds * 2 ** min(words[OPENINGS], _DOUBLINGS_MAX), most)
+    doubled = terms.open_seconds * 2 ** min(words[OPENINGS], _DOUBLINGS_MAX)
+    pause = min(doubled, PAUSE_SECONDS_MAX)
     words[OPENINGS] += 1
     words[UNTIL] = micros(now + pause * (1 - _JITTER * (1 - terms.dice())))
     words[UNEASY] = 1
@@ -182,7 +182,12 @@ def _ease(words: Words) -> None:
 
 
 def cut(words: Words, now: float, in_flight: int) -> bool:
-    """Overloaded with so many in flight; whether that changed the limit."""
+    """Overloaded with so many in flight; whether that changed the limit.
+
+    With next to nothing in flight it is not that: a quota by the minute, say, or the network.
+    """
+    if not words[LIMIT] and in_flight < LIMIT_MIN:
+        return False
     if words[LIMIT] and now < seconds(words[LIMITED_UNTIL]) - _LIMITED_SECONDS + _CUT_SECONDS:
         return False
     held = min(in_flight, words[LIMIT]) if words[LIMIT] else in_flight

@@ -182,8 +182,8 @@ def test_a_limit_is_the_node_s_and_the_dead_have_no_places(memory: int) -> None:
     with workers(memory) as (one, two):
         for _ in range(3):
             assert one.ask("enter 1.0") == "False"
-        one.ask("fail 1.0 rate_limited")
         assert two.ask("enter 1.0") == "False"
+        one.ask("fail 1.0 rate_limited")
         assert two.ask("enter 1.0") == "None"
         assert two.ask("look 1.0").startswith("full")
         assert watching.in_flight(P) == 4
