@@ -555,6 +555,20 @@ async def test_the_last_refusal_is_told(nursery: trio.Nursery, autojump_clock: M
     assert host.asked[3:] == ["b"]
 
 
+async def test_a_key_rests_longer_than_its_last_connection(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    host = Keys(bad=(401, b"Connection: close\r\n", b""), good=(200, b"Connection: close\r\n", b""))
+    upstreams, _ = reach(nursery, host)
+    nursery.start_soon(upstreams.run)
+    await host.ask(upstreams, "bad", "good")
+    await trio.sleep(45)  # nothing was connected when idle connections were looked at
+    for _ in range(2):
+        await host.ask(upstreams, "bad", "good")
+    assert host.asked == ["bad", "good", "good", "good"]
+    nursery.cancel_scope.cancel()
+
+
 async def test_one_key_alone_does_not_rest(nursery: trio.Nursery) -> None:
     host = Keys(only=(401, b"", b"no"))
     upstreams, _ = reach(nursery, host)
