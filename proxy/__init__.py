@@ -3,8 +3,9 @@
 Files in the order in which a request meets them: `listener` (accept), `connection` (HTTP/1.1 over
 a `transport`), `exchange` (the life of one request: start here), `authenticate`, `admit`,
 `idempotency` (with `answers`, where they are kept, and `presence`, for when their maker dies),
-`route`, `calls` (the request as each candidate gets it), `reserve`, `fallback`, `upstream`, `relay`
-(with `allowance` and `outputs`, for streams that hold less than their cap), `settle`, `record`.
+`route`, `calls` (the request as each candidate gets it), `reserve`, `fallback`, `upstream` (with
+`pool`, `api_keys`, `transport` and `resolve`), `relay` (with `allowance` and `outputs`, for streams
+that hold less than their cap), `settle`, `record`.
 
 What a request may ask for beside an answer: `models`, `count` (tokens), `receipts`, `stored` and
 `state` (responses that are kept, sealed by `sealing`). What all exchanges share is in `gateway`:
