@@ -25,7 +25,7 @@ from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.record import Record
 from proxy.route import Route
-from proxy.turn import Ask, GiveUp, Step, Turn, Wait
+from proxy.turn import Ask, GiveUp, Turn, Wait
 
 _LAST_SECONDS = 1.0  # of a request are too late to begin anything
 _HEDGE_SECONDS_MIN = 0.05
@@ -172,23 +172,19 @@ class _Race:
     async def _decide(self, nursery: trio.Nursery, hedge_at: float) -> None:
         """Start what the turn says, until somebody has won or nobody runs."""
         turn, monotonic = self._tries.turn, self._tries.gateway.means.monotonic
-        again_at = math.inf
         while True:
-            with trio.move_on_at(min(hedge_at, again_at)):
+            with trio.move_on_at(hedge_at):
                 await self._changed.wait()
             if self._answer or self._error or turn.is_over or not self._running:
                 return
-            now = monotonic()
-            step: Step | None
-            if self._changed.is_set() or trio.current_time() >= again_at:
-                self._changed, again_at = trio.Event(), math.inf
-                step = turn.next(now)
-                if isinstance(step, Wait):
-                    again_at = trio.current_time() + step.until - now
+            if self._changed.is_set():
+                self._changed = trio.Event()
+                ask = turn.beside(monotonic())
             else:
-                hedge_at, step = math.inf, turn.hedge(now)
-            if isinstance(step, Ask):
-                self._start(nursery, step)
+                hedge_at = math.inf
+                ask = turn.hedge(monotonic())
+            if ask is not None:
+                self._start(nursery, ask)
 
     def _start(self, nursery: trio.Nursery, ask: Ask) -> None:
         self._running += 1

@@ -20,7 +20,8 @@ A request during which the provider may run tools is not said again to an upstre
 those would run twice.
 
 A *hedge* is a second attempt beside a first one that is slow (`hedge`): one a request, within the
-budget, and never where a provider has asked for less.
+budget, and never where a provider has asked for less. As long as an attempt runs, nobody is asked
+again: a failure beside it starts only who was not asked yet (`beside`).
 """
 
 from __future__ import annotations
@@ -104,11 +105,10 @@ class Means:
 class _Seat:
     """What a request knows of one upstream that it has asked."""
 
-    __slots__ = ("asked", "ready_at", "running")
+    __slots__ = ("asked", "ready_at")
 
     def __init__(self) -> None:
         self.asked = 0
-        self.running = 0  # attempts, beside which only a hedge is made
         self.ready_at = 0.0  # NEVER: it is not asked again
 
 
@@ -124,6 +124,7 @@ class Turn:
         "_ends_at",
         "_failures",
         "_fault",
+        "_hedged",
         "_inexpressible",
         "_means",
         "_order",
@@ -152,6 +153,7 @@ class Turn:
         self._seats: list[_Seat | None] = [None] * len(order)
         self._failures: list[tuple[Outcome, UpstreamFailure, Candidate]] = []
         self._fault: APIError | None = None
+        self._hedged = False
         self._inexpressible: RequestNotExpressible | None = None
         self._waited = 0.0
         self._queue_ends_at = 0.0
@@ -162,15 +164,20 @@ class Turn:
         return self._fault is not None
 
     def next(self, now: float) -> Step:
-        """What to do now. Waiting is taken to happen as it is told."""
+        """What to do now that no attempt runs. Waiting is taken to happen as it is told."""
         if self._fault is not None:
             return GiveUp(self._fault)
         return self._unasked(now) or self._asked(now) or self._pause(now)
 
+    def beside(self, now: float) -> Ask | None:
+        """Whom to ask where one attempt has failed and another one runs."""
+        return None if self._fault is not None else self._unasked(now)
+
     def hedge(self, now: float) -> Ask | None:
         """A second attempt beside the one that runs, where one may be made: at another upstream,
         or at the same one where it is the only one."""
-        if not self._repeatable or any(failure.retry_after for _, failure, _ in self._failures):
+        asked_for_less = any(failure.retry_after for _, failure, _ in self._failures)
+        if self._hedged or asked_for_less or not self._repeatable:
             return None
         means = self._means
         for number, candidate in enumerate(self._order):
@@ -180,6 +187,7 @@ class Turn:
                 place = means.health.enter(candidate.upstream, now, account=self._account)
                 if place is not None:
                     means.budget.spend(name, now)
+                    self._hedged = True
                     return self._take(number, place, "hedge")
         return None
 
@@ -203,7 +211,6 @@ class Turn:
             return
         seat = self._seats[ask.seat]
         assert seat is not None, "it was asked"
-        seat.running -= 1
         if not verdict.again or not self._repeatable or seat.asked >= ASKED_MAX:
             seat.ready_at = _NEVER
         elif not self._means.budget.allows(upstream.name, now):
@@ -218,7 +225,6 @@ class Turn:
         """The protocol of this upstream has no words for the request: it was not asked."""
         seat = self._seats[ask.seat]
         assert seat is not None, "it was to be asked"
-        seat.running -= 1
         seat.ready_at = _NEVER
         self.attempts -= 1
         self._inexpressible = self._inexpressible or error
@@ -243,7 +249,7 @@ class Turn:
         means = self._means
         for number, candidate in enumerate(self._order):
             seat = self._seats[number]
-            if seat is None or seat.running or seat.ready_at > now:
+            if seat is None or seat.ready_at > now:
                 continue
             name = candidate.upstream.name
             if not means.budget.allows(name, now):  # others were quicker
@@ -273,7 +279,7 @@ class Turn:
         seat = self._seats[number]
         ready_at = now
         if seat is not None:
-            if seat.running or seat.ready_at == _NEVER or self._attempts_are_used_up():
+            if seat.ready_at == _NEVER or self._attempts_are_used_up():
                 return _NEVER, False
             ready_at = seat.ready_at
         state, until = self._means.health.look(upstream, now)
@@ -300,7 +306,6 @@ class Turn:
         if seat is None:
             seat = self._seats[number] = _Seat()
         seat.asked += 1
-        seat.running += 1
         self.attempts += 1
         candidate = self._order[number]
         alone = None not in self._seats
