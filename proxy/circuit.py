@@ -19,8 +19,8 @@ The circuit
 One customer is not to close an upstream for the others, by requests that nobody can serve. So as
 long as others have whole answers (within ten seconds), an account's failures count in pairs only,
 each with one of another account: Boyer and Moore's count of a majority, of which `UNPAIRED` is what
-one account is ahead of all others together. And while it is half-open, whoever was ahead lets the
-others go first for a second.
+one account is ahead of all others together. And where others have asked in vain since, whoever was
+ahead lets them find out first, and does not make the opening longer.
 
 The limit
 Of requests at once, found by what providers say: none until one says that it is overloaded; then
@@ -50,8 +50,9 @@ RUN_OF: Final = 10  # the account that is ahead in the failures in a row …
 UNPAIRED: Final = 11  # … and by how many
 SERVED: Final = 12  # who had a whole answer, and when …
 SERVED_BEFORE: Final = 13  # … and who else had one before
-ALARM_FROM: Final = 14
-WORDS: Final = 13  # of a row, beside its name and its places
+WANTED: Final = 14  # who else has asked in vain, and when
+ALARM_FROM: Final = 15
+WORDS: Final = 14  # of a row, beside its name and its places
 
 PAUSE_SECONDS_MAX: Final = 60.0
 OUT_SECONDS: Final = 60.0
@@ -63,9 +64,9 @@ _ALARM_SECONDS: Final = 60.0
 _JITTER: Final = 0.2
 _DOUBLINGS_MAX: Final = 32
 _PROTECTED_SECONDS: Final = 10.0
-_OTHERS_FIRST_SECONDS: Final = 1.0
-_OTHERS_SECONDS: Final = 300.0
-_SAID_AGAIN_MS: Final = 1000
+_WANTED_SECONDS: Final = 60.0
+_OTHERS_FIRST_SECONDS: Final = 10.0
+_SAID_AGAIN_SECONDS: Final = 1.0
 _SECOND: Final = 1_000_000
 _TAG_BITS: Final = 16
 _TAGS: Final = (1 << _TAG_BITS) - 1
@@ -110,6 +111,8 @@ def fail(words: Words, now: float, terms: Terms, account: int, cause: int) -> bo
 
 def fail_again(words: Words, now: float, terms: Terms, account: int, cause: int) -> None:
     """A probe has failed."""
+    if _others_wait(words, account, now):
+        words[OPENINGS] = 0
     words[UNPAIRED] = 0
     _count(words, account, cause)
     open_(words, now, terms)
@@ -135,12 +138,23 @@ def open_(words: Words, now: float, terms: Terms) -> None:
 
 
 def may_probe(words: Words, account: int, now: float) -> bool:
-    """Whether it is this account's turn to find out whether a half-open one is well."""
-    return (
-        words[RUN_OF] != _tag(account)
-        or now >= seconds(words[UNTIL]) + _OTHERS_FIRST_SECONDS
-        or not serves_others(words, account, now, _OTHERS_SECONDS)
-    )
+    """Whether it is this account's turn to find out about a half-open one."""
+    waited = now >= seconds(words[UNTIL]) + _OTHERS_FIRST_SECONDS
+    return waited or not _others_wait(words, account, now)
+
+
+def want(words: Words, account: int, now: float) -> None:
+    """Note who asks in vain. Without a lock, as `serve`."""
+    if account and _tag(account) != words[RUN_OF]:
+        words[WANTED] = _noted(account, now)
+
+
+def _others_wait(words: Words, account: int, now: float) -> bool:
+    """Whether this account was ahead in failures, and another one has asked in vain."""
+    wanted = words[WANTED]
+    if words[RUN_OF] != _tag(account) or wanted & _TAGS == _tag(account):
+        return False
+    return wanted != 0 and _since(wanted, now) < _WANTED_SECONDS
 
 
 def out(words: Words, now: float, cause: int) -> None:
@@ -216,30 +230,35 @@ def forget_limit(words: Words) -> None:
 
 def serve(words: Words, account: int, now: float) -> None:
     """Note who had a whole answer. Without a lock: what is lost is said again by the next one."""
-    tag = account % _TAGS + 1
-    moment = int(now * 1000)
     latest = words[SERVED]
-    if latest & _TAGS == tag:
-        if moment - (latest >> _TAG_BITS) < _SAID_AGAIN_MS:
+    if latest & _TAGS == account % _TAGS + 1:
+        if _since(latest, now) < _SAID_AGAIN_SECONDS:
             return
     elif latest:
         words[SERVED_BEFORE] = latest
-    words[SERVED] = moment << _TAG_BITS | tag
+    words[SERVED] = _noted(account, now)
 
 
-def serves_others(
-    words: Words, account: int, now: float, within_seconds: float = _PROTECTED_SECONDS
-) -> bool:
+def serves_others(words: Words, account: int, now: float) -> bool:
     """Whether another account has had a whole answer of late. Nobody is told from account 0."""
     if not account:
         return False
     latest = words[SERVED]
     other = words[SERVED_BEFORE] if latest & _TAGS == _tag(account) else latest
-    return other != 0 and now - (other >> _TAG_BITS) / 1000 < within_seconds
+    return other != 0 and _since(other, now) < _PROTECTED_SECONDS
 
 
 def _tag(account: int) -> int:
     return account % _TAGS + 1 if account else 0
+
+
+def _noted(account: int, now: float) -> int:
+    """An account and a moment in one word: milliseconds are enough."""
+    return int(now * 1000) << _TAG_BITS | _tag(account)
+
+
+def _since(noted: int, now: float) -> float:
+    return now - (noted >> _TAG_BITS) / 1000
 
 
 # -- alarms ---------------------------------------------------------------------------------------

@@ -488,14 +488,22 @@ class _Seat:
     def enter(self, now: float, account: int) -> Place | None:
         """As of Health."""
         state, _ = self.look(now)
+        if state is State.OPEN:
+            self._want(now, account)
         if state is not State.READY and state is not State.PROBE:
             return None
         place = Place(self, probe=state is State.PROBE)
         if place.probe and not self._claim(place, now, account):
+            self._want(now, account)
             return None
         self._called = None
         self.words[self.place] += 1
         return place
+
+    def _want(self, now: float, account: int) -> None:
+        for words in (self.words, self.provider_words):
+            if words[UNTIL]:
+                circuit.want(words, account, now)
 
     def _claim(self, place: Place, now: float, account: int) -> bool:
         if self.provider.claim(place, now, account):
@@ -619,14 +627,19 @@ class _Window:
             self._failures[0][0] < now - _WINDOW_SECONDS
             or len(self._failures) > _WINDOW_FAILURES_MAX
         ):
-            _, oldest, _ = self._failures.popleft()
-            self._of_account[oldest] -= 1
+            self._forget_oldest()
         failures = len(self._failures)
         if others_served:
             most = max(self._of_account.values())
             failures = min(failures, 2 * (failures - most))
         attempts = failures + answers - self._failures[0][2]
         return attempts >= _WINDOW_ATTEMPTS_MIN and 2 * failures >= attempts
+
+    def _forget_oldest(self) -> None:
+        _, account, _ = self._failures.popleft()
+        self._of_account[account] -= 1
+        if not self._of_account[account]:
+            del self._of_account[account]
 
     def clear(self) -> None:
         """Begin anew."""

@@ -411,9 +411,10 @@ def test_who_failed_lets_others_find_out_first() -> None:
     for _ in range(5):
         health.failed(P, "server_error", 11.0, account=A)
     assert health.look(P, 11.0) == (OPEN, 16.0)
-    assert health.enter(P, 16.5, account=A) is None
-    answer(health, 16.5, account=B)
-    assert health.look(P, 16.5)[0] is READY
+    assert health.enter(P, 12.0, account=B) is None
+    assert health.enter(P, 25.9, account=A) is None
+    answer(health, 25.9, account=B)
+    assert health.look(P, 25.9)[0] is READY
 
 
 def test_it_finds_out_itself_where_no_other_comes() -> None:
@@ -421,7 +422,51 @@ def test_it_finds_out_itself_where_no_other_comes() -> None:
     answer(health, 0.0, account=B)
     for _ in range(5):
         health.failed(P, "server_error", 11.0, account=A)
-    assert asked(health, P, 17.0, account=A).probe
+    place = asked(health, P, 16.0, account=A)
+    assert place.probe
+    health.failed(P, "server_error", 16.0, account=A)
+    place.close()
+    assert health.look(P, 16.0) == (OPEN, 26.0)
+
+
+def test_where_others_wait_in_vain_it_makes_nothing_longer() -> None:
+    health = new()
+    for _ in range(5):
+        health.failed(P, "server_error", 0.0, account=A)
+    for opened in (0.0, 15.0, 30.0, 45.0):
+        assert health.look(P, opened) == (OPEN, opened + 5)
+        assert health.enter(P, opened + 1, account=B) is None
+        assert health.enter(P, opened + 14.9, account=A) is None
+        place = asked(health, P, opened + 15, account=A)
+        health.failed(P, "server_error", opened + 15, account=A)
+        place.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_attack_costs_the_others_next_to_nothing(seed: int) -> None:
+    """For an hour an account asks twenty times a second what nobody can serve; two others ask
+    every second, and one answer in a hundred fails for no reason of theirs."""
+    health = new()
+    dice = random.Random(seed)
+    passed_over = asked_for = 0
+    for tick in range(3600 * 20):
+        now = tick / 20
+        if (place := health.enter(P, now, account=A)) is not None:
+            health.failed(P, "server_error", now, account=A)
+            place.close()
+        if tick % 20 in (5, 15):
+            account = B if tick % 20 == 5 else C
+            asked_for += 1
+            place = health.enter(P, now, account=account)
+            if place is None:
+                passed_over += 1
+                continue
+            if dice.random() < 0.01:
+                health.failed(P, "server_error", now, account=account)
+            else:
+                health.served(P, now, account=account)
+            place.close()
+    assert passed_over < 0.005 * asked_for
 
 
 # -- the limit ------------------------------------------------------------------------------------
