@@ -29,11 +29,13 @@ _UNREAD_BYTES = 256 * 1024
 _OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_RCVBUF, _UNREAD_BYTES),
     # Nothing moves while a long answer is awaited: routers on the way must not forget the
-    # connection, and a provider that vanished without a word is found out within a minute.
+    # connection, and a provider that vanished without a word is found out within a minute, be it
+    # by probes that it does not answer or by a request that it does not acknowledge.
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),  # milliseconds
 )
 
 
