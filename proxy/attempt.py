@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from adapters.codec import Call, Expected, PlainRelay, StreamRelay, UpstreamFailure
+from adapters.codec import Call, Expected, PlainRelay, Relay, StreamRelay, UpstreamFailure
 from adapters.losses import told
 from ledger.store import EventStatus
 from proxy import settle
@@ -22,6 +22,7 @@ from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.health import Place
 from proxy.memory import Share
+from proxy.metrics import NUSD
 from proxy.record import Record
 from proxy.route import Candidate
 from proxy.transport import RECEIVE_BYTES
@@ -107,18 +108,29 @@ class Held(Protocol):
 class Attempt:
     """One upstream that is asked for one request."""
 
-    __slots__ = ("_ask", "_began", "_gateway", "_held", "_record", "_relay", "_share", "_stream")
+    __slots__ = (
+        "_ask",
+        "_began",
+        "_dropped",
+        "_gateway",
+        "_held",
+        "_record",
+        "_relay",
+        "_share",
+        "_stream",
+    )
 
     def __init__(
         self, gateway: Gateway, ask: Ask, held: Held, record: Record, *, stream: bool
     ) -> None:
         self._gateway = gateway
         self._ask = ask
+        self._dropped: tuple[str, ...] = ()
         self._held = held
         self._record = record
         self._stream = stream
         self._began = 0.0
-        self._relay: StreamRelay | None = None
+        self._relay: Relay | None = None
         self._share = gateway.memory.share()
 
     async def run(self, calls: Calls, affinity: int | None) -> Answer:
@@ -131,6 +143,15 @@ class Attempt:
             self._share.close()
             raise
 
+    def serves(self) -> None:
+        """It is this one that the client hears, or whose end it waits for."""
+        self._record.serves(self._ask.candidate.upstream, self._dropped)
+
+    def give_up(self, answer: Answer) -> None:
+        """Nobody will get its answer."""
+        answer.close()
+        self._lose("cancelled", EventStatus.CANCELLED)
+
     async def _call(self, calls: Calls) -> Call:
         """What is sent. Where that takes long to make, it is made in a thread: streams go on."""
         candidate, output_cap = self._ask.candidate, self._held.output_cap
@@ -142,7 +163,8 @@ class Attempt:
         """The answer; how it went is written down everywhere."""
         record, upstream = self._record, self._ask.candidate.upstream
         record.attempts += 1
-        record.serves(upstream, told(call.dropped))
+        self._dropped = told(call.dropped)
+        self.serves()
         self._began = trio.current_time()
         sent = Sent(call.path, call.body, self._stream, call.headers)
         try:
@@ -160,7 +182,6 @@ class Attempt:
         finally:
             record.upstream_seconds += trio.current_time() - self._began
         self._gateway.metrics.attempt(upstream.provider.name, "ok").inc()
-        record.serves(upstream, told(call.dropped))  # another one may have begun since
         return answer
 
     async def _answer(self, call: Call, sent: Sent, affinity: int | None) -> Answer:
@@ -181,13 +202,13 @@ class Attempt:
                 raise _Refused(await response.read_error(call.read_error))
             if self._stream:
                 allowance = self._held.allowance(candidate)
-                relay = self._relay = call.stream(limited=allowance is not None)
+                self._relay = relay = call.stream(limited=allowance is not None)
                 idle_seconds = provider.idle_seconds
                 first = await _first_content(response, relay, allowance, idle_seconds, share)
                 place = self._ask.place
                 return StreamAnswer(candidate, relay, response, first, share, place, allowance)
             whole = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds, share)
-            plain = call.plain(whole)
+            self._relay = plain = call.plain(whole)
             if plain.failure is not None:
                 raise _Refused(plain.failure)
         except BaseException:
@@ -216,6 +237,7 @@ class Attempt:
     def _lose(self, outcome: settle.Lost, status: EventStatus) -> None:
         candidate = self._ask.candidate
         cost = settle.lost(candidate, outcome, self._held.expected(candidate), self._relay)
+        self._gateway.metrics.unbilled(candidate.upstream.provider.name).inc(cost / NUSD)
         self._held.lost(Loss(candidate, status, self._duration_ms, cost))
 
     @property

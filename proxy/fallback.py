@@ -18,8 +18,7 @@ import trio
 
 from adapters.affinity import conversation_key
 from adapters.errors import RequestNotExpressible
-from ledger.store import EventStatus
-from proxy.attempt import Answer, Attempt, Failed, Held, Loss
+from proxy.attempt import Answer, Attempt, Failed, Held
 from proxy.balance import arranged
 from proxy.calls import Calls
 from proxy.gateway import Gateway
@@ -67,7 +66,7 @@ async def first_event(
             case Ask() as ask:
                 hedge_after = _hedge_after(gateway, route, ask, stream=stream)
                 if hedge_after is None:
-                    answer = await tries.one(ask)
+                    answer = await tries.one(ask, tries.attempt(ask))
                 else:
                     answer = await _Race(tries).run(ask, hedge_after)
                 if answer is not None:
@@ -108,11 +107,14 @@ class _Tries(msgspec.Struct, frozen=True, gc=False):
     record: Record
     affinity: int | None
 
-    async def one(self, ask: Ask) -> Answer | None:
-        """One attempt; None where it failed, and the turn knows."""
-        started = self.gateway.means.monotonic()
+    def attempt(self, ask: Ask) -> Attempt:
+        """One attempt, that is still to be made."""
         stream = self.calls.request.stream
-        attempt = Attempt(self.gateway, ask, self.held, self.record, stream=stream)
+        return Attempt(self.gateway, ask, self.held, self.record, stream=stream)
+
+    async def one(self, ask: Ask, attempt: Attempt) -> Answer | None:
+        """Make an attempt; None where it failed, and the turn knows."""
+        started = self.gateway.means.monotonic()
         try:
             answer = await attempt.run(self.calls, self.affinity)
         except Failed as failed:
@@ -122,14 +124,13 @@ class _Tries(msgspec.Struct, frozen=True, gc=False):
         except RequestNotExpressible as error:
             self.turn.passed_over(ask, error)
             return None
-        except trio.Cancelled:
-            self._time(ask, started)  # it would have taken longer still
-            raise
+        stream = self.calls.request.stream
         self.turn.answered(ask, self.gateway.means.monotonic(), whole=not stream)
-        self._time(ask, started)
+        self.time(ask, started)
         return answer
 
-    def _time(self, ask: Ask, started: float) -> None:
+    def time(self, ask: Ask, started: float) -> None:
+        """Remember how long an upstream took to say something, or at least took."""
         if self.route.is_timed:
             now = self.gateway.means.monotonic()
             name = ask.candidate.upstream.name
@@ -141,13 +142,13 @@ class _Tries(msgspec.Struct, frozen=True, gc=False):
 class _Race:
     """Attempts of one request that may overlap; the first with content wins."""
 
-    __slots__ = ("_answer", "_changed", "_error", "_running", "_tries")
+    __slots__ = ("_changed", "_error", "_running", "_tries", "_won")
 
     def __init__(self, tries: _Tries) -> None:
         self._tries = tries
         self._running = 0
         self._changed = trio.Event()
-        self._answer: Answer | None = None
+        self._won: tuple[Attempt, Answer] | None = None
         self._error: Exception | None = None
 
     async def run(self, first: Ask, hedge_after: float) -> Answer | None:
@@ -160,14 +161,19 @@ class _Race:
                 await self._decide(nursery, started + hedge_after)
                 nursery.cancel_scope.cancel()
         except BaseException:
-            if self._answer is not None:  # it had won, and then the client left
-                self._lose(self._answer)
+            if self._won is not None:  # and then the client left
+                attempt, answer = self._won
+                attempt.give_up(answer)
             raise
         finally:  # what the attempts have added overlaps
             record.upstream_seconds = waited_before + trio.current_time() - started
-        if self._answer is None and self._error is not None:
+        if self._won is not None:
+            attempt, answer = self._won
+            attempt.serves()  # another one may have begun since
+            return answer
+        if self._error is not None:
             raise self._error
-        return self._answer
+        return None
 
     async def _decide(self, nursery: trio.Nursery, hedge_at: float) -> None:
         """Start what the turn says, until somebody has won or nobody runs."""
@@ -175,7 +181,7 @@ class _Race:
         while True:
             with trio.move_on_at(hedge_at):
                 await self._changed.wait()
-            if self._answer or self._error or turn.is_over or not self._running:
+            if self._won or self._error or turn.is_over or not self._running:
                 return
             if self._changed.is_set():
                 self._changed = trio.Event()
@@ -192,24 +198,26 @@ class _Race:
 
     async def _run(self, ask: Ask) -> None:
         came = "lost"  # unless it goes otherwise
+        tries, started = self._tries, self._tries.gateway.means.monotonic()
+        attempt = tries.attempt(ask)
         try:
-            answer = await self._tries.one(ask)
+            answer = await tries.one(ask, attempt)
             if answer is None:
                 came = "failed"
-            elif self._answer is not None:  # by less than a turn of the event loop
-                self._lose(answer)
+            elif self._won is not None:  # by less than a turn of the event loop
+                attempt.give_up(answer)
             else:
-                self._answer, came = answer, "won"
+                self._won, came = (attempt, answer), "won"
+        except trio.Cancelled:
+            # A first attempt that lost would have taken longer still. That says nothing of a hedge,
+            # which may just have begun, and nothing of an upstream whose client has left.
+            if self._won is not None and ask.why != "hedge":
+                tries.time(ask, started)
+            raise
         except Exception as error:  # raised where the request is served
             self._error = error
         finally:
             self._running -= 1
             self._changed.set()
             if ask.why == "hedge":
-                tries = self._tries
                 tries.gateway.metrics.hedge(tries.route.model.id, came).inc()
-
-    def _lose(self, answer: Answer) -> None:
-        """Give an answer up that nobody will get."""
-        answer.close()
-        self._tries.held.lost(Loss(answer.candidate, EventStatus.CANCELLED, 0))

@@ -37,7 +37,7 @@ TOKEN_KINDS = ("input", "cached_input", "output", "reasoning")
 ENDINGS = ("settled", "estimated", "cancelled", "review", "free", "voided")
 """How a reservation can end: the status of its settlement, or that there was none."""
 _T = TypeVar("_T")
-_NUSD = 1e9  # metrics are floats by definition; the books are not made from them
+NUSD = 1e9  # metrics are floats by definition; the books are not made from them
 
 
 class Metrics:
@@ -163,6 +163,7 @@ class Metrics:
         self.attempt = _Remembered(attempts.labels)
         self.alarm = _Remembered(alarms.labels)
         self.hedge = _Remembered(hedges.labels)
+        self.unbilled = _Remembered(unbilled.labels)
         self.short_of_credit = _Remembered(short_of_credit.labels)
         self.limited = _Remembered(limited.labels)
         self.exchange = _Remembered(
@@ -216,13 +217,13 @@ class ExchangeMetrics:
 
     def settle(self, *, reserved: int, charge: int, cost: int) -> None:
         """Count one settlement; amounts are nano-dollars."""
-        self.charged.inc(charge / _NUSD)
-        self.cost.inc(cost / _NUSD)
-        self.reserved.inc(reserved / _NUSD)
+        self.charged.inc(charge / NUSD)
+        self.cost.inc(cost / NUSD)
+        self.reserved.inc(reserved / NUSD)
         if charge > reserved:
-            self.overrun.inc((charge - reserved) / _NUSD)
+            self.overrun.inc((charge - reserved) / NUSD)
         if cost > charge:
-            self.unbilled.inc((cost - charge) / _NUSD)
+            self.unbilled.inc((cost - charge) / NUSD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,12 +267,12 @@ _LEDGER_FIGURES: Sequence[_Figure[LedgerStatistics]] = (
     _Figure(
         "farebox_ledger_leased_usd",
         "Credit held in leases",
-        lambda state: state.leased_nusd / _NUSD,
+        lambda state: state.leased_nusd / NUSD,
     ),
     _Figure(
         "farebox_ledger_reserved_usd",
         "Credit held by open reservations",
-        lambda state: state.reserved_nusd / _NUSD,
+        lambda state: state.reserved_nusd / NUSD,
     ),
     _Figure(
         "farebox_ledger_open_reservations",
@@ -316,7 +317,7 @@ _LEDGER_FIGURES: Sequence[_Figure[LedgerStatistics]] = (
     _Figure(
         "farebox_ledger_orphaned_usd_total",
         "What was reserved for them: the most that providers may bill of it",
-        lambda state: state.orphaned_nusd / _NUSD,
+        lambda state: state.orphaned_nusd / NUSD,
     ),
     _Figure(
         "farebox_ledger_fleet_disconnected",

@@ -1,0 +1,620 @@
+"""Two attempts at once: who wins, what the loser leaves behind, and what it costs whom.
+
+A whole worker between scripted providers and clients in memory. Time is virtual and the dice show
+1, so that moments are exact: the usual answer of every upstream has begun after `USUAL_SECONDS`,
+which is therefore when a second attempt begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from adapters.catalogue import Model
+from ledger.store import EventStatus
+from proxy.budget import Budget
+from proxy.outputs import Outputs
+from proxy.settings import ServerSettings
+from tests.fakes import provider
+from tests.fakes.gateway import (
+    Answer,
+    World,
+    model_of,
+    providers_of,
+    running,
+)
+from tests.fakes.provider import STREAM_HEAD, Asked, ChoosingProvider, Script, Step
+
+CHAT = "/v1/chat/completions"
+PATIENCE = 60  # samples, of which a quantile needs 50
+USUAL_SECONDS = 2.048  # as the histogram rounds it
+CHARGE = 22_000  # 10 input and 5 output tokens, with margin
+COST = 20_000  # the same without
+PRECISION_SECONDS = 0.01
+STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+
+SETTLED, CANCELLED = EventStatus.SETTLED, EventStatus.CANCELLED
+FAILED, UNKNOWN = EventStatus.FAILED, EventStatus.UNKNOWN
+Event = tuple[str, EventStatus, int]
+
+
+# -- what upstreams do ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Act:
+    """One answer, as it is where it was asked for plainly and where it was to be streamed."""
+
+    plain: Script
+    stream: Script
+
+
+def says(word: str, after: float = 0.0) -> Act:
+    """A whole answer of which nothing comes before `after` seconds; the head of a stream does."""
+    return Act(
+        [after, *provider.completion(word)],
+        [STREAM_HEAD, after, *provider.stream(word)[1:]],
+    )
+
+
+def fails(status: int, after: float = 0.0, **headers: str) -> Act:
+    """A refusal after so long."""
+    script: list[Step] = [after, *provider.error(status, "no", **headers)]
+    return Act(script, script)
+
+
+class Upstream(ChoosingProvider):
+    """Acts in turn, one act a request, and the last one for ever after."""
+
+    def __init__(self, *acts: Act) -> None:
+        super().__init__(self._choose_act)
+        self._acts = list(acts)
+
+    def _choose_act(self, now: float, asked: Asked) -> Script:
+        act = self._acts.pop(0) if len(self._acts) > 1 else self._acts[0]
+        return act.stream if asked.get("stream") else act.plain
+
+
+def always_one() -> float:
+    """The dice."""
+    return 1.0
+
+
+@asynccontextmanager
+async def scene(
+    usual_seconds: float = 2.0, percentile: int = 95, **hosts: Upstream
+) -> AsyncIterator[World]:
+    """A gateway with a hedged `gpt` at these hosts, which usually take so long."""
+    models = [hedged(*hosts, percentile=percentile)]
+    async with running(hosts, models=models, dice=always_one) as world:
+        know(world, usual_seconds)
+        yield world
+
+
+def hedged(*names: str, percentile: int = 95, **options: object) -> Model:
+    """The model."""
+    providers = providers_of(*names, idle_seconds=30.0, connect_seconds=5.0)
+    return model_of("gpt", *providers, hedge_after_percentile=percentile, **options)
+
+
+def know(world: World, seconds: float, samples: int = PATIENCE) -> None:
+    """Let the worker have seen so many answers that took so long, of every upstream."""
+    for candidate in world.gateway.snapshot.routes["gpt"].candidates:
+        for streamed in (False, True):
+            latency = world.gateway.latencies.of(candidate.upstream.name, streamed=streamed)
+            for _ in range(samples):
+                latency.add(seconds, trio.current_time())
+
+
+# -- what everybody sees --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Got:
+    """What the client has, and when it had all of it."""
+
+    status: int
+    text: str
+    code: str
+    at: float
+
+
+async def ask(world: World, *, streamed: bool, **fields: object) -> Got:
+    """One request from a client of its own."""
+    began = trio.current_time()
+    answer = await world.connect().call(CHAT, question(streamed=streamed, **fields))
+    return Got(answer.status, *told(answer, streamed=streamed), trio.current_time() - began)
+
+
+def question(*, streamed: bool, **fields: object) -> dict[str, object]:
+    messages = [{"role": "user", "content": "Hi"}]
+    return {"model": "gpt", "messages": messages, "stream": streamed, **fields}
+
+
+def told(answer: Answer, *, streamed: bool) -> tuple[str, str]:
+    """The text of an answer, and the code of its error."""
+    bodies = [answer.body]
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        parts = [part for part in answer.body.split(b"\n\n") if part.startswith(b"data: {")]
+        bodies = [part.removeprefix(b"data: ") for part in parts]
+    text, code = "", ""
+    for body in map(json.loads, bodies):
+        code += body.get("error", {}).get("code", "")
+        for choice in body.get("choices", ()):
+            text += (choice.get("delta") or choice.get("message") or {}).get("content") or ""
+    return text, code
+
+
+async def booked(world: World) -> list[Event]:
+    """What the books have of each attempt: provider, status and charge; providers are numbered in
+    the order of the model's."""
+    names = {
+        each.provider_id: each.upstream.provider.name
+        for each in world.gateway.snapshot.routes["gpt"].candidates
+    }
+    events = await world.flushed()
+    return sorted((names[each.provider_id], each.status, each.charge) for each in events)
+
+
+async def cost_of_losers(world: World) -> list[int]:
+    """What the operator most probably pays for those that nobody was charged for."""
+    return [event.cost for event in await world.flushed() if event.status != SETTLED]
+
+
+async def log_line(world: World) -> dict[str, object]:
+    """What the log says of the last request."""
+    while not world.log:  # noqa: ASYNC110 - a thread writes it
+        await trio.sleep(1.0)
+    line = json.loads(world.log[-1].splitlines()[-1])
+    assert isinstance(line, dict)
+    return line
+
+
+def metric(world: World, name: str, **labels: str) -> float:
+    """0 where nothing was counted."""
+    return world.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def hedges(world: World) -> dict[str, float]:
+    """How many second attempts there were, by what came of them."""
+    counted = {
+        came: metric(world, "farebox_hedges_total", model="gpt", outcome=came)
+        for came in ("won", "lost", "failed")
+    }
+    return {came: number for came, number in counted.items() if number}
+
+
+async def assert_nothing_is_held(world: World) -> None:
+    """No place at an upstream or in a pool, no byte, no exchange, no reservation."""
+    await trio.sleep(1.0)
+    for candidate in world.gateway.snapshot.routes["gpt"].candidates:
+        assert world.gateway.means.health.in_flight(candidate.upstream) == 0
+    for _, pool in world.gateway.upstreams.statistics():
+        assert (pool.taken, pool.waiting) == (pool.idle, 0)
+    assert world.gateway.load.exchanges == 0
+    assert world.gateway.memory.held_bytes == 0
+    await world.assert_books_are_clean()
+
+
+def moments(*expected: float) -> list[object]:
+    """Equal to moments that are as good as these."""
+    return [moment(each) for each in expected]
+
+
+def moment(seconds: float) -> object:
+    """Equal to one."""
+    return pytest.approx(seconds, abs=PRECISION_SECONDS)
+
+
+# -- when -----------------------------------------------------------------------------------------
+
+
+@STREAMED
+async def test_a_second_attempt_begins_when_the_usual_time_is_over(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q", after=1.0))
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=streamed)
+        assert (got.status, got.text) == (200, "q")
+        assert got.at == moment(USUAL_SECONDS + 1.0)
+        assert (p.asked_at, q.asked_at) == (moments(0.0), moments(USUAL_SECONDS))
+        assert p.left_at == moments(got.at), "the loser is let go at once"
+        assert await booked(world) == [("p", CANCELLED, 0), ("q", SETTLED, CHARGE)]
+        (cost,) = await cost_of_losers(world)
+        assert cost > 0
+        assert hedges(world) == {"won": 1}
+        await assert_nothing_is_held(world)
+
+
+@STREAMED
+async def test_the_first_attempt_may_still_win(streamed: bool, autojump_clock: MockClock) -> None:
+    p, q = Upstream(says("p", after=2.5)), Upstream(says("q", after=10.0))
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=streamed)
+        assert (got.text, got.at) == ("p", moment(2.5))
+        assert q.asked_at == moments(USUAL_SECONDS)
+        assert q.left_at == moments(2.5)
+        assert await booked(world) == [("p", SETTLED, CHARGE), ("q", CANCELLED, 0)]
+        (cost,) = await cost_of_losers(world)
+        assert cost > 0
+        assert hedges(world) == {"lost": 1}
+        line = await log_line(world)
+        assert (line["upstream"], line["attempts"]) == ("p/upstream-model", 2)
+        await assert_nothing_is_held(world)
+
+
+@STREAMED
+async def test_an_answer_in_the_usual_time_is_asked_for_once(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    p, q = Upstream(says("p", after=2.0)), Upstream(says("q"))
+    async with scene(p=p, q=q) as world:
+        assert (await ask(world, streamed=streamed)).text == "p"
+        assert q.calls == 0
+        assert hedges(world) == {}
+        await assert_nothing_is_held(world)
+
+
+async def test_without_enough_answers_there_is_no_usual_time(autojump_clock: MockClock) -> None:
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q"))
+    async with running({"p": p, "q": q}, models=[hedged("p", "q")]) as world:
+        know(world, 2.0, samples=49)
+        assert (await ask(world, streamed=False)).text == "p"
+        assert q.calls == 0
+
+
+async def test_plain_and_streamed_answers_have_usual_times_of_their_own(
+    autojump_clock: MockClock,
+) -> None:
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q"))
+    async with running({"p": p, "q": q}, models=[hedged("p", "q")]) as world:
+        for _ in range(PATIENCE):
+            world.gateway.latencies.of("p/upstream-model", streamed=True).add(2.0, 0.0)
+        assert (await ask(world, streamed=False)).text == "p"
+        assert (await ask(world, streamed=True)).text == "q"
+
+
+async def test_the_usual_time_is_learnt_from_answers(autojump_clock: MockClock) -> None:
+    p, q = Upstream(*[says("p", after=0.5)] * 50, says("p", after=20.0)), Upstream(says("q"))
+    async with running({"p": p, "q": q}, models=[hedged("p", "q")]) as world:
+        for _ in range(50):
+            assert (await ask(world, streamed=True)).text == "p"
+        got = await ask(world, streamed=True)
+        assert got.text == "q"
+        assert 0.5 <= got.at < 0.6
+
+
+@STREAMED
+async def test_a_sole_upstream_is_asked_beside_itself(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    p = Upstream(says("first", after=20.0), says("second", after=1.0))
+    async with scene(p=p) as world:
+        got = await ask(world, streamed=streamed)
+        assert (got.text, got.at) == ("second", moment(USUAL_SECONDS + 1.0))
+        assert p.asked_at == moments(0.0, USUAL_SECONDS)
+        assert p.left_at == moments(got.at)
+        assert await booked(world) == [("p", SETTLED, CHARGE), ("p", CANCELLED, 0)]
+        await assert_nothing_is_held(world)
+
+
+async def test_no_second_attempt_beyond_the_budget(autojump_clock: MockClock) -> None:
+    p, q = Upstream(says("p", after=3.0)), Upstream(says("q"))
+    async with scene(p=p, q=q) as world:
+        world.gateway.means = dataclasses.replace(world.gateway.means, budget=Budget(0.0))
+        assert (await ask(world, streamed=True)).text == "p"
+        assert q.calls == 0
+        assert hedges(world) == {}
+
+
+async def test_second_attempts_are_a_fraction_of_what_is_asked(autojump_clock: MockClock) -> None:
+    """However slow the first upstream becomes: a few, and then one for five first ones."""
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q"))
+    async with scene(p=p, q=q) as world:
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(lambda: ask(world, streamed=True))
+        assert p.calls == 100
+        assert q.calls == 10
+        await assert_nothing_is_held(world)
+
+
+async def test_what_the_provider_may_do_is_not_asked_for_twice(autojump_clock: MockClock) -> None:
+    p, q = Upstream(says("p", after=5.0)), Upstream(says("q"))
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=True, tools=[{"type": "mcp", "server_label": "x"}])
+        assert got.text == "p"
+        assert q.calls == 0
+
+
+async def test_there_is_one_second_attempt_a_request(autojump_clock: MockClock) -> None:
+    """Also where it goes on with upstreams that could not be asked before."""
+    p, q = Upstream(fails(500, after=4.0)), Upstream(fails(500, after=1.0))
+    r, s = Upstream(says("r", after=10.0)), Upstream(says("s"))
+    async with scene(p=p, q=q, r=r, s=s) as world:
+        for candidate in world.gateway.snapshot.routes["gpt"].candidates[2:]:
+            health, upstream = world.gateway.means.health, candidate.upstream
+            health.failed(upstream, "rate_limited", trio.current_time(), hint=6.0)
+        got = await ask(world, streamed=True)
+        assert q.asked_at[0] == moment(USUAL_SECONDS)
+        assert sum(hedges(world).values()) == 1
+        assert s.calls == 0
+        await assert_nothing_is_held(world)
+
+
+# -- when something fails -------------------------------------------------------------------------
+
+
+@STREAMED
+async def test_a_failure_before_that_starts_the_next_at_once(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    p, q = Upstream(fails(500, after=1.0)), Upstream(says("q", after=0.5))
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=streamed)
+        assert (got.text, got.at) == ("q", moment(1.5))
+        assert await booked(world) == [("p", FAILED, 0), ("q", SETTLED, CHARGE)]
+        assert hedges(world) == {}
+        await assert_nothing_is_held(world)
+
+
+@STREAMED
+async def test_a_second_attempt_that_fails_leaves_the_first_one_alone(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    p, q = Upstream(says("p", after=10.0)), Upstream(fails(500))
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=streamed)
+        assert (got.text, got.at) == ("p", moment(10.0))
+        assert p.asked_at == moments(0.0), "who still runs is not asked again"
+        assert q.asked_at == moments(USUAL_SECONDS)
+        assert await booked(world) == [("p", SETTLED, CHARGE), ("q", FAILED, 0)]
+        assert hedges(world) == {"failed": 1}
+        await assert_nothing_is_held(world)
+
+
+@STREAMED
+async def test_a_first_attempt_that_fails_leaves_the_second_one_alone(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    p, q = Upstream(fails(500, after=3.0)), Upstream(says("q", after=5.0))
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=streamed)
+        assert (got.text, got.at) == ("q", moment(USUAL_SECONDS + 5.0))
+        assert p.asked_at == moments(0.0), "nobody is asked again while somebody is left"
+        assert await booked(world) == [("p", FAILED, 0), ("q", SETTLED, CHARGE)]
+        await assert_nothing_is_held(world)
+
+
+async def test_a_failure_in_a_race_starts_the_next_beside_the_other(
+    autojump_clock: MockClock,
+) -> None:
+    p, q = Upstream(fails(500, after=3.0)), Upstream(says("q", after=20.0))
+    r = Upstream(says("r", after=1.0))
+    async with scene(p=p, q=q, r=r) as world:
+        got = await ask(world, streamed=True)
+        assert (got.text, got.at) == ("r", moment(4.0))
+        assert q.left_at == moments(4.0)
+        assert await booked(world) == [
+            ("p", FAILED, 0),
+            ("q", CANCELLED, 0),
+            ("r", SETTLED, CHARGE),
+        ]
+        await assert_nothing_is_held(world)
+
+
+@STREAMED
+async def test_where_both_fail_both_are_asked_again(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    p, q = Upstream(fails(500, after=3.0)), Upstream(fails(503, after=2.0))
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=streamed)
+        assert (got.status, got.code) == (502, "upstream_unavailable")
+        assert p.asked_at == moments(0.0, 4.048)
+        assert q.calls == 2
+        assert {event[1] for event in await booked(world)} == {FAILED}
+        line = await log_line(world)
+        assert line["attempts"] == 4
+        assert [each["outcome"] for each in line["failed"]] == [  # type: ignore[attr-defined] # JSON
+            "server_error",
+            "overloaded",
+            "server_error",
+            "overloaded",
+        ]
+        await assert_nothing_is_held(world)
+
+
+@pytest.mark.parametrize("first_at_fault", [True, False], ids=["the first", "the second"])
+@STREAMED
+async def test_a_fault_of_the_request_ends_both(
+    first_at_fault: bool, streamed: bool, autojump_clock: MockClock
+) -> None:
+    at_fault, slow = Upstream(fails(400, after=3.0)), Upstream(says("slow", after=20.0))
+    p, q = (at_fault, slow) if first_at_fault else (slow, at_fault)
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=streamed)
+        assert (got.status, got.code) == (400, "invalid_request")
+        assert got.at == moment(3.0 if first_at_fault else USUAL_SECONDS + 3.0)
+        assert slow.left_at == moments(got.at)
+        assert at_fault.calls == slow.calls == 1
+        assert {status for _, status, _ in await booked(world)} == {FAILED, CANCELLED}
+        await assert_nothing_is_held(world)
+
+
+async def test_no_second_attempt_where_a_provider_has_asked_for_less(
+    autojump_clock: MockClock,
+) -> None:
+    p, q = Upstream(fails(429, after=1.0, retry_after="30")), Upstream(says("q", after=10.0))
+    r = Upstream(says("r"))
+    async with scene(p=p, q=q, r=r) as world:
+        assert (await ask(world, streamed=True)).text == "q"
+        assert r.calls == 0
+
+
+# -- when somebody leaves, or time is up ----------------------------------------------------------
+
+
+@STREAMED
+async def test_a_client_that_leaves_ends_both(streamed: bool, autojump_clock: MockClock) -> None:
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q", after=20.0))
+    async with scene(p=p, q=q) as world:
+        client = world.connect()
+        await client.send(CHAT, question(streamed=streamed))
+        await trio.sleep(5.0)
+        client.transport.close()
+        await trio.sleep(0.1)
+        assert p.left_at == q.left_at == moments(5.0)
+        assert await booked(world) == [("p", CANCELLED, 0), ("q", CANCELLED, 0)]
+        assert all(cost > 0 for cost in await cost_of_losers(world))
+        assert (await log_line(world))["status"] == 499
+        await assert_nothing_is_held(world)
+
+
+@STREAMED
+async def test_the_deadline_of_the_request_ends_both(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q", after=20.0))
+    async with scene(p=p, q=q) as world:
+        world.gateway.settings = ServerSettings(max_request_seconds=8)
+        got = await ask(world, streamed=streamed)
+        assert (got.status, got.code, got.at) == (504, "upstream_timeout", moment(8.0))
+        assert p.left_at == q.left_at == moments(8.0)
+        assert await booked(world) == [("p", CANCELLED, 0), ("q", CANCELLED, 0)]
+        await assert_nothing_is_held(world)
+
+
+async def test_clients_that_leave_do_not_bring_the_moment_forward(
+    autojump_clock: MockClock,
+) -> None:
+    """Else whoever asks and hangs up, again and again, would have all others asked twice."""
+    p, q = Upstream(says("p", after=1.5)), Upstream(says("q"))
+    async with scene(p=p, q=q) as world:
+        for _ in range(200):
+            client = world.connect()
+            await client.send(CHAT, question(streamed=True))
+            await trio.sleep(0.01)
+            client.transport.close()
+        await trio.sleep(1.0)
+        assert (await ask(world, streamed=True)).text == "p"
+        assert q.calls == 0
+
+
+async def test_a_second_attempt_that_lost_says_nothing_of_its_upstream(
+    autojump_clock: MockClock,
+) -> None:
+    """It was given up after moments, by no means because its answer was there."""
+    p, q = Upstream(says("p", after=2.1)), Upstream(says("q", after=2.0))
+    async with scene(p=p, q=q) as world:
+        latency = world.gateway.latencies.of("q/upstream-model", streamed=True)
+        before = latency.mean(trio.current_time())
+        assert (await ask(world, streamed=True)).text == "p"
+        assert q.calls == 1
+        assert latency.mean(trio.current_time()) == before
+
+
+async def test_a_first_attempt_that_lost_counts_as_slow(autojump_clock: MockClock) -> None:
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q", after=4.0))
+    async with scene(p=p, q=q) as world:
+        latency = world.gateway.latencies.of("p/upstream-model", streamed=True)
+        before = latency.mean(trio.current_time())
+        assert before is not None
+        assert (await ask(world, streamed=True)).text == "q"
+        after = latency.mean(trio.current_time())
+        assert after is not None
+        assert after > before
+
+
+# -- in the same moment ---------------------------------------------------------------------------
+
+
+@STREAMED
+async def test_two_answers_in_the_same_moment_are_one(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    """One is charged and told; the other one is a loser like any other, at its full cost."""
+    p, q = Upstream(says("p", after=5.0)), Upstream(says("q", after=5.0 - USUAL_SECONDS))
+    async with scene(p=p, q=q) as world:
+        got = await ask(world, streamed=streamed)
+        assert got.at == moment(5.0)
+        loser = "q" if got.text == "p" else "p"
+        assert await booked(world) == sorted([(got.text, SETTLED, CHARGE), (loser, CANCELLED, 0)])
+        (cost,) = await cost_of_losers(world)
+        assert cost >= COST / 2
+        line = await log_line(world)
+        assert line["upstream"] == f"{got.text}/upstream-model"
+        seen = {"surface": "openai", "model": "gpt", "provider": got.text, "status": "200"}
+        assert metric(world, "farebox_requests_total", **seen) == 1
+        await assert_nothing_is_held(world)
+
+
+@STREAMED
+@pytest.mark.parametrize("q_fails", [True, False])
+async def test_a_client_that_leaves_in_the_moment_of_the_answer(
+    streamed: bool, q_fails: bool, autojump_clock: MockClock
+) -> None:
+    second = fails(500, after=2.0) if q_fails else says("q", after=3.0)
+    p, q = Upstream(says("p", after=5.0)), Upstream(second)
+    async with scene(p=p, q=q) as world:
+        client = world.connect()
+        await client.send(CHAT, question(streamed=streamed))
+        await trio.sleep(5.0)
+        client.transport.close()
+        await assert_nothing_is_held(world)
+        assert len([event for event in await booked(world) if event[2]]) <= 1
+
+
+# -- what is held and told ------------------------------------------------------------------------
+
+
+async def test_two_attempts_share_one_growing_reservation(autojump_clock: MockClock) -> None:
+    """What was set aside is for one answer; the winner grows it, whatever the loser had."""
+    words = ["word"] * 3000
+    long = Act(provider.completion("x"), provider.stream(*words, output_tokens=3000))
+    slow = Act(long.plain, [STREAM_HEAD, 3.0, *long.stream[1:]])
+    p, q = Upstream(slow), Upstream(slow)
+    models = [hedged("p", "q", default_max_output_tokens=16_384)]
+    async with running({"p": p, "q": q}, models=models, dice=always_one) as world:  # type: ignore[arg-type] # a model
+        know(world, 2.0)
+        world.gateway.outputs = Outputs()
+        got = await ask(world, streamed=True)
+        assert got.text == "".join(words)
+        assert got.code == ""
+        (paid,) = [event for event in await world.flushed() if event.status == SETTLED]
+        assert paid.output_tokens == 3000
+        assert paid.reserved >= paid.charge
+        await assert_nothing_is_held(world)
+
+
+async def test_a_loser_s_cost_is_shown_to_operators(autojump_clock: MockClock) -> None:
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q"))
+    async with scene(p=p, q=q) as world:
+        await ask(world, streamed=True)
+        (cost,) = await cost_of_losers(world)
+        await log_line(world)
+        unbilled = metric(world, "farebox_unbilled_provider_cost_usd_total", provider="p")
+        assert unbilled == pytest.approx(cost / 1e9)
+
+
+async def test_fields_that_the_winner_did_not_get_are_told(autojump_clock: MockClock) -> None:
+    """The head names what was left out for the upstream that serves, not for the one that lost."""
+    p, q = Upstream(says("p", after=20.0)), Upstream(says("q", after=1.0))
+    providers = [
+        *providers_of("p"),
+        dataclasses.replace(providers_of("q")[0], protocol="openai"),
+    ]
+    model = model_of("gpt", *providers, hedge_after_percentile=95)
+    async with running({"p": p, "q": q}, models=[model], dice=always_one) as world:
+        know(world, 2.0)
+        answer = await world.connect().call(CHAT, question(streamed=True))
+        assert answer.status == 200
+        assert "x-farebox-dropped" not in answer.headers
