@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from adapters.catalogue import Model
@@ -22,6 +24,7 @@ from ledger.store import EventStatus
 from proxy.budget import Budget
 from proxy.outputs import Outputs
 from proxy.settings import ServerSettings
+from proxy.turn import ATTEMPTS_MAX
 from tests.fakes import provider
 from tests.fakes.gateway import (
     Answer,
@@ -41,7 +44,7 @@ PRECISION_SECONDS = 0.01
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
 
 SETTLED, CANCELLED = EventStatus.SETTLED, EventStatus.CANCELLED
-FAILED, UNKNOWN = EventStatus.FAILED, EventStatus.UNKNOWN
+FAILED = EventStatus.FAILED
 Event = tuple[str, EventStatus, int]
 
 
@@ -68,6 +71,12 @@ def fails(status: int, after: float = 0.0, **headers: str) -> Act:
     """A refusal after so long."""
     script: list[Step] = [after, *provider.error(status, "no", **headers)]
     return Act(script, script)
+
+
+def broken(after: float = 0.0) -> Act:
+    """A connection that ends in the middle of an answer, before its first content."""
+    plain: list[Step] = [after, *provider.cut(provider.completion("x"), 50)]
+    return Act(plain, [STREAM_HEAD, after, None])
 
 
 class Upstream(ChoosingProvider):
@@ -130,7 +139,7 @@ async def ask(world: World, *, streamed: bool, **fields: object) -> Got:
     """One request from a client of its own."""
     began = trio.current_time()
     answer = await world.connect().call(CHAT, question(streamed=streamed, **fields))
-    return Got(answer.status, *told(answer, streamed=streamed), trio.current_time() - began)
+    return Got(answer.status, *told(answer), round(trio.current_time() - began, 3))
 
 
 def question(*, streamed: bool, **fields: object) -> dict[str, object]:
@@ -138,7 +147,7 @@ def question(*, streamed: bool, **fields: object) -> dict[str, object]:
     return {"model": "gpt", "messages": messages, "stream": streamed, **fields}
 
 
-def told(answer: Answer, *, streamed: bool) -> tuple[str, str]:
+def told(answer: Answer) -> tuple[str, str]:
     """The text of an answer, and the code of its error."""
     bodies = [answer.body]
     if answer.headers["content-type"].startswith("text/event-stream"):
@@ -160,7 +169,9 @@ async def booked(world: World) -> list[Event]:
         for each in world.gateway.snapshot.routes["gpt"].candidates
     }
     events = await world.flushed()
-    return sorted((names[each.provider_id], each.status, each.charge) for each in events)
+    return sorted(
+        (names[each.provider_id], EventStatus(each.status), each.charge) for each in events
+    )
 
 
 async def cost_of_losers(world: World) -> list[int]:
@@ -343,7 +354,7 @@ async def test_there_is_one_second_attempt_a_request(autojump_clock: MockClock) 
         for candidate in world.gateway.snapshot.routes["gpt"].candidates[2:]:
             health, upstream = world.gateway.means.health, candidate.upstream
             health.failed(upstream, "rate_limited", trio.current_time(), hint=6.0)
-        got = await ask(world, streamed=True)
+        await ask(world, streamed=True)
         assert q.asked_at[0] == moment(USUAL_SECONDS)
         assert sum(hedges(world).values()) == 1
         assert s.calls == 0
@@ -583,7 +594,7 @@ async def test_two_attempts_share_one_growing_reservation(autojump_clock: MockCl
     slow = Act(long.plain, [STREAM_HEAD, 3.0, *long.stream[1:]])
     p, q = Upstream(slow), Upstream(slow)
     models = [hedged("p", "q", default_max_output_tokens=16_384)]
-    async with running({"p": p, "q": q}, models=models, dice=always_one) as world:  # type: ignore[arg-type] # a model
+    async with running({"p": p, "q": q}, models=models, dice=always_one) as world:
         know(world, 2.0)
         world.gateway.outputs = Outputs()
         got = await ask(world, streamed=True)
@@ -605,16 +616,107 @@ async def test_a_loser_s_cost_is_shown_to_operators(autojump_clock: MockClock) -
         assert unbilled == pytest.approx(cost / 1e9)
 
 
-async def test_fields_that_the_winner_did_not_get_are_told(autojump_clock: MockClock) -> None:
-    """The head names what was left out for the upstream that serves, not for the one that lost."""
-    p, q = Upstream(says("p", after=20.0)), Upstream(says("q", after=1.0))
+@pytest.mark.parametrize("winner", ["p", "q"])
+async def test_the_head_names_what_was_left_out_for_the_winner(
+    winner: str, autojump_clock: MockClock
+) -> None:
+    """Not for the loser, whichever of them was asked last."""
+    hosts = {"p": Upstream(says("p", after=20.0)), "q": Upstream(says("q", after=20.0))}
+    hosts[winner] = Upstream(says(winner, after=4.0))
     providers = [
-        *providers_of("p"),
-        dataclasses.replace(providers_of("q")[0], protocol="openai"),
+        each if each.name == winner else dataclasses.replace(each, protocol="anthropic")
+        for each in providers_of("p", "q", idle_seconds=30.0)
     ]
     model = model_of("gpt", *providers, hedge_after_percentile=95)
-    async with running({"p": p, "q": q}, models=[model], dice=always_one) as world:
+    async with running(hosts, models=[model], dice=always_one) as world:
         know(world, 2.0)
-        answer = await world.connect().call(CHAT, question(streamed=True))
-        assert answer.status == 200
+        answer = await world.connect().call(CHAT, question(streamed=True, seed=1))
+        assert told(answer) == (winner, "")
         assert "x-farebox-dropped" not in answer.headers
+        assert all(host.calls == 1 for host in hosts.values())
+        line = await log_line(world)
+        assert (line["upstream"], "dropped" in line) == (f"{winner}/upstream-model", False)
+
+
+# -- for whatever upstreams do --------------------------------------------------------------------
+
+NEVER_SECONDS = 1000.0
+
+delays = st.sampled_from([0.0, 0.4, 3.0, 8.0])
+acts = st.one_of(
+    st.builds(says, st.just("well"), delays),
+    st.builds(fails, st.sampled_from([400, 401, 403, 404, 409, 429, 500, 503, 504]), delays),
+    st.builds(lambda after: fails(429, after, retry_after="2"), delays),
+    st.builds(broken, delays),
+)
+worlds = st.lists(st.lists(acts, min_size=1, max_size=3), min_size=1, max_size=3)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Everything that anybody could see of some requests in a row."""
+
+    got: list[Got]
+    asked_at: list[list[float]]
+    events: list[Event]
+    lines: list[tuple[object, ...]]
+
+
+async def play(
+    scripts: list[list[Act]], *, streamed: bool, percentile: int, usual_seconds: float
+) -> Seen:
+    """Three requests, one after the other."""
+    hosts = {name: Upstream(*each) for name, each in zip("pqr", scripts, strict=False)}
+    model = hedged(*hosts, percentile=percentile)
+    async with running(hosts, models=[model], dice=always_one) as world:
+        know(world, usual_seconds)
+        got = []
+        for _ in range(3):
+            got.append(await ask(world, streamed=streamed))
+            await assert_nothing_is_held(world)
+        events = await booked(world)
+        seconds = sum(each.at for each in got)
+        assert seconds < 3 * 60
+    lines = [json.loads(line) for lines in world.log for line in lines.splitlines()]
+    return Seen(
+        got,
+        [[round(at, 2) for at in host.asked_at] for host in hosts.values()],
+        events,
+        [(each["status"], each.get("attempts"), each.get("failed")) for each in lines],
+    )
+
+
+@given(worlds, st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_where_no_second_attempt_begins_a_race_is_as_one_attempt(
+    scripts: list[list[Act]], streamed: bool
+) -> None:
+    """Whether attempts are children of a nursery, or are awaited: nobody can tell."""
+
+    def seen(percentile: int) -> Seen:
+        return trio.run(
+            lambda: play(
+                scripts, streamed=streamed, percentile=percentile, usual_seconds=NEVER_SECONDS
+            ),
+            clock=MockClock(autojump_threshold=0),
+        )
+
+    raced, alone = seen(percentile=99), seen(percentile=0)
+    assert raced == alone
+
+
+@given(worlds, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_whatever_upstreams_do_a_race_has_one_end(scripts: list[list[Act]], streamed: bool) -> None:
+    seen = trio.run(
+        lambda: play(scripts, streamed=streamed, percentile=95, usual_seconds=1.0),
+        clock=MockClock(autojump_threshold=0),
+    )
+    served = [each for each in seen.got if each.text == "well"]
+    assert [event for event in seen.events if event[2]] == [
+        event for event in seen.events if event[1] is SETTLED
+    ]
+    assert sum(event[1] is SETTLED for event in seen.events) == len(served)
+    assert all(event[2] in (0, CHARGE) for event in seen.events)
+    assert all(bool(each.text) != bool(each.code) for each in seen.got)
+    assert sum(map(len, seen.asked_at)) <= 3 * ATTEMPTS_MAX
