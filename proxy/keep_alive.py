@@ -57,17 +57,17 @@ class KeepAlives:
     """All pulses of a worker."""
 
     def __init__(self) -> None:
-        self._active: set[Pulse] = set()
+        self.active: set[Pulse] = set()
 
     def pulse(self, beat: Callable[[], None]) -> Pulse:
         """A pulse that has begun to wait now."""
-        return Pulse(self._active, beat)
+        return Pulse(self.active, beat)
 
     async def run(self) -> None:
         """Beat until cancelled."""
         while True:
             await trio.sleep(_LOOK_SECONDS)
             now = trio.current_time()
-            for pulse in [pulse for pulse in self._active if pulse.since + SECONDS <= now]:
+            for pulse in [pulse for pulse in self.active if pulse.since + SECONDS <= now]:
                 pulse.since = now
                 pulse.beat()
