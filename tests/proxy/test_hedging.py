@@ -8,7 +8,6 @@ which is therefore when a second attempt begins.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,74 +25,38 @@ from proxy.outputs import Outputs
 from proxy.settings import ServerSettings
 from proxy.turn import ATTEMPTS_MAX
 from tests.fakes import provider
-from tests.fakes.gateway import (
-    Answer,
-    World,
-    model_of,
-    providers_of,
-    running,
+from tests.fakes.gateway import World, model_of, providers_of, running
+from tests.fakes.provider import STREAM_HEAD
+from tests.fakes.scenes import (
+    CHARGE,
+    CHAT,
+    Act,
+    Event,
+    Got,
+    Upstream,
+    always_one,
+    ask,
+    assert_nothing_is_held,
+    booked,
+    broken,
+    cost_of_losers,
+    fails,
+    logged,
+    metric,
+    moment,
+    moments,
+    question,
+    says,
+    told,
 )
-from tests.fakes.provider import STREAM_HEAD, Asked, ChoosingProvider, Script, Step
 
-CHAT = "/v1/chat/completions"
 PATIENCE = 60  # samples, of which a quantile needs 50
 USUAL_SECONDS = 2.048  # as the histogram rounds it
-CHARGE = 22_000  # 10 input and 5 output tokens, with margin
-COST = 20_000  # the same without
-PRECISION_SECONDS = 0.01
+COST = 20_000  # of a whole answer
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
 
 SETTLED, CANCELLED = EventStatus.SETTLED, EventStatus.CANCELLED
 FAILED = EventStatus.FAILED
-Event = tuple[str, EventStatus, int]
-
-
-# -- what upstreams do ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Act:
-    """One answer, as it is where it was asked for plainly and where it was to be streamed."""
-
-    plain: Script
-    stream: Script
-
-
-def says(word: str, after: float = 0.0) -> Act:
-    """A whole answer of which nothing comes before `after` seconds; the head of a stream does."""
-    return Act(
-        [after, *provider.completion(word)],
-        [STREAM_HEAD, after, *provider.stream(word)[1:]],
-    )
-
-
-def fails(status: int, after: float = 0.0, **headers: str) -> Act:
-    """A refusal after so long."""
-    script: list[Step] = [after, *provider.error(status, "no", **headers)]
-    return Act(script, script)
-
-
-def broken(after: float = 0.0) -> Act:
-    """A connection that ends in the middle of an answer, before its first content."""
-    plain: list[Step] = [after, *provider.cut(provider.completion("x"), 50)]
-    return Act(plain, [STREAM_HEAD, after, None])
-
-
-class Upstream(ChoosingProvider):
-    """Acts in turn, one act a request, and the last one for ever after."""
-
-    def __init__(self, *acts: Act) -> None:
-        super().__init__(self._choose_act)
-        self._acts = list(acts)
-
-    def _choose_act(self, now: float, asked: Asked) -> Script:
-        act = self._acts.pop(0) if len(self._acts) > 1 else self._acts[0]
-        return act.stream if asked.get("stream") else act.plain
-
-
-def always_one() -> float:
-    """The dice."""
-    return 1.0
 
 
 @asynccontextmanager
@@ -122,77 +85,6 @@ def know(world: World, seconds: float, samples: int = PATIENCE) -> None:
                 latency.add(seconds, trio.current_time())
 
 
-# -- what everybody sees --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Got:
-    """What the client has, and when it had all of it."""
-
-    status: int
-    text: str
-    code: str
-    at: float
-
-
-async def ask(world: World, *, streamed: bool, **fields: object) -> Got:
-    """One request from a client of its own."""
-    began = trio.current_time()
-    answer = await world.connect().call(CHAT, question(streamed=streamed, **fields))
-    return Got(answer.status, *told(answer), round(trio.current_time() - began, 3))
-
-
-def question(*, streamed: bool, **fields: object) -> dict[str, object]:
-    messages = [{"role": "user", "content": "Hi"}]
-    return {"model": "gpt", "messages": messages, "stream": streamed, **fields}
-
-
-def told(answer: Answer) -> tuple[str, str]:
-    """The text of an answer, and the code of its error."""
-    bodies = [answer.body]
-    if answer.headers["content-type"].startswith("text/event-stream"):
-        parts = [part for part in answer.body.split(b"\n\n") if part.startswith(b"data: {")]
-        bodies = [part.removeprefix(b"data: ") for part in parts]
-    text, code = "", ""
-    for body in map(json.loads, bodies):
-        code += body.get("error", {}).get("code", "")
-        for choice in body.get("choices", ()):
-            text += (choice.get("delta") or choice.get("message") or {}).get("content") or ""
-    return text, code
-
-
-async def booked(world: World) -> list[Event]:
-    """What the books have of each attempt: provider, status and charge; providers are numbered in
-    the order of the model's."""
-    names = {
-        each.provider_id: each.upstream.provider.name
-        for each in world.gateway.snapshot.routes["gpt"].candidates
-    }
-    events = await world.flushed()
-    return sorted(
-        (names[each.provider_id], EventStatus(each.status), each.charge) for each in events
-    )
-
-
-async def cost_of_losers(world: World) -> list[int]:
-    """What the operator most probably pays for those that nobody was charged for."""
-    return [event.cost for event in await world.flushed() if event.status != SETTLED]
-
-
-async def log_line(world: World) -> dict[str, object]:
-    """What the log says of the last request."""
-    while not world.log:  # noqa: ASYNC110 - a thread writes it
-        await trio.sleep(1.0)
-    line = json.loads(world.log[-1].splitlines()[-1])
-    assert isinstance(line, dict)
-    return line
-
-
-def metric(world: World, name: str, **labels: str) -> float:
-    """0 where nothing was counted."""
-    return world.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
-
-
 def hedges(world: World) -> dict[str, float]:
     """How many second attempts there were, by what came of them."""
     counted = {
@@ -200,28 +92,6 @@ def hedges(world: World) -> dict[str, float]:
         for came in ("won", "lost", "failed")
     }
     return {came: number for came, number in counted.items() if number}
-
-
-async def assert_nothing_is_held(world: World) -> None:
-    """No place at an upstream or in a pool, no byte, no exchange, no reservation."""
-    await trio.sleep(1.0)
-    for candidate in world.gateway.snapshot.routes["gpt"].candidates:
-        assert world.gateway.means.health.in_flight(candidate.upstream) == 0
-    for _, pool in world.gateway.upstreams.statistics():
-        assert (pool.taken, pool.waiting) == (pool.idle, 0)
-    assert world.gateway.load.exchanges == 0
-    assert world.gateway.memory.held_bytes == 0
-    await world.assert_books_are_clean()
-
-
-def moments(*expected: float) -> list[object]:
-    """Equal to moments that are as good as these."""
-    return [moment(each) for each in expected]
-
-
-def moment(seconds: float) -> object:
-    """Equal to one."""
-    return pytest.approx(seconds, abs=PRECISION_SECONDS)
 
 
 # -- when -----------------------------------------------------------------------------------------
@@ -257,7 +127,7 @@ async def test_the_first_attempt_may_still_win(streamed: bool, autojump_clock: M
         (cost,) = await cost_of_losers(world)
         assert cost > 0
         assert hedges(world) == {"lost": 1}
-        line = await log_line(world)
+        (line,) = await logged(world)
         assert (line["upstream"], line["attempts"]) == ("p/upstream-model", 2)
         await assert_nothing_is_held(world)
 
@@ -433,7 +303,7 @@ async def test_where_both_fail_both_are_asked_again(
         assert p.asked_at == moments(0.0, 4.048)
         assert q.calls == 2
         assert {event[1] for event in await booked(world)} == {FAILED}
-        line = await log_line(world)
+        (line,) = await logged(world)
         assert line["attempts"] == 4
         assert [each["outcome"] for each in line["failed"]] == [  # type: ignore[attr-defined] # JSON
             "server_error",
@@ -486,7 +356,8 @@ async def test_a_client_that_leaves_ends_both(streamed: bool, autojump_clock: Mo
         assert p.left_at == q.left_at == moments(5.0)
         assert await booked(world) == [("p", CANCELLED, 0), ("q", CANCELLED, 0)]
         assert all(cost > 0 for cost in await cost_of_losers(world))
-        assert (await log_line(world))["status"] == 499
+        (line,) = await logged(world)
+        assert line["status"] == 499
         await assert_nothing_is_held(world)
 
 
@@ -561,7 +432,7 @@ async def test_two_answers_in_the_same_moment_are_one(
         assert await booked(world) == sorted([(got.text, SETTLED, CHARGE), (loser, CANCELLED, 0)])
         (cost,) = await cost_of_losers(world)
         assert cost >= COST / 2
-        line = await log_line(world)
+        (line,) = await logged(world)
         assert line["upstream"] == f"{got.text}/upstream-model"
         seen = {"surface": "openai", "model": "gpt", "provider": got.text, "status": "200"}
         assert metric(world, "farebox_requests_total", **seen) == 1
@@ -611,7 +482,7 @@ async def test_a_loser_s_cost_is_shown_to_operators(autojump_clock: MockClock) -
     async with scene(p=p, q=q) as world:
         await ask(world, streamed=True)
         (cost,) = await cost_of_losers(world)
-        await log_line(world)
+        await logged(world)
         unbilled = metric(world, "farebox_unbilled_provider_cost_usd_total", provider="p")
         assert unbilled == pytest.approx(cost / 1e9)
 
@@ -634,7 +505,7 @@ async def test_the_head_names_what_was_left_out_for_the_winner(
         assert told(answer) == (winner, "")
         assert "x-farebox-dropped" not in answer.headers
         assert all(host.calls == 1 for host in hosts.values())
-        line = await log_line(world)
+        (line,) = await logged(world)
         assert (line["upstream"], "dropped" in line) == (f"{winner}/upstream-model", False)
 
 
@@ -677,7 +548,7 @@ async def play(
         events = await booked(world)
         seconds = sum(each.at for each in got)
         assert seconds < 3 * 60
-    lines = [json.loads(line) for lines in world.log for line in lines.splitlines()]
+        lines = await logged(world, 3)
     return Seen(
         got,
         [[round(at, 2) for at in host.asked_at] for host in hosts.values()],
