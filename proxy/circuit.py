@@ -6,7 +6,7 @@ words and the moment, and changes the words of that row alone; nothing is waited
 
 The circuit
 - CLOSED while `UNTIL` is 0. So many failures in a row open it, and so does an upstream of whose
-  last attempts half have failed (`proxy.health` counts those).
+  last attempts half have failed (`proxy.breaker` counts those).
 - OPEN until the moment in `UNTIL`. Each opening that follows without a whole answer in between
   lasts twice as long, up to a minute, less up to a fifth by chance: upstreams that failed together
   are not to be tried together.

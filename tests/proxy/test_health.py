@@ -341,6 +341,13 @@ def test_a_rest_is_a_minute_at_most_and_never_cut_short() -> None:
     assert health.look(P, 0.0) == (State.RESTING, 60.0)
 
 
+@pytest.mark.parametrize("hint", [0.0, -1.0, math.nan])
+def test_a_hint_that_names_no_time_is_none(hint: float) -> None:
+    health = new()
+    health.failed(P, "rate_limited", 1.0, hint=hint)
+    assert health.look(P, 1.0) == (READY, 1.0)
+
+
 def test_overload_with_a_hint_is_both() -> None:
     health = new()
     for _ in range(5):
