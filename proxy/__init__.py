@@ -7,6 +7,9 @@ a `transport`), `exchange` (the life of one request: start here), `authenticate`
 `pool`, `api_keys`, `transport` and `resolve`), `relay` (with `allowance` and `outputs`, for streams
 that hold less than their cap), `settle`, `record`.
 
+What is known of upstreams, by all requests and in all workers: `health` (start here), of `seat`,
+`breaker`, `circuit` (the rules) and `shared_rows`; what operators are told of it, `notices`.
+
 What a request may ask for beside an answer: `models`, `count` (tokens), `receipts`, `stored` and
 `state` (responses that are kept, sealed by `sealing`). What all exchanges share is in `gateway`:
 `deadlines`, `watch` (clients that leave), `keep_alive`, `metrics`; `settings` and `database` (for
