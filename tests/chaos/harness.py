@@ -42,7 +42,7 @@ _ACCOUNT = "acme"
 _CREDIT_USD = "100000.00"
 _POLL_SECONDS = 0.1
 _SHOWN = {
-    "farebox_circuit_transitions_total",
+    "farebox_circuit_changes_total",
     "farebox_hedges_total",
     "farebox_retry_budget_denied_total",
     "farebox_unbilled_provider_cost_usd_total",

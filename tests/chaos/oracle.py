@@ -156,7 +156,7 @@ def _tokens_at_most(text: str) -> int:
 def _code(body: bytes) -> str:
     try:
         error = json.loads(body)["error"]
-        return str(error.get("code") or error["type"])
+        return str(error.get("code") or error["details"]["error_code"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return "unreadable"
 

@@ -198,6 +198,15 @@ def test_a_refusal_must_be_one_that_failures_explain(
     assert (not problems) == is_right
 
 
+def test_each_surface_names_its_code_in_its_own_place() -> None:
+    body = {"type": "overloaded_error", "details": {"error_code": "upstream_unavailable"}}
+    answer = heard("messages", json.dumps({"error": body}).encode(), status=503)
+    answer.headers["retry-after"] = "1"
+    assert judged(answer) == (Ending.REFUSED, [])
+    answer.body = json.dumps({"error": body | {"details": {}}}).encode()
+    assert len(judged(answer)[1]) == 1
+
+
 # -- providers and books --------------------------------------------------------------------------
 
 
