@@ -14,7 +14,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from adapters.catalogue import Provider, Upstream
-from proxy.circuit import WORDS
+from proxy.circuit import (
+    FAILURES,
+    LIMIT,
+    LIMIT_MIN,
+    OPENINGS,
+    RESTS_UNTIL,
+    UNEASY,
+    UNPAIRED,
+    UNTIL,
+    WORDS,
+)
 from proxy.health import Alarm, Change, Health, Notice, Place, State
 from proxy.shared_rows import Rows
 from proxy.verdicts import VERDICTS, Outcome, Says
@@ -856,3 +866,81 @@ class Plain:
 # Fewer steps than it takes to fail often, if not in a row, which the plain circuits do not know of.
 TestCircuits = Circuits.TestCase
 TestCircuits.settings = hypothesis_settings(max_examples=100, stateful_step_count=39, deadline=None)
+
+
+class Anything(RuleBasedStateMachine):
+    """Whatever happens to an upstream, these hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows = Rows.private(WORDS, rows=8)
+        self.health = new(rows=rows)
+        self.health.serve([P])
+        self.words = rows.row(P.name).words
+        self.now = 0.0
+        self.places: list[Place] = []
+
+    @rule(seconds=st.floats(0, 70))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(account=st.integers(0, 3), times=st.integers(1, 30))
+    def enter(self, account: int, times: int) -> None:
+        for _ in range(times):
+            state, _ = self.health.look(P, self.now)
+            place = self.health.enter(P, self.now, account=account)
+            if place is None:
+                assert state is not READY
+            else:
+                assert (state is PROBE) == place.probe
+                assert state in (READY, PROBE)
+                self.places.append(place)
+
+    @rule(times=st.integers(1, 30))
+    def close(self, times: int) -> None:
+        for place in self.places[:times]:
+            place.close()
+        del self.places[:times]
+
+    @rule(account=st.integers(0, 3), times=st.integers(1, 30))
+    def serve(self, account: int, times: int) -> None:
+        for _ in range(times):
+            self.health.served(P, self.now, account=account)
+
+    @rule()
+    def speak(self) -> None:
+        self.health.spoke(P, self.now)
+
+    @rule(
+        outcome=st.sampled_from(sorted(VERDICTS)),
+        hint=st.none() | st.floats(),
+        account=st.integers(0, 3),
+        times=st.integers(1, 30),
+    )
+    def fail(self, outcome: Outcome, hint: float | None, account: int, times: int) -> None:
+        for _ in range(times):
+            self.health.failed(P, outcome, self.now, hint=hint, account=account)
+
+    @invariant()
+    def places_are_counted(self) -> None:
+        assert self.health.in_flight(P) == len(self.places)
+
+    @invariant()
+    def who_is_at_ease_has_nothing(self) -> None:
+        """What a healthy upstream is not asked is not there."""
+        troubles = (FAILURES, UNTIL, OPENINGS, RESTS_UNTIL, LIMIT)
+        assert self.words[UNEASY] == any(self.words[each] for each in troubles)
+
+    @invariant()
+    def bounds_hold(self) -> None:
+        assert self.words[LIMIT] == 0 or LIMIT_MIN <= self.words[LIMIT] < P.provider.max_connections
+        assert 0 <= self.words[UNPAIRED] <= self.words[FAILURES]
+        state, until = self.health.look(P, self.now)
+        if state in (OPEN, State.RESTING):
+            assert self.now < until <= self.now + 60.001
+        elif state is not State.FULL:
+            assert until == self.now
+
+
+TestAnything = Anything.TestCase
+TestAnything.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
