@@ -39,6 +39,7 @@ from tests.fakes.provider import (
     ScriptedProvider,
     delta,
 )
+from tests.fakes.responses import MemoryAnswers
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "gpt", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100}
@@ -308,6 +309,14 @@ def slow_journal(scene: Scene) -> None:
     scene.patch.setattr(Reservation, "journalled", later)
 
 
+def slow_answers(scene: Scene) -> None:
+    """The database takes its time to say whose a key is, and then to keep the answer."""
+    store = scene.world.gateway.answers.store
+    assert isinstance(store, MemoryAnswers)
+    store.seconds = 0.4
+
+
+AT_ONCE: Script = [b"".join(step for step in provider.stream("Hello") if isinstance(step, bytes))]
 ENDLESS: Script = [STREAM_HEAD, delta("x"), HANG]
 UNCAPPED = {name: value for name, value in STREAM.items() if name != "max_tokens"}
 STATES = {
@@ -400,6 +409,23 @@ STATES = {
         ((*provider.stream("Hello")[:-1], 0.4, STREAM_END),),
         STREAMING - {"reservations"},
         at=0.2,
+        asked=(1,),
+    ),
+    "keyed, claiming": State(
+        (AT_ONCE,),
+        ADMITTED - {"watched connections"},
+        at=0.2,
+        headers=tuple(KEYED.items()),
+        prepare=slow_answers,
+        runs_on_seconds=0.5,
+    ),
+    "keyed, keeping": State(
+        (AT_ONCE,),
+        STREAMING - {"connections", "watched connections"} | {"recorded bytes"},
+        at=0.6,
+        headers=tuple(KEYED.items()),
+        prepare=slow_answers,
+        runs_on_seconds=0.5,
         asked=(1,),
     ),
     "keyed, no head": State(
