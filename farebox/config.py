@@ -247,7 +247,7 @@ def _check_server(server: ServerSettings, problems: Problems) -> None:
     if 0 < server.max_held_bytes < least:
         problems.add(
             "server.max_held_bytes",
-            f"has to be {BODIES_MIN} times server.max_body_bytes, {least}, or 0",
+            f"is at least {least}, {BODIES_MIN} times max_body_bytes; 0 goes by the memory there is",
         )
 
 

@@ -230,6 +230,11 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             "server.workers: is at most 256; 0 means as many as there are CPUs",
         ),
         (
+            "[server]\nmax_body_bytes = 100\nmax_held_bytes = 399",
+            "server.max_held_bytes: is at least 400, 4 times max_body_bytes; 0 goes by the memory "
+            "there is",
+        ),
+        (
             '[server]\npublic_url = "farebox.example"',
             'server.public_url: expected a URL that starts with "http://" or "https://"',
         ),
