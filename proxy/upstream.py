@@ -26,6 +26,7 @@ would be after the `reset`; the client gets, and pays, one answer all the same.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -187,15 +188,18 @@ class UpstreamResponse:
         return b"".join(parts)
 
     async def read_error(self, read: ReadError) -> UpstreamFailure:
-        """Why the provider refused. The body can be read again; where it does not come, the head
-        has to do."""
+        """Why the provider refused. The body can be read again; where it does not come, or takes
+        its time, the head has to do."""
+        whole = b""
         try:
-            self._whole = await self.read(_REFUSAL_BYTES_MAX, _REFUSAL_SECONDS)
+            with trio.move_on_after(_REFUSAL_SECONDS):
+                whole = await self.read(_REFUSAL_BYTES_MAX, math.inf)
         except AttemptFailed:
-            self._whole = b""
+            whole = b""
         finally:
             self.close()
-        return read(self.status, self.headers, self._whole)
+        self._whole = whole
+        return read(self.status, self.headers, whole)
 
     async def finish(self) -> None:
         """The content is complete: wait briefly for the end of the body, to keep the connection.

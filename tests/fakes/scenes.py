@@ -137,6 +137,13 @@ async def logged(world: World, requests: int = 1) -> list[dict[str, object]]:
     return [json.loads(line) for lines in world.log for line in lines.splitlines()]
 
 
+def failed(line: dict[str, object]) -> list[tuple[str, str, int]]:
+    """The attempts without an answer that a log line names: upstream, outcome, milliseconds."""
+    found = line.get("failed", [])
+    assert isinstance(found, list)
+    return [(each["upstream"], each["outcome"], each["duration_ms"]) for each in found]
+
+
 def metric(world: World, name: str, **labels: str) -> float:
     """0 where nothing was counted."""
     return world.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
