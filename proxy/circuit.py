@@ -184,7 +184,7 @@ def rest(words: Words, until: float, cause: int) -> None:
     """It is not to be asked before."""
     words[RESTS_UNTIL] = max(words[RESTS_UNTIL], micros(until))
     words[CAUSE] = cause
-    words[UNEASY] = 1
+    _ease(words)
 
 
 def _ease(words: Words) -> None:
