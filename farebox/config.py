@@ -247,7 +247,8 @@ def _check_server(server: ServerSettings, problems: Problems) -> None:
     if 0 < server.max_held_bytes < least:
         problems.add(
             "server.max_held_bytes",
-            f"is at least {least}, {BODIES_MIN} times max_body_bytes; 0 goes by the memory there is",
+            f"is at least {least}, {BODIES_MIN} times max_body_bytes; "
+            "0 goes by the memory there is",
         )
 
 

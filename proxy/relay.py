@@ -1,7 +1,8 @@
 """Upstream bytes → client bytes, metered on the way, settled before the last byte.
 
 The relay runs in the exchange's own task: what the client has not taken is not read from the
-upstream, so back-pressure needs no buffer of ours. Each read has the provider's idle deadline.
+upstream, so back-pressure needs no buffer of ours. Each read has the provider's idle deadline; a
+client that takes nothing is given up by its `Connection`, and charged as one that has left.
 """
 
 from __future__ import annotations

@@ -151,6 +151,7 @@ def test_probes_metrics_and_log_tell_what_happened_and_to_whom_never_the_key(
         assert metrics[requests_of("sandbox", "sandbox", 200)] == 4
         assert metrics['farebox_upstream_attempts_total{outcome="ok",provider="sandbox"}'] == 4
         assert metrics["farebox_open_streams"] == 0
+        assert metrics["farebox_held_bytes"] == 0 < metrics["farebox_held_bytes_max"]
         tokens = 'farebox_tokens_total{kind="output",model="sandbox",provider="sandbox"}'
         assert metrics[tokens] > 0
         assert any(name.startswith("farebox_build_info{version=") for name in metrics)
