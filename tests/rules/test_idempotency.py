@@ -36,7 +36,7 @@ from tests.fakes.gateway import (
 )
 from tests.fakes.gateway import Answer as Heard
 from tests.fakes.journal import MemoryJournal
-from tests.fakes.provider import STREAM_HEAD, Script, ScriptedProvider, delta
+from tests.fakes.provider import STREAM_HEAD, ChoosingProvider, Script, ScriptedProvider, delta
 from tests.fakes.responses import MemoryAnswers
 
 CHAT = "/v1/chat/completions"
@@ -270,14 +270,16 @@ async def test_another_project_s_key_is_refused_and_told_nothing() -> None:
     ],
 )
 async def test_what_fails_uncharged_may_be_tried_again(
-    script: Script, body: dict[str, object], status: int
+    script: Script, body: dict[str, object], status: int, autojump_clock: MockClock
 ) -> None:
     answers = MemoryAnswers()
-    upstream = ScriptedProvider(script, provider.completion())
+    failing = True
+    upstream = ChoosingProvider(lambda _at, _asked: script if failing else provider.completion())
     async with running({"p": upstream}, answers=answers) as world:
         client = world.connect()
         assert (await client.call(CHAT, body, headers=KEYED)).status == status
         assert len(answers) == 0
+        failing = False
         assert (await client.call(CHAT, ASK, headers=KEYED)).status == 200
         await world.assert_books_are_clean()
 
