@@ -23,7 +23,7 @@ from proxy.balance import arranged
 from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.record import Record
-from proxy.route import Route
+from proxy.route import Candidate, Route
 from proxy.turn import Ask, GiveUp, Turn, Wait
 
 _LAST_SECONDS = 1.0  # of a request are too late to begin anything
@@ -39,17 +39,7 @@ async def first_event(
     """
     means, stream = gateway.means, calls.request.stream
     affinity = conversation_key(calls.request, conversation) if route.has_choice else None
-    order = route.candidates
-    if route.has_equals:
-        order = arranged(
-            route,
-            streamed=stream,
-            affinity=affinity,
-            in_flight=means.health.in_flight,
-            latencies=gateway.latencies,
-            dice=means.dice,
-            now=means.monotonic(),
-        )
+    order = ordered(gateway, route, affinity, streamed=stream)
     passed = trio.current_time() - record.started
     left = gateway.settings.max_request_seconds - passed - _LAST_SECONDS
     assert record.principal is not None, "it was authenticated"
@@ -75,6 +65,24 @@ async def first_event(
                 await _wait(gateway, wait, record)
             case GiveUp(error):
                 raise error
+
+
+def ordered(
+    gateway: Gateway, route: Route, affinity: int | None, *, streamed: bool
+) -> tuple[Candidate, ...]:
+    """The upstreams of `route` as one request goes through them."""
+    if not route.has_equals:
+        return route.candidates
+    means = gateway.means
+    return arranged(
+        route,
+        streamed=streamed,
+        affinity=affinity,
+        in_flight=means.health.in_flight,
+        latencies=gateway.latencies,
+        dice=means.dice,
+        now=means.monotonic(),
+    )
 
 
 async def _wait(gateway: Gateway, wait: Wait, record: Record) -> None:
