@@ -7,6 +7,7 @@ be made any more, the table has to follow: `test_mutants.py` says so.
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
+from tests.mutants.upstream_faults import UPSTREAM_MUTANTS
 
 _ENGINE = ("tests/ledger/test_engine.py",)
 _HOLDER = (*_ENGINE, "tests/ledger/test_client.py")
@@ -1346,4 +1347,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *MONEY,
     *SCHEMA,
     *STORE,
+    *UPSTREAM_MUTANTS,
 )

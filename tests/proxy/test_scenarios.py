@@ -534,6 +534,16 @@ async def test_who_fails_five_times_in_a_row_is_left_alone(
         assert state_of(world, "p") is State.OPEN
 
 
+@pytest.mark.parametrize("kind", ["plain", "stream"])
+async def test_a_whole_answer_ends_a_run_of_failures(kind: str, autojump_clock: MockClock) -> None:
+    p, q = Upstream(*[E500] * 4, WELL, *[E500] * 4), Upstream(WELL)
+    async with scene({"p": p, "q": q}) as world:
+        for _ in range(9):
+            assert (await ask(world, stream=kind == "stream")).at == moment(0.0)
+        assert (p.calls, q.calls) == (9, 8)
+        assert state_of(world, "p") is State.READY
+
+
 async def test_who_breaks_every_stream_in_its_middle_is_found_out(
     autojump_clock: MockClock,
 ) -> None:
