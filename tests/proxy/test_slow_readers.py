@@ -43,7 +43,7 @@ READERS = 50
 READ_BYTES = MIB  # before they stop: by then the kernel has widened what it widens
 STREAM_BYTES_MAX = MIB
 QUIET_SECONDS = 0.3
-SECONDS = 30
+SECONDS = 60
 SO_MEMINFO = 55  # not in Python's socket module
 
 
