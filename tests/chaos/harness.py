@@ -10,9 +10,11 @@ The run ends by itself: whatever waits has a limit.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,18 +38,17 @@ CALM_SECONDS = 10.0
 DEATH_SECONDS = (20.0, 40.0)  # between two of them
 WELL_SECONDS = 60.0
 WELL_ANSWERS = 50
+SETTLED_SECONDS = 5.0
 
 _PROTOCOLS = {"a": "openai", "b": "openai", "c": "anthropic"}
 _ACCOUNT = "acme"
 _CREDIT_USD = "100000.00"
 _POLL_SECONDS = 0.1
 _SHOWN = {
-    "farebox_circuit_changes_total",
     "farebox_hedges_total",
     "farebox_retry_budget_denied_total",
     "farebox_unbilled_provider_cost_usd_total",
     "farebox_upstream_attempts_total",
-    "farebox_worker_restarts_total",
 }
 _PROVIDER = """
 [[providers]]
@@ -80,6 +81,7 @@ class Report:
     calm_seconds: Sequence[float] = ()
     rough_seconds: Sequence[float] = ()
     attempts: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
     figures: Mapping[str, float] = field(default_factory=dict)
     problems: Sequence[str] = ()
 
@@ -111,6 +113,7 @@ class Report:
                 f"  p{percent} to the first word: {calm * 1000:.0f} ms when calm, "
                 f"{(rough - calm) * 1000:+.0f} ms in the weather"
             )
+        lines += [f"  {count:7} × an upstream {what}" for what, count in self.changes.most_common()]
         lines += [f"  {name}: {value:g}" for name, value in self.figures.items()]
         lines.append(f"  {len(self.problems)} problems")
         lines += [f"    {problem}" for problem in self.problems[:50]]
@@ -132,18 +135,20 @@ async def run(directory: Path, minutes: float, seed: int, clients: int = CLIENTS
             rough_until = time.monotonic()
             await _well_again(judge, gateway)
             crowd.done.set()
+        in_flight = await trio.to_thread.run_sync(_left_in_flight, gateway)
         report.figures = await trio.to_thread.run_sync(_figures, gateway)
         assert await trio.to_thread.run_sync(gateway.stop) == 0, gateway.tail()
         performances = await trio.to_thread.run_sync(_performances, providers)
         books = await trio.to_thread.run_sync(_audit, gateway, judge)
     report.seconds = time.monotonic() - begun
     report.deaths = len(judge.deaths)
+    report.changes = _changes(gateway.output)
     report.endings = Counter((told.ending, told.code) for told in judge.told)
     report.attempts = len(performances)
     report.calm_seconds = list(_waits(judge.told, begun, rough_from))
     report.rough_seconds = list(_waits(judge.told, rough_from, rough_until))
     upstream = oracle.wrong_upstream(judge.told, performances)
-    report.problems = [*judge.problems, *upstream, *books]
+    report.problems = [*judge.problems, *upstream, *books, *in_flight]
     return report
 
 
@@ -222,6 +227,25 @@ def _audit(gateway: GatewayProcess, judge: Judge) -> list[str]:
     return list(oracle.wrong_in_the_books(judge.told, records, account))
 
 
+def _left_in_flight(gateway: GatewayProcess) -> list[str]:
+    """Places at upstreams that nobody holds any more, and that were not given back.
+
+    Whoever lost a race may take a moment to go; a worker that was killed can give nothing back, and
+    its places count no more once another one has its seat.
+    """
+    deadline = time.monotonic() + SETTLED_SECONDS
+    while True:
+        metrics = gateway.metrics()
+        held = {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith("farebox_upstream_in_flight") and value
+        }
+        if not held or time.monotonic() > deadline:
+            return [f"at the end {name} is {value:g}" for name, value in held.items()]
+        threading.Event().wait(_POLL_SECONDS)
+
+
 def _figures(gateway: GatewayProcess) -> Mapping[str, float]:
     """The gateway's own account of it: sums of each metric that this is about."""
     figures: dict[str, float] = defaultdict(float)
@@ -230,6 +254,12 @@ def _figures(gateway: GatewayProcess) -> Mapping[str, float]:
         if family in _SHOWN and value:
             figures[f"{family}{{{labels}" if labels else family] += value
     return dict(sorted(figures.items()))
+
+
+def _changes(output: Sequence[str]) -> Counter[str]:
+    """What the log says of upstreams: opened, closed, resting, limited."""
+    lines = [json.loads(line) for line in output if '"event":"upstream"' in line]
+    return Counter(str(line["state"]) for line in lines)
 
 
 def _waits(told: Sequence[Told], begin: float, end: float) -> Iterator[float]:
