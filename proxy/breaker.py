@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from adapters.catalogue import Upstream
 from proxy import circuit
-from proxy.circuit import CAUSE, FAILURES, LIMIT, OPENINGS, RESTS_UNTIL, UNTIL, Terms, seconds
+from proxy.circuit import (
+    BESIDE,
+    CAUSE,
+    FAILURES,
+    LIMIT,
+    OPENINGS,
+    RESTS_UNTIL,
+    UNTIL,
+    Terms,
+    seconds,
+)
 from proxy.shared_rows import Row
 from proxy.verdicts import VERDICTS, Outcome
 
@@ -86,22 +96,19 @@ class Breaker:
         number = self.words[CAUSE]
         return _OUTCOMES[number - 1] if number else None
 
-    def open_until(self, now: float) -> float:
-        """Until when nobody may ask; 0 where somebody may."""
-        until = self.words[UNTIL]
-        if not until:
+    def open_until(self, now: float, account: int) -> float:
+        """Until when an account may not ask; 0 where it may."""
+        if not circuit.is_open_to(self.words, account):
             return 0
-        if (moment := seconds(until)) > now:
+        if (moment := seconds(self.words[UNTIL])) > now:
             return moment
         probing = self._prober is not None or self._elsewhere_until > now
         return now + _PROBED_SECONDS if probing else 0
 
     def claim(self, place: Place, now: float, account: int) -> bool:
         """Whether `place` may find out about it, if it is half-open."""
-        if not self.words[UNTIL]:
+        if not circuit.is_open_to(self.words, account):
             return True
-        if not circuit.may_probe(self.words, account, now):
-            return False
         if not self._row.claim():
             self._elsewhere_until = now + _ELSEWHERE_SECONDS
             return False
@@ -120,15 +127,18 @@ class Breaker:
         self._prober = None
         self._row.release()
 
-    def alive(self) -> None:
+    def alive(self, account: int = 0) -> None:
         """It has answered."""
-        if self.words[FAILURES] or self.words[UNTIL]:
+        words = self.words
+        if (words[FAILURES] or words[UNTIL]) and not circuit.is_spared(words, account):
             self._close(circuit.close)
 
-    def calm(self, now: float) -> None:
+    def calm(self, now: float, account: int) -> None:
         """It has answered to the end."""
         words = self.words
-        if words[FAILURES] or words[UNTIL] or words[OPENINGS] or words[RESTS_UNTIL]:
+        if circuit.is_spared(words, account):
+            words[BESIDE] = 0  # without the lock: at worst one failure too few is counted
+        elif words[FAILURES] or words[UNTIL] or words[OPENINGS] or words[RESTS_UNTIL]:
             self._close(lambda words: circuit.calm(words, now))
 
     def _close(self, change: Callable[[circuit.Words], None]) -> None:
@@ -146,14 +156,18 @@ class Breaker:
         words = self.words
         with self._row.changing() as mine:
             until = words[UNTIL]
-            if not mine or (until and until != self._probed):
+            spared = circuit.is_spared(words, account)
+            if not mine or (until and until != self._probed and not spared):
                 return  # as above
-            if until:
+            if spared:
+                if not circuit.fail_beside(words, now, terms, _NUMBERS[outcome]):
+                    return
+            elif until:
                 circuit.fail_again(words, now, terms, account, _NUMBERS[outcome])
             elif not circuit.fail(words, now, terms, account, _NUMBERS[outcome]):
                 if not self._fails_often(now, account):
                     return
-                circuit.open_(words, now, terms)
+                circuit.open_(words, now, terms, sole=self._window.sole)
         self._opened(now, outcome)
 
     def _fails_often(self, now: float, account: int) -> bool:
@@ -246,6 +260,11 @@ class _Window:
         self._of_account[account] -= 1
         if not self._of_account[account]:
             del self._of_account[account]
+
+    @property
+    def sole(self) -> int:
+        """The one account that all of them are of; 0 where they are of several."""
+        return next(iter(self._of_account)) if len(self._of_account) == 1 else 0
 
     def clear(self) -> None:
         """Begin anew."""

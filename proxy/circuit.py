@@ -19,8 +19,9 @@ The circuit
 One customer is not to close an upstream for the others, by requests that nobody can serve. So as
 long as others have whole answers (within ten seconds), an account's failures count in pairs only,
 each with one of another account: Boyer and Moore's count of a majority, of which `UNPAIRED` is what
-one account is ahead of all others together. And where others have asked in vain since, whoever was
-ahead lets them find out first, and does not make the opening longer.
+one account is ahead of all others together. And where no others were there to be heard, an opening
+that one account alone has caused (`SOLE`) holds for that account alone: the others are served as
+before, until as many of their attempts have failed in a row as close it for everybody.
 
 The limit
 Of requests at once, found by what providers say: none until one says that it is overloaded; then
@@ -50,9 +51,10 @@ RUN_OF: Final = 10  # the account that is ahead in the failures in a row …
 UNPAIRED: Final = 11  # … and by how many
 SERVED: Final = 12  # who had a whole answer, and when …
 SERVED_BEFORE: Final = 13  # … and who else had one before
-WANTED: Final = 14  # who else has asked in vain, and when
-ALARM_FROM: Final = 15
-WORDS: Final = 14  # of a row, beside its name and its places
+SOLE: Final = 14  # the account for which alone it is open; 0: for all
+BESIDE: Final = 15  # failures in a row of the others meanwhile
+ALARM_FROM: Final = 16
+WORDS: Final = 15  # of a row, beside its name and its places
 
 PAUSE_SECONDS_MAX: Final = 60.0
 OUT_SECONDS: Final = 60.0
@@ -64,8 +66,6 @@ _ALARM_SECONDS: Final = 60.0
 _JITTER: Final = 0.2
 _DOUBLINGS_MAX: Final = 32
 _PROTECTED_SECONDS: Final = 10.0
-_WANTED_SECONDS: Final = 60.0
-_OTHERS_FIRST_SECONDS: Final = 10.0
 _SAID_AGAIN_SECONDS: Final = 1.0
 _SECOND: Final = 1_000_000
 _TAG_BITS: Final = 16
@@ -105,17 +105,26 @@ def fail(words: Words, now: float, terms: Terms, account: int, cause: int) -> bo
         enough = max(enough, 2)
     if counted < enough:
         return False
-    open_(words, now, terms)
+    alone = words[UNPAIRED] == words[FAILURES]
+    open_(words, now, terms, sole=account if alone else 0)
     return True
 
 
 def fail_again(words: Words, now: float, terms: Terms, account: int, cause: int) -> None:
     """A probe has failed."""
-    if _others_wait(words, account, now):
-        words[OPENINGS] = 0
-    words[UNPAIRED] = 0
     _count(words, account, cause)
+    _shut(words, now, terms)
+
+
+def fail_beside(words: Words, now: float, terms: Terms, cause: int) -> bool:
+    """Count a failure of an account for which it is not open; whether it is now, for all."""
+    words[BESIDE] += 1
+    words[CAUSE] = cause
+    if words[BESIDE] < terms.failures_to_open:
+        return False
+    words[OPENINGS] = 0
     open_(words, now, terms)
+    return True
 
 
 def _count(words: Words, account: int, cause: int) -> None:
@@ -128,8 +137,15 @@ def _count(words: Words, account: int, cause: int) -> None:
     words[UNEASY] = 1
 
 
-def open_(words: Words, now: float, terms: Terms) -> None:
-    """Leave it alone, the longer the more often that was necessary."""
+def open_(words: Words, now: float, terms: Terms, *, sole: int = 0) -> None:
+    """Have it left alone, by one account or by all."""
+    words[SOLE] = _tag(sole)
+    words[BESIDE] = 0
+    _shut(words, now, terms)
+
+
+def _shut(words: Words, now: float, terms: Terms) -> None:
+    """The longer the more often that was necessary."""
     doubled = terms.open_seconds * 2 ** min(words[OPENINGS], _DOUBLINGS_MAX)
     pause = min(doubled, PAUSE_SECONDS_MAX)
     words[OPENINGS] += 1
@@ -137,29 +153,20 @@ def open_(words: Words, now: float, terms: Terms) -> None:
     words[UNEASY] = 1
 
 
-def may_probe(words: Words, account: int, now: float) -> bool:
-    """Whether it is this account's turn to find out about a half-open one."""
-    waited = now >= seconds(words[UNTIL]) + _OTHERS_FIRST_SECONDS
-    return waited or not _others_wait(words, account, now)
+def is_open_to(words: Words, account: int) -> bool:
+    """Whether an account has to leave it alone, or to find out about it. 0: any."""
+    return words[UNTIL] != 0 and (not words[SOLE] or words[SOLE] == _tag(account) or not account)
 
 
-def want(words: Words, account: int, now: float) -> None:
-    """Note who asks in vain. Without a lock, as `serve`."""
-    if account and _tag(account) != words[RUN_OF]:
-        words[WANTED] = _noted(account, now)
-
-
-def _others_wait(words: Words, account: int, now: float) -> bool:
-    """Whether this account was ahead in failures, and another one has asked in vain."""
-    wanted = words[WANTED]
-    if words[RUN_OF] != _tag(account) or wanted & _TAGS == _tag(account):
-        return False
-    return wanted != 0 and _since(wanted, now) < _WANTED_SECONDS
+def is_spared(words: Words, account: int) -> bool:
+    """Whether it is open, but not to this account."""
+    return words[UNTIL] != 0 and not is_open_to(words, account)
 
 
 def out(words: Words, now: float, cause: int) -> None:
     """Leave it alone at once: nothing mends itself within seconds."""
     words[UNTIL] = max(words[UNTIL], micros(now + OUT_SECONDS))
+    words[SOLE] = 0
     words[CAUSE] = cause
     words[UNEASY] = 1
 
@@ -169,6 +176,7 @@ def close(words: Words) -> None:
     words[FAILURES] = 0
     words[UNPAIRED] = 0
     words[UNTIL] = 0
+    words[SOLE] = 0
     _ease(words)
 
 

@@ -95,14 +95,15 @@ class Health:
 
     # -- an attempt's life --------------------------------------------------------------------
 
-    def look(self, upstream: Upstream, now: float) -> tuple[State, float]:
+    def look(self, upstream: Upstream, now: float, *, account: int = 0) -> tuple[State, float]:
         """Whether an upstream may be asked, and from when on that may be otherwise.
 
-        That is `now` where it may be asked, and infinity where no more may even wait for it.
+        That is `now` where it may be asked, and infinity where no more may even wait for it. What
+        is open to one account alone is so to whom nobody knows.
         """
         seat = self._seats.get(id(upstream)) or self._seat(upstream)
         if seat.words[UNEASY] or seat.provider_words[UNEASY]:
-            return seat.look(now)
+            return seat.look(now, account)
         return State.READY, now
 
     def enter(self, upstream: Upstream, now: float, *, account: int = 0) -> Place | None:
@@ -121,11 +122,11 @@ class Health:
         """
         await self._seat(upstream).room()
 
-    def spoke(self, upstream: Upstream, now: float) -> None:
+    def spoke(self, upstream: Upstream, now: float, *, account: int = 0) -> None:
         """It has said its first content."""
         seat = self._seats.get(id(upstream)) or self._seat(upstream)
         if seat.words[UNTIL]:  # otherwise it breaks no run of failures
-            seat.own.alive()
+            seat.own.alive(account)
         if seat.provider_words[UNTIL]:
             seat.provider.alive()
 
@@ -137,7 +138,7 @@ class Health:
         if account:
             circuit.serve(words, account, now)
         if words[UNEASY] or seat.provider_words[UNEASY]:
-            seat.served(now)
+            seat.served(now, account)
 
     def failed(
         self,
@@ -159,6 +160,8 @@ class Health:
         if verdict.scope == "upstream":
             seat.provider.alive()  # it was reached
             about = own
+        else:
+            account = 0  # whether a provider can be reached is nobody's doing
         if outcome in _OVERLOADS:
             own.cut(now, seat.in_flight(), outcome)
         if hint is not None and hint > 0 and verdict.says in (Says.REST, Says.FAILURE):
@@ -169,7 +172,7 @@ class Health:
             case Says.OUT:
                 about.out(now, outcome)
             case Says.ALIVE | Says.REST:
-                about.alive()
+                about.alive(account)
 
     def _terms(self, provider: Provider) -> Terms:
         return Terms(provider.failures_to_open, provider.open_seconds, self._dice)

@@ -104,38 +104,31 @@ class Seat:
         """Attempts in flight, of the whole node."""
         return sum(self._places)
 
-    def look(self, now: float) -> tuple[State, float]:
+    def look(self, now: float, account: int) -> tuple[State, float]:
         """As of Health."""
-        closed = max(self.own.open_until(now), self.provider.open_until(now))
+        closed = max(self.own.open_until(now, account), self.provider.open_until(now, account))
         if closed:
             return State.OPEN, closed
         if (rested := seconds(self.words[RESTS_UNTIL])) > now:
             return State.RESTING, rested
         if self._is_full(now):
             return State.FULL, self._expected(now)
-        if self.words[UNTIL] or self.provider_words[UNTIL]:
+        own, provider = self.words, self.provider_words
+        if circuit.is_open_to(own, account) or circuit.is_open_to(provider, account):
             return State.PROBE, now
         return State.READY, now
 
     def enter(self, now: float, account: int) -> Place | None:
         """As of Health."""
-        state, _ = self.look(now)
-        if state is State.OPEN:
-            self._want(now, account)
+        state, _ = self.look(now, account)
         if state is not State.READY and state is not State.PROBE:
             return None
         place = Place(self, probe=state is State.PROBE)
         if place.probe and not self._claim(place, now, account):
-            self._want(now, account)
             return None
         self._called = None
         self.words[self.place] += 1
         return place
-
-    def _want(self, now: float, account: int) -> None:
-        for words in (self.words, self.provider_words):
-            if words[UNTIL]:
-                circuit.want(words, account, now)
 
     def _claim(self, place: Place, now: float, account: int) -> bool:
         if self.provider.claim(place, now, account):
@@ -144,10 +137,10 @@ class Seat:
             self.provider.release(place)
         return False
 
-    def served(self, now: float) -> None:
+    def served(self, now: float, account: int) -> None:
         """As of Health."""
-        self.own.calm(now)
-        self.provider.calm(now)
+        self.own.calm(now, account)
+        self.provider.calm(now, account)
         if self.words[LIMIT]:
             self._learn(now)
 

@@ -197,7 +197,7 @@ class Turn:
         if whole:
             health.served(upstream, now, account=self._account)
         else:
-            health.spoke(upstream, now)
+            health.spoke(upstream, now, account=self._account)
 
     def failed(self, ask: Ask, outcome: Outcome, failure: UpstreamFailure, now: float) -> None:
         """An attempt has ended without content."""
@@ -282,7 +282,7 @@ class Turn:
             if seat.ready_at == _NEVER or self._attempts_are_used_up():
                 return _NEVER, False
             ready_at = seat.ready_at
-        state, until = self._means.health.look(upstream, now)
+        state, until = self._means.health.look(upstream, now, account=self._account)
         if state is State.RESTING:
             return max(ready_at, until), False
         if state is State.OPEN or (state is State.PROBE and ready_at <= now):
@@ -346,7 +346,8 @@ class Turn:
         """Seconds until the first upstream may be asked again, as far as that is known."""
         hints = [failure.retry_after for _, failure, _ in self._failures if failure.retry_after]
         for candidate in self._order:
-            state, until = self._means.health.look(candidate.upstream, now)
+            health, upstream = self._means.health, candidate.upstream
+            state, until = health.look(upstream, now, account=self._account)
             if state in (State.OPEN, State.RESTING):
                 hints.append(until - now)
         return min(hints, default=_RETRY_AFTER_SECONDS)

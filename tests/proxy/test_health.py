@@ -421,42 +421,84 @@ def test_others_protect_for_ten_seconds() -> None:
     assert health.look(P, 10.0)[0] is OPEN
 
 
-def test_who_failed_lets_others_find_out_first() -> None:
-    """Otherwise whoever asks most would keep it closed, once it is, for all."""
-    health = new()
-    answer(health, 0.0, account=B)
-    for _ in range(5):
-        health.failed(P, "server_error", 11.0, account=A)
-    assert health.look(P, 11.0) == (OPEN, 16.0)
-    assert health.enter(P, 12.0, account=B) is None
-    assert health.enter(P, 25.9, account=A) is None
-    answer(health, 25.9, account=B)
-    assert health.look(P, 25.9)[0] is READY
-
-
-def test_it_finds_out_itself_where_no_other_comes() -> None:
-    health = new()
-    answer(health, 0.0, account=B)
-    for _ in range(5):
-        health.failed(P, "server_error", 11.0, account=A)
-    place = asked(health, P, 16.0, account=A)
-    assert place.probe
-    health.failed(P, "server_error", 16.0, account=A)
-    place.close()
-    assert health.look(P, 16.0) == (OPEN, 26.0)
-
-
-def test_where_others_wait_in_vain_it_makes_nothing_longer() -> None:
+def closed_by_a() -> Health:
+    """One account has failed five times, and nobody else has been heard of late."""
     health = new()
     for _ in range(5):
         health.failed(P, "server_error", 0.0, account=A)
-    for opened in (0.0, 15.0, 30.0, 45.0):
-        assert health.look(P, opened) == (OPEN, opened + 5)
-        assert health.enter(P, opened + 1, account=B) is None
-        assert health.enter(P, opened + 14.9, account=A) is None
-        place = asked(health, P, opened + 15, account=A)
-        health.failed(P, "server_error", opened + 15, account=A)
-        place.close()
+    return health
+
+
+def test_what_one_account_alone_has_closed_is_closed_for_it_alone() -> None:
+    """Otherwise a customer whose requests nobody can serve would have it closed for all who ask
+    now and then."""
+    health = closed_by_a()
+    assert health.look(P, 1.0) == health.look(P, 1.0, account=A) == (OPEN, 5.0)
+    assert health.enter(P, 1.0, account=A) is None
+    assert health.look(P, 1.0, account=B) == (READY, 1.0)
+    places = [asked(health, P, 1.0, account) for account in (B, C, B)]
+    assert not any(place.probe for place in places)
+    health.spoke(P, 1.0, account=B)
+    health.served(P, 1.0, account=B)
+    assert health.look(P, 1.0, account=A) == (OPEN, 5.0), (
+        "their answers say nothing of its requests"
+    )
+    assert asked(health, P, 5.0, A).probe
+    health.failed(P, "server_error", 5.0, account=A)
+    assert health.look(P, 5.0, account=A) == (OPEN, 15.0)
+    assert health.look(P, 5.0, account=B) == (READY, 5.0)
+
+
+def test_it_finds_out_itself_that_it_is_served_again() -> None:
+    health = closed_by_a()
+    answer(health, 5.0, account=A)
+    assert health.look(P, 5.0, account=A) == (READY, 5.0)
+
+
+def test_where_the_others_fail_as_well_it_is_closed_for_all() -> None:
+    health = closed_by_a()
+    for number in range(4):
+        health.failed(P, "server_error", 1.0, account=B if number % 2 else C)
+    answer(health, 1.0, account=B)
+    for _ in range(4):
+        health.failed(P, "server_error", 1.0, account=C)
+    assert health.look(P, 1.0, account=B) == (READY, 1.0)
+    health.failed(P, "server_error", 1.0, account=B)
+    for account in (A, B, C):
+        assert health.look(P, 1.0, account=account) == (OPEN, 6.0)
+    place = asked(health, P, 6.0, account=B)
+    assert place.probe
+    health.spoke(P, 6.0, account=B)
+    for account in (A, B, C):
+        assert health.look(P, 6.0, account=account) == (READY, 6.0)
+
+
+def test_what_several_accounts_have_closed_is_closed_for_all() -> None:
+    health = new()
+    for account in (A, A, A, A, B):
+        health.failed(P, "server_error", 0.0, account=account)
+    for account in (A, B, C):
+        assert health.look(P, 0.0, account=account) == (OPEN, 5.0)
+
+
+@pytest.mark.parametrize("outcome", ["auth", "model_not_found", "connect", "tls"])
+def test_what_is_nobody_s_doing_is_told_to_all(outcome: Outcome) -> None:
+    health = new()
+    for _ in range(5):
+        health.failed(P, outcome, 0.0, account=A)
+    assert health.look(P, 0.0, account=B)[0] is OPEN
+
+
+@pytest.mark.parametrize("seconds", [1, 9, 11, 15, 61, 200])
+def test_an_attack_does_not_shut_out_who_asks_seldom(seconds: int) -> None:
+    health = new()
+    for tick in range(20 * 3600):
+        now = tick / 20
+        if (place := health.enter(P, now, account=A)) is not None:
+            health.failed(P, "server_error", now, account=A)
+            place.close()
+        if tick % (20 * seconds) == 10:
+            answer(health, now, account=B)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -887,7 +929,7 @@ class Anything(RuleBasedStateMachine):
     @rule(account=st.integers(0, 3), times=st.integers(1, 30))
     def enter(self, account: int, times: int) -> None:
         for _ in range(times):
-            state, _ = self.health.look(P, self.now)
+            state, _ = self.health.look(P, self.now, account=account)
             place = self.health.enter(P, self.now, account=account)
             if place is None:
                 assert state is not READY
@@ -907,9 +949,9 @@ class Anything(RuleBasedStateMachine):
         for _ in range(times):
             self.health.served(P, self.now, account=account)
 
-    @rule()
-    def speak(self) -> None:
-        self.health.spoke(P, self.now)
+    @rule(account=st.integers(0, 3))
+    def speak(self, account: int) -> None:
+        self.health.spoke(P, self.now, account=account)
 
     @rule(
         outcome=st.sampled_from(sorted(VERDICTS)),
