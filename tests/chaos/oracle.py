@@ -33,7 +33,7 @@ from tests.chaos.transcript import Heard, Transcript, read
 INPUT_USD = Decimal("1.00")  # per million tokens, at every upstream
 OUTPUT_USD = Decimal("4.00")
 MARGIN = Decimal("1.10")
-ATTEMPTS_MAX = 4
+ATTEMPTS_MAX = 4 + 2  # and one more at whoever could not be asked before
 _OK = 200
 _LISTENED_TO = ("whole", "spoilt", "cut", "reset")
 _NANO = Decimal("1e-9")

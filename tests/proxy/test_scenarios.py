@@ -12,6 +12,7 @@ nobody else is left, an upstream is asked again after 0.5 and after 1 more secon
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,16 +20,20 @@ from dataclasses import dataclass, replace
 import h11
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from adapters import sse
 from ledger.store import EventStatus
 from proxy.health import State
 from proxy.settings import ServerSettings
+from proxy.turn import ASKED_MAX, ATTEMPTS_MAX, WAITS_SECONDS_MAX
 from tests.fakes import provider
 from tests.fakes.gateway import Client, World, model_of, providers_of, running
 from tests.fakes.network import NEVER, Trouble, bad_certificate, refused, tls_broken, unknown_host
 from tests.fakes.provider import (
+    HANG,
     RESET,
     SILENCE,
     STREAM_END,
@@ -88,6 +93,7 @@ def broken_stream(upto: int, *then: bytes | float | None, gap: float = 0.0) -> S
     return [*steps, *then]
 
 
+BROKEN: Script = [RESET]
 WELL = Act(provider.completion("Hello"), provider.stream("Hello"))
 PING = b"8\r\n: ping\n\n\r\n"
 COMPLETION = provider.completion("Hello")
@@ -101,10 +107,12 @@ class Upstream(ChoosingProvider):
     def __init__(self, *acts: Act) -> None:
         super().__init__(self._choose_act)
         self._acts = list(acts)
+        self.played: list[Script] = []
 
     def _choose_act(self, now: float, asked: Asked) -> Script:
         act = self._acts.pop(0) if len(self._acts) > 1 else self._acts[0]
-        return act.stream if asked.get("stream") else act.plain
+        self.played.append(act.stream if asked.get("stream") else act.plain)
+        return self.played[-1]
 
 
 # -- what comes of it -----------------------------------------------------------------------------
@@ -794,6 +802,94 @@ async def test_a_client_that_leaves_a_race_leaves_nothing(autojump_clock: MockCl
         await assert_nothing_is_held(world)
         assert (p.left_at, q.left_at) == (moments([4.0]), moments([4.0]))
         assert await booked(world) == [("p", CANCELLED, 0), ("q", CANCELLED, 0)]
+
+
+# -- anything at all ------------------------------------------------------------------------------
+
+ACTS: Mapping[str, Act] = {
+    "well": WELL,
+    "slow": late(8.0),
+    "429": status(429, retry_after="1"),
+    "429 for long": status(429, retry_after="90"),
+    "409": status(409),
+    "500": E500,
+    "503": status(503),
+    "401": status(401),
+    "400": status(400),
+    "404": status(404, "model_not_found"),
+    "reset": both(BROKEN),
+    "silent": both(SILENCE),
+    "malformed": Act(provider.reply(200, b"<html>"), [STREAM_HEAD, chunk("{x"), STREAM_END]),
+    "cut": Act(provider.cut(COMPLETION, 50), broken_stream(3, None)),
+    "stalled": Act([*provider.cut(COMPLETION, 50)[:-1], HANG], broken_stream(3, HANG)),
+    "unended": Act(provider.cut(COMPLETION, 99), broken_stream(10, STREAM_END)),
+}
+HOSTS = ("p", "q", "r", "s")
+
+
+@settings(max_examples=int(os.environ.get("SCENARIO_EXAMPLES", "150")), deadline=None)
+@given(
+    scripts=st.lists(
+        st.lists(st.sampled_from(sorted(ACTS)), min_size=1, max_size=4), min_size=1, max_size=4
+    ),
+    streams=st.lists(st.booleans(), min_size=1, max_size=4),
+    gap_seconds=st.sampled_from([0.0, 0.3, 7.0]),
+    is_hedged=st.booleans(),
+)
+def test_whatever_upstreams_do_every_request_has_one_honest_end(
+    scripts: list[list[str]], streams: list[bool], gap_seconds: float, is_hedged: bool
+) -> None:
+    """One after the other, at up to four upstreams that act by any scripts.
+
+    An answer that looks whole is; nobody is asked more often than the rules say, or once an answer
+    has begun; no more than one attempt is charged; nothing stays held.
+    """
+
+    async def play() -> None:
+        hosts = {
+            name: Upstream(*(ACTS[act] for act in acts))
+            for name, acts in zip(HOSTS, scripts, strict=False)
+        }
+        percentile = 95 if is_hedged else 0
+        async with scene(hosts, hedge_after_percentile=percentile) as world:
+            for name in hosts if is_hedged else ():
+                for streamed in (False, True):
+                    known = world.gateway.latencies.of(f"{name}/upstream-model", streamed=streamed)
+                    for _ in range(60):
+                        known.add(USUAL_SECONDS, 0.0)
+            for stream in streams:
+                before = {name: upstream.calls for name, upstream in hosts.items()}
+                began = trio.current_time()
+                got = await ask(world, stream=stream)
+                assert bool(got.code) != got.whole
+                assert got.text == "Hello" if got.whole else "Hello" not in got.text
+                if not got.text and got.status != 200:
+                    assert got.status in (400, 404, 502, 503, 504)
+                assert (got.status == 503) == bool(got.retry_after)
+                # A kept connection that breaks under a request is replaced, and the request is sent
+                # once more: to its upstream that is one attempt.
+                counts = [
+                    sum(script is not BROKEN for script in upstream.played[before[name] :])
+                    for name, upstream in hosts.items()
+                ]
+                # Whom nobody has asked yet may be asked at any time: it sees the request once.
+                assert sum(counts) <= ATTEMPTS_MAX + len(hosts) - 1
+                assert max(counts) <= ASKED_MAX
+                assert got.at <= WAITS_SECONDS_MAX + len(hosts) * (FIRST_BYTE_SECONDS + 20)
+                if got.text:
+                    first = began + (got.at if got.first_at is None else got.first_at)
+                    late_asks = [
+                        at for upstream in hosts.values() for at in upstream.asked_at if at > first
+                    ]
+                    assert not late_asks
+                await trio.sleep(gap_seconds)
+            by_request: dict[bytes, list[int]] = {}
+            for event in await world.flushed():
+                by_request.setdefault(bytes(event.request_id), []).append(event.charge)
+            assert all(sum(charge > 0 for charge in each) <= 1 for each in by_request.values())
+            await assert_nothing_is_held(world)
+
+    trio.run(play, clock=MockClock(autojump_threshold=0))
 
 
 # -- how it is watched ----------------------------------------------------------------------------
