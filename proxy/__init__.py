@@ -1,14 +1,16 @@
 """Proxy: the data plane. One exchange, from its first byte to settled.
 
 Files in the order in which a request meets them: `listener` (accept), `connection` (HTTP/1.1 over
-a `transport`), `exchange` (the life of one request: start here), `authenticate`, `admit`,
-`idempotency` (with `answers`, where they are kept, and `presence`, for when their maker dies),
-`route`, `calls` (the request as each candidate gets it), `reserve`, `fallback`, `upstream` (with
-`pool`, `api_keys`, `transport` and `resolve`), `relay` (with `allowance` and `outputs`, for streams
-that hold less than their cap), `settle`, `record`.
+a `transport`), `exchange` (the life of one request: start here), `authenticate`, `admit` (with
+`memory`), `idempotency` (with `answers`, where they are kept, and `presence`, for when their maker
+dies), `route`, `calls` (the request as each candidate gets it), `reserve`, `fallback` (with
+`balance`, `turn` and `budget`, which decide whom to ask), `attempt`, `upstream` (with `pool`,
+`api_keys`, `upstream_connection`, `transport` and `resolve`), `relay` (with `allowance` and
+`outputs`, for streams that hold less than their cap), `settle`, `record`.
 
 What is known of upstreams, by all requests and in all workers: `health` (start here), of `seat`,
-`breaker`, `circuit` (the rules) and `shared_rows`; what operators are told of it, `notices`.
+`breaker`, `circuit` (the rules) and `shared_rows`, by the table in `verdicts`; how soon they
+answer, `latency` (a `histogram`); what operators are told of them, `notices`.
 
 What a request may ask for beside an answer: `models`, `count` (tokens), `receipts`, `stored` and
 `state` (responses that are kept, sealed by `sealing`). What all exchanges share is in `gateway`:

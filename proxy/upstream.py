@@ -1,9 +1,9 @@
 """One attempt at one upstream: pool, deadlines, API keys, failure classes.
 
-The client side of HTTP/1.1 over h11, without a general-purpose connection pool: idle connections
-of an origin form a stack, only the one that is taken is checked, and nothing is locked (decision
-record 0002 has the figures). Request heads are written from parts that were validated with the
-configuration; h11 is told of a request so that it parses the answer, its own bytes are dropped.
+The client side of HTTP/1.1 (`proxy.upstream_connection`), without a general-purpose connection
+pool: idle connections of a provider form a stack, only the one that is taken is checked, and
+nothing is locked (decision record 0002 has the figures). Request heads are written from parts that
+were validated with the configuration.
 
 Whatever goes wrong leaves this file as `AttemptFailed` with facts: what happened, and whether the
 provider can have seen the request. Waiting for one of our own places is no fault of the provider:
@@ -31,10 +31,8 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import quote, urlsplit
 
-import h11
 import trio
 
 from adapters import failures
@@ -43,59 +41,34 @@ from adapters.codec import FailureKind, UpstreamFailure
 from proxy.api_keys import ApiKeys
 from proxy.memory import Share
 from proxy.pool import Pool, PoolFull, PoolStatistics
-from proxy.transport import Dialer, Transport
+from proxy.transport import Dialer
+from proxy.upstream_connection import AttemptFailed, Reason, StaleConnection, UpstreamConnection
 
-Reason = Literal[
-    "busy",
-    "dns",
-    "connect",
-    "connect_timeout",
-    "tls",
-    "reset",
-    "first_byte_timeout",
-    "idle_timeout",
-    "protocol",
-    "truncated",
+__all__ = [
+    "AttemptFailed",
+    "Reason",
+    "Sent",
+    "UpstreamResponse",
+    "Upstreams",
 ]
 
 _IDLE_SECONDS_MAX = 60.0  # an idle connection older than this is not worth a try
 _FINISH_SECONDS = 0.5
-_STALE_SECONDS = 1.0  # an end that was under way when a request was sent is here by then
 _KEY_RESTS_SECONDS: Mapping[FailureKind, float] = {"auth": 60.0, "quota": 60.0, "rate_limited": 1.0}
 _KEY_RESTS_SECONDS_MAX = 60.0
 _REFUSAL_BYTES_MAX = 64 * 1024
 _REFUSAL_SECONDS = 5.0
-_NO_CONTENT = frozenset({204, 304})  # whatever their heads announce (RFC 9112 §6.3)
 # Errors of connecting that tell of this machine.
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
-_JOIN_BYTES_MAX = 65_536  # a longer body is sent by itself rather than copied behind its head
 _AUTH_HEADERS = {
     "bearer": "authorization: Bearer {}",
     "api-key": "api-key: {}",
     "x-api-key": "x-api-key: {}",
     "x-goog-api-key": "x-goog-api-key: {}",
 }
-# h11 needs to know that a POST was sent; what it would have written is not used.
-_REQUEST = h11.Request(
-    method=b"POST", target=b"/", headers=[(b"host", b"upstream"), (b"content-length", b"0")]
-)
-_END = h11.EndOfMessage()
-
 
 ReadError = Callable[[int, Mapping[bytes, bytes], bytes], UpstreamFailure]
 """What an error answer says, by its status, headers and body: a codec's `read_error`."""
-
-
-class AttemptFailed(Exception):
-    """An attempt did not produce an answer.
-
-    `contacted`: the provider may have seen the request, and may bill for it.
-    """
-
-    def __init__(self, reason: Reason, detail: str, *, contacted: bool) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason: Reason = reason
-        self.contacted = contacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +112,7 @@ class UpstreamResponse:
 
     __slots__ = ("_connection", "_endpoint", "_whole", "ended", "headers", "status")
 
-    def __init__(self, connection: _Connection, endpoint: _Endpoint) -> None:
+    def __init__(self, connection: UpstreamConnection, endpoint: _Endpoint) -> None:
         self.status = connection.status
         self.headers = connection.headers
         self.ended = False
@@ -323,162 +296,11 @@ def _key_is_refused(keys: ApiKeys, api_key: str, failure: UpstreamFailure, now: 
     return True
 
 
-class _StaleConnection(Exception):
-    """A reused connection was closed before the request can have been acted upon."""
-
-
-class _Connection:
-    """One HTTP/1.1 client connection."""
-
-    __slots__ = (
-        "_buffered",
-        "_h11",
-        "_missing",
-        "_used",
-        "_whole",
-        "headers",
-        "idle_since",
-        "reusable",
-        "status",
-        "transport",
-    )
-
-    def __init__(self, transport: Transport) -> None:
-        self.transport = transport
-        self.status = 0
-        self.headers: dict[bytes, bytes] = {}
-        self.idle_since = 0.0
-        self.reusable = False
-        self._h11 = h11.Connection(h11.CLIENT)
-        self._missing: int | None = None  # bytes of a body of known length; None: h11 frames it
-        self._buffered = b""
-        self._used = False
-        self._whole = True  # the request has left to its end
-
-    @property
-    def _keeps_alive(self) -> bool:
-        """Whether another request may follow: the answer's head says so, as h11 has read it."""
-        return self._whole and self._h11.our_state is h11.DONE
-
-    def is_ready(self) -> bool:
-        """Take it up again after it has been idle; False where it does not stand any more."""
-        if self.transport.is_stale():
-            return False
-        self._h11 = h11.Connection(h11.CLIENT)
-        self._used = True
-        self.reusable = False
-        return True
-
-    async def exchange(self, head: bytes, body: bytes) -> None:
-        """Send a request and read the head of its answer: `status` and `headers`."""
-        self._h11.send(_REQUEST)
-        self._h11.send(_END)
-        try:
-            if len(body) <= _JOIN_BYTES_MAX:
-                await self.transport.send(head + body)
-            else:
-                await self.transport.send(head)
-                await self.transport.send(body)
-        except OSError:
-            # Who refuses a request by its head answers, and closes, before the body is there.
-            self._whole = False
-        response = await self._read_head()
-        self.status = response.status_code
-        self.headers = headers = {
-            name.lower(): value for name, value in response.headers.raw_items()
-        }
-        # A body of known length is counted here, the others are framed by h11.
-        length = headers.get(b"content-length")
-        self._missing = None
-        if length is None or b"transfer-encoding" in headers or self.status in _NO_CONTENT:
-            return
-        self._missing = int(length)  # h11 has checked that it is a number
-        self._buffered = self._h11.trailing_data[0]
-
-    async def _read_head(self) -> h11.Response:
-        sent_at = trio.current_time()
-        silent = True
-        while True:
-            try:
-                data = await self.transport.receive()
-            except OSError as error:
-                if silent:
-                    raise self._unanswered(sent_at) from error
-                raise AttemptFailed("reset", "broken in the head", contacted=True) from error
-            if not data and silent:
-                raise self._unanswered(sent_at)
-            if not data:
-                raise AttemptFailed("reset", "closed in the head", contacted=True)
-            silent = False
-            self._h11.receive_data(data)
-            while (event := self._next_event()) is not h11.NEED_DATA:
-                if isinstance(event, h11.Response):
-                    return event  # what came before it was interim (1xx) and is not needed
-
-    def _unanswered(self, sent_at: float) -> _StaleConnection | AttemptFailed:
-        """The connection ended without a byte: may the request be sent again?"""
-        if self._used and trio.current_time() - sent_at < _STALE_SECONDS:
-            return _StaleConnection()
-        detail = "closed without an answer" if self._whole else "closed while being sent to"
-        return AttemptFailed("reset", detail, contacted=True)
-
-    async def receive_body(self) -> tuple[bytes, bool]:
-        """(payload of what has arrived, whether the body has ended). Waits for some."""
-        while True:
-            data, ended = self.buffered_body()
-            if data or ended:
-                return data, ended
-            try:
-                received = await self.transport.receive()
-            except OSError as error:
-                raise AttemptFailed("truncated", "connection reset", contacted=True) from error
-            if self._missing is None:
-                self._h11.receive_data(received)
-            elif received:
-                self._buffered = received
-            else:
-                raise AttemptFailed("truncated", "closed inside the body", contacted=True)
-
-    def buffered_body(self) -> tuple[bytes, bool]:
-        """The same of what has been received already, without waiting."""
-        if self._missing is None:
-            return self._buffered_by_h11()
-        data, self._buffered = self._buffered, b""
-        self._missing -= len(data)
-        if self._missing > 0:
-            return data, False
-        # An upstream that says more than it announced is not to be trusted with another request.
-        self.reusable = self._missing == 0 and self._keeps_alive
-        return data[: self._missing or None], True
-
-    def _buffered_by_h11(self) -> tuple[bytes, bool]:
-        parts: list[bytes] = []
-        while True:
-            event = self._next_event()
-            if isinstance(event, h11.Data):
-                parts.append(event.data)
-            elif event is h11.NEED_DATA:
-                return b"".join(parts), False
-            else:
-                done = self._h11.their_state is h11.DONE and not self._h11.trailing_data[0]
-                self.reusable = done and self._keeps_alive
-                return b"".join(parts), True
-
-    def _next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
-        try:
-            return self._h11.next_event()
-        except h11.RemoteProtocolError as error:
-            # h11 reports an end of the stream inside a body in the same way as bad framing.
-            cut = "peer closed connection" in str(error)
-            reason: Reason = "truncated" if cut else "protocol"
-            raise AttemptFailed(reason, str(error), contacted=True) from error
-
-
 class _Endpoint:
     """One provider as one worker reaches it: its connections, its keys, its requests' heads."""
 
     def __init__(self, dialer: Dialer, provider: Provider) -> None:
-        self.pool: Pool[_Connection] = Pool(provider.max_connections)
+        self.pool: Pool[UpstreamConnection] = Pool(provider.max_connections)
         self.keys = ApiKeys(provider.api_keys) if len(provider.api_keys) > 1 else None
         self._dialer = dialer
         self._origin = Origin.of(provider)
@@ -492,7 +314,7 @@ class _Endpoint:
         queue_seconds: float,
         first_byte_seconds: float,
     ) -> UpstreamResponse:
-        """One try with one key. Raises AttemptFailed."""
+        """Ask once, with one key. Raises AttemptFailed."""
         head = self._request_head(provider, api_key, sent)
         connection = self._idle() or await self._placed(provider, queue_seconds)
         while True:
@@ -501,7 +323,7 @@ class _Endpoint:
                 with trio.move_on_after(first_byte_seconds):
                     await connection.exchange(head, sent.body)
                     return UpstreamResponse(connection, self)
-            except _StaleConnection:
+            except StaleConnection:
                 connection.transport.close()
                 connection = await self._connected(provider, contacted=True)
                 continue
@@ -513,7 +335,7 @@ class _Endpoint:
                 "first_byte_timeout", f"no answer within {first_byte_seconds} s", contacted=True
             )
 
-    def _idle(self) -> _Connection | None:
+    def _idle(self) -> UpstreamConnection | None:
         """An idle connection that still stands."""
         while (connection := self.pool.take_idle()) is not None:
             if connection.is_ready():
@@ -521,7 +343,7 @@ class _Endpoint:
             self.discard(connection)
         return None
 
-    async def _placed(self, provider: Provider, queue_seconds: float) -> _Connection:
+    async def _placed(self, provider: Provider, queue_seconds: float) -> UpstreamConnection:
         """A connection in the next place that is free, within the caller's time for that."""
         try:
             connection = await self.pool.place(queue_seconds)
@@ -534,7 +356,9 @@ class _Endpoint:
             connection.transport.close()
         return await self._connected(provider)
 
-    async def _connected(self, provider: Provider, *, contacted: bool = False) -> _Connection:
+    async def _connected(
+        self, provider: Provider, *, contacted: bool = False
+    ) -> UpstreamConnection:
         """A new connection, within the provider's time for it, in a place that is ours already.
 
         `contacted`: the request was sent before, over a connection that turned out to be stale.
@@ -542,7 +366,7 @@ class _Endpoint:
         origin = self._origin
         try:
             with trio.move_on_after(provider.connect_seconds):
-                return _Connection(
+                return UpstreamConnection(
                     await self._dialer.connect(origin.host, origin.port, tls=origin.tls)
                 )
             detail = f"no connection within {provider.connect_seconds} s"
@@ -554,7 +378,7 @@ class _Endpoint:
                 raise AttemptFailed(reason, str(error), contacted=contacted) from error
             raise
 
-    def give_back(self, connection: _Connection) -> None:
+    def give_back(self, connection: UpstreamConnection) -> None:
         """Keep a connection whose exchange is complete; drop it where it cannot be used again."""
         if not connection.reusable:
             self.discard(connection)
@@ -562,7 +386,7 @@ class _Endpoint:
         connection.idle_since = trio.current_time()
         self.pool.give_back(connection)
 
-    def discard(self, connection: _Connection) -> None:
+    def discard(self, connection: UpstreamConnection) -> None:
         """Close a connection."""
         connection.transport.close()
         self.pool.free()
