@@ -421,11 +421,12 @@ async def test_embeddings_fall_back_like_answers(autojump_clock: MockClock) -> N
     [fails(500), fails(403), fails(504), Act(SILENCE, SILENCE)],
     ids=["500", "403", "504", "silence"],
 )
+@pytest.mark.parametrize("pause_seconds", [1.0, 15.0])
 async def test_nobody_s_requests_take_an_upstream_away_from_others(
-    poisoned: Act, autojump_clock: MockClock
+    pause_seconds: float, poisoned: Act, autojump_clock: MockClock
 ) -> None:
     """One customer has requests that nobody could serve, several a second; another one has plain
-    ones, one a second, and notices nothing."""
+    ones, be it seldom, and notices nothing."""
     well = says("p")
 
     def choose(now: float, asked: Asked) -> Script:
@@ -449,13 +450,13 @@ async def test_nobody_s_requests_take_an_upstream_away_from_others(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(poison)
-            for _ in range(60):
+            while trio.current_time() < 60.0:
+                await trio.sleep(pause_seconds)
                 got = await ask(world, streamed=True, key=OTHER_KEY)
                 results.append(got.text or got.code)
-                await trio.sleep(1.0)
             nursery.cancel_scope.cancel()
         await trio.sleep(40.0)
-        assert Counter(results) == {"p": 60}
+        assert set(results) == {"p"}
         poison_asked = sum("poison" in str(body["messages"]) for body in p.bodies)
         assert poison_asked <= 300 * 1.2 + 2 * 60, "what is asked again is bounded"
         charges = [event.charge for event in await world.flushed() if event.account_id == ACCOUNT]
