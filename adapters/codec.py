@@ -55,6 +55,7 @@ FailureKind = Literal[
     "forbidden",  # which may be the account's fault, or the request's
     "quota",
     "rate_limited",
+    "over_limit",  # more than the account there may ever ask for at once
     "conflict",  # with something inside the provider; the same request may be said again
     "overloaded",
     "timeout",

@@ -97,6 +97,7 @@ VERDICTS: Mapping[Outcome, Verdict] = {
     "timeout": _SLOW,
     "conflict": Verdict(Fault.NOBODY, Says.ALIVE, "unavailable", again=True),
     "rate_limited": Verdict(Fault.PROVIDER, Says.REST, "overloaded", again=True),
+    "over_limit": Verdict(Fault.PROVIDER, Says.ALIVE, "unavailable"),
     "overloaded": Verdict(Fault.PROVIDER, Says.FAILURE, "overloaded", again=True),
     "server_error": _BROKEN,
     "protocol": _BROKEN,

@@ -35,6 +35,10 @@ _KIND_BY_CODE: Mapping[str, FailureKind] = {
 
 _BAD_REQUEST = 400
 _NOT_FOUND = 404
+_RATE_LIMITED = 429
+# OpenAI, of a request with more tokens than the limit of a minute: no waiting will help it, and
+# what it says of one request may not keep those of all other customers away.
+_OVER_LIMIT_WORDS = "Request too large for "
 
 
 class _Error(msgspec.Struct):
@@ -95,6 +99,8 @@ def _facts(error: _Error, status: int, retry_seconds: float | None) -> UpstreamF
 
 
 def _kind(status: int, error: _Error | None, message: str) -> FailureKind:
+    if status == _RATE_LIMITED and message.startswith(_OVER_LIMIT_WORDS):
+        return "over_limit"
     for word in (error.code, error.type) if error is not None else ():
         if isinstance(word, str) and word in _KIND_BY_CODE:
             return _KIND_BY_CODE[word]

@@ -13,6 +13,12 @@ from adapters.errors import ContextLengthExceeded, InvalidRequest, ModelNotAvail
 from adapters.failures import MESSAGE_CHARACTERS_MAX, scrub
 from adapters.openai.failure import read_failure
 
+TOO_LARGE = (
+    "Request too large for gpt-4o in organization org-1 on tokens per min (TPM): Limit 30000, "
+    "Requested 30601. The input or output tokens must be reduced in order to run successfully."
+)
+ANY = "Rate limit reached"
+
 
 def read(status: int, body: object = None, **headers: str) -> UpstreamFailure:
     pairs = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
@@ -57,6 +63,8 @@ def test_a_body_without_an_error_leaves_the_status(body: bytes) -> None:
         (400, {"message": "prompt is too long: 9000 tokens"}, "context_length"),
         (400, {"type": "exceed_context_size_error"}, "context_length"),
         (429, {"code": "insufficient_quota"}, "quota"),
+        (429, {"code": "rate_limit_exceeded", "message": TOO_LARGE}, "over_limit"),
+        (429, {"code": "rate_limit_exceeded", "message": f"{ANY}: {TOO_LARGE}"}, "rate_limited"),
         (429, {"message": "maximum context length"}, "rate_limited"),
         (400, {"code": "model_not_found"}, "model_not_found"),
         (400, {"code": "model_decommissioned"}, "model_not_found"),

@@ -415,11 +415,19 @@ async def test_embeddings_fall_back_like_answers(autojump_clock: MockClock) -> N
 
 # -- customers that mean harm ---------------------------------------------------------------------
 
+TOO_LARGE = provider.error(
+    429,
+    "Request too large for upstream-model in organization org-1 on tokens per min (TPM): "
+    "Limit 30000, Requested 30601. The input or output tokens must be reduced.",
+    "rate_limit_exceeded",
+    retry_after="30",
+)
+
 
 @pytest.mark.parametrize(
     "poisoned",
-    [fails(500), fails(403), fails(504), Act(SILENCE, SILENCE)],
-    ids=["500", "403", "504", "silence"],
+    [fails(500), fails(403), fails(504), Act(SILENCE, SILENCE), Act(TOO_LARGE, TOO_LARGE)],
+    ids=["500", "403", "504", "silence", "429"],
 )
 @pytest.mark.parametrize("pause_seconds", [1.0, 15.0])
 async def test_nobody_s_requests_take_an_upstream_away_from_others(
