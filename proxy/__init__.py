@@ -1,10 +1,10 @@
 """Proxy: the data plane. One exchange, from its first byte to settled.
 
-Files in the order in which a request meets them: `listener` (accept), `connection` (HTTP/1.1 over
-a `transport`), `exchange` (the life of one request: start here), `authenticate`, `admit` (with
+Files in the order in which a request meets them: `listener` (accept), `connection` (HTTP/1.1 over a
+`transport`), `exchange` (the life of one request: start here), `authenticate`, `admit` (with
 `memory`), `idempotency` (with `answers`, where they are kept, and `presence`, for when their maker
-dies), `route`, `calls` (the request as each candidate gets it), `reserve`, `fallback` (with
-`balance`, `turn` and `budget`, which decide whom to ask), `attempt`, `upstream` (with `pool`,
+dies), `route`, `calls` (the request as each candidate gets it), `need` and `reserve`, `fallback`
+(with `balance`, `turn` and `budget`, which decide whom to ask), `attempt`, `upstream` (with `pool`,
 `api_keys`, `upstream_connection`, `transport` and `resolve`), `relay` (with `allowance` and
 `outputs`, for streams that hold less than their cap), `settle`, `record`.
 

@@ -60,6 +60,7 @@ from proxy.calls import Calls
 from proxy.connection import ClientGone, Connection, Head, Stage
 from proxy.gateway import Gateway
 from proxy.idempotency import Claim
+from proxy.need import Need
 from proxy.record import CLIENT_CLOSED, Record
 from proxy.transport import Transport
 
@@ -171,7 +172,7 @@ async def _serve(
     if operation.action == "count":
         await count.serve(gateway, connection, operation, found, calls, record)
         return
-    need = reserve.Need.of(request, found)
+    need = Need.of(request, found)
     now = gateway.wall()
     async with reserve.Hold(
         gateway.ledger,

@@ -1,8 +1,8 @@
 """Nothing is sent upstream before its cost is set aside.
 
-The amount held is an upper bound: the most input tokens that the body can be, the whole output
-cap, at the dearest row of the dearest upstream that may serve, plus margin. Credit, budgets, rpm,
-tpm and concurrency are decided by the ledger in one call.
+The amount held is an upper bound (`proxy.need`): the most input tokens that the body can be, the
+whole output cap, at the dearest row of the dearest upstream that may serve, plus margin. Credit,
+budgets, rpm, tpm and concurrency are decided by the ledger in one call.
 
 With `billing.reserve = "adaptive"` there is less to hold where the client set no cap of its own. A
 stream begins with as much output as its model's answers usually have, and its `Allowance` has the
@@ -15,19 +15,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from adapters import errors, estimate, pricing
-from adapters.codec import Expected, Headers, Refusals, Request
-from adapters.estimate import Bound
-from adapters.expected import expected_input
+from adapters import errors
+from adapters.codec import Expected, Headers, Refusals
 from adapters.limits import Left, Unit
-from adapters.registry import OUTPUT_CAP_MIN
 from ledger.client import Ledger, LimitRef, LimitState, Reservation, ReservationRequest, Settled
 from ledger.errors import (
     AccountSuspended,
@@ -36,13 +32,14 @@ from ledger.errors import (
     LedgerUnavailable,
     RateLimited,
 )
-from ledger.money import AMOUNT_MAX, cost_and_charge, format_usd
+from ledger.money import AMOUNT_MAX, format_usd
 from ledger.store import EventStatus
 from proxy import settle
 from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance
 from proxy.attempt import Answer, Loss, StreamAnswer
 from proxy.authenticate import Principal
 from proxy.idempotency import Claim
+from proxy.need import Need
 from proxy.outputs import Outputs
 from proxy.record import Record
 from proxy.route import Candidate, Route
@@ -51,88 +48,6 @@ _RETRY_AFTER_SECONDS_MAX = 60
 _ECHOED_CHARACTERS_MAX = 512
 _UNITS: Sequence[tuple[str, Unit]] = (("rpm", "requests"), ("tpm", "tokens"))
 _ECHOED = re.compile(r"[!-~]([ -~]*[!-~])?")  # what any client reads in a header as it was written
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What a request may consume at most.
-
-    `output_cap` is the limit of each answer, as reserved and as sent upstream (None where the
-    operation has no output tokens); `output_tokens` is over all its `choices`, and more where a
-    provider allows no cap as low as that. `is_capped`: the client set the cap.
-    """
-
-    request: Request
-    bound: Bound
-    output_cap: int | None
-    output_tokens: int
-    service_tier: str
-    choices: int = 1
-    is_capped: bool = True
-    stream: bool = False
-
-    @classmethod
-    def of(cls, request: Request, route: Route) -> Need:
-        """The upper bounds for `request` at whichever upstream of `route` serves it."""
-        model = route.model
-        protocols = [
-            candidate.upstream.provider.protocol_for(request.protocol)
-            for candidate in route.candidates
-        ]
-        native = request.protocol in protocols and not request.foreign
-        bound = estimate.bound(request, model.context_window, native=native)
-        if request.kind != "chat":
-            return cls(request, bound, None, 0, request.service_tier)
-        cap = request.output_cap or model.default_max_output_tokens
-        if model.max_output_tokens:
-            cap = min(cap, model.max_output_tokens)
-        allowed = max(cap, *(OUTPUT_CAP_MIN.get(protocol, 0) for protocol in protocols))
-        return cls(
-            request,
-            bound,
-            cap,
-            allowed * request.choices,
-            request.service_tier,
-            request.choices,
-            is_capped=request.output_cap is not None,
-            stream=request.stream,
-        )
-
-    def expected(self, candidate: Candidate) -> Expected:
-        """The input that the request most probably has at one upstream."""
-        protocol = candidate.upstream.provider.protocol_for(self.request.protocol)
-        return partial(expected_input, self.request, protocol, self.bound)
-
-    def capped(self, output_cap: int) -> Need:
-        """The same with a lower cap."""
-        return replace(
-            self, output_cap=output_cap, output_tokens=output_cap * self.choices, is_capped=True
-        )
-
-    def amount(self, route: Route) -> int:
-        """Nano-dollars at the dearest upstream of `route`, with margin."""
-        return self.amount_of(self.output_tokens, route)
-
-    def amount_of(self, output_tokens: int, route: Route) -> int:
-        """The same for so much output."""
-        return max(self.amount_at(candidate, output_tokens) for candidate in route.candidates)
-
-    def affordable_output_tokens(self, route: Route, available: int) -> int:
-        """The largest output cap that `available` nano-dollars would cover."""
-        fixed = self.amount_of(0, route)
-        whole = self.amount(route)
-        if available <= fixed or whole <= fixed or not self.output_tokens:
-            return 0
-        return (available - fixed) * self.output_tokens // (whole - fixed) // self.choices
-
-    def amount_at(self, candidate: Candidate, output_tokens: int) -> int:
-        """Nano-dollars for so much output at one upstream, with margin."""
-        return max(
-            cost_and_charge(candidate.prices[rates], quantities)[1]
-            for rates, quantities in pricing.dearest(
-                candidate.schedule, self.bound, output_tokens, self.service_tier
-            )
-        )
 
 
 async def admit(

@@ -22,7 +22,7 @@ from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.chat_relay import ChatStreamRelay
 from ledger.store import EventStatus
 from proxy import settle
-from proxy.reserve import Need
+from proxy.need import Need
 from proxy.route import Candidate, Route
 from proxy.settle import Lost
 from proxy.verdicts import VERDICTS
