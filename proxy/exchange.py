@@ -5,22 +5,25 @@ The steps, in order, and what may be relied on after each:
  1  parse head        connection      READING     nothing is held
  2  operation         adapters.registry
  3  principal         authenticate
- 4  permit            admit           ADMITTED    holds a permit
+ 4  permit            admit           ADMITTED    holds a permit, in which its body is counted
  5  body              connection                  with an Idempotency-Key: `idempotency` claims it
                                                   here, and may have the answer already
- 6  candidates        route
- 7  reservation       reserve         RESERVED    holds permit and reservation; *nothing was sent
+ 6  candidates        route, calls
+ 7  reservation       need, reserve   RESERVED    holds permit and reservation; *nothing was sent
                                                   upstream before this*
- 8  attempts          fallback        ATTEMPTING  no content was sent; *another candidate may be
-                                                  tried*
+ 8  attempts          fallback        ATTEMPTING  no content was sent, at most a head and signs of
+                                                  life; *another candidate may be tried*
  9  stream            relay           STREAMING   content was sent; *no other candidate, errors
                                                   become stream events or a broken connection*
 10  settled           settle, record  SETTLED     posted or voided, exactly once, on every path
                                                   including cancellation
 
+What needs no model is looked up after step 3, and a count of tokens leaves after step 6 (`count`).
+
 A connection's exchanges run in one cancel scope. Its deadline follows the stage, and the watch
-cancels it when the client leaves; what was acquired is a context manager, so both unwind through
-step 10. Every step may raise APIError; it is rendered in the caller's own envelope.
+cancels it when the client leaves, unless a retry is to get the answer; what was acquired is a
+context manager, so both unwind through step 10. Every step may raise APIError; it is rendered in
+the caller's own envelope.
 """
 
 from __future__ import annotations

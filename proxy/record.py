@@ -1,8 +1,8 @@
 """What one exchange was: filled in step by step, turned into metrics and one log line.
 
 The request id is a UUIDv7 (RFC 9562 §5.7): its time part lets a receipt be found without an index
-of its own. Log lines are encoded by hand and written in batches by a service task; they name the
-key by its id, never the key.
+of its own. Log lines are written in batches by a service task; they name the key by its id, never
+the key.
 """
 
 from __future__ import annotations

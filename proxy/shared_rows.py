@@ -94,11 +94,6 @@ class Row:
         self._claimed = True
         return True
 
-    @property
-    def claimed(self) -> bool:
-        """Whether somebody of this process has the claim."""
-        return self._claimed
-
     def release(self) -> None:
         """Give the claim back, if this process has it."""
         if self._claimed:
