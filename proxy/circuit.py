@@ -26,8 +26,8 @@ before, until as many of their attempts have failed in a row as close it for eve
 The limit
 Of requests at once, found by what providers say: none until one says that it is overloaded; then
 three quarters of what was in flight, at most once a second; one more for each round of whole
-answers while it is used; forgotten after a minute without a word of overload. What an answer took
-says nothing here: one may take 1 s or 300.
+answers while it is used, and after ten quiet seconds twice what it was; forgotten after a minute
+without a word of overload. What an answer took says nothing here: one may take 1 s or 300.
 
 All moments are microseconds of one clock, in which 0 is no moment.
 """
@@ -62,6 +62,7 @@ REST_SECONDS_MAX: Final = 60.0
 LIMIT_MIN: Final = 4
 _LIMITED_SECONDS: Final = 60.0
 _CUT_SECONDS: Final = 1.0
+_CALM_SECONDS: Final = 10.0
 _ALARM_SECONDS: Final = 60.0
 _JITTER: Final = 0.2
 _DOUBLINGS_MAX: Final = 32
@@ -217,6 +218,16 @@ def cut(words: Words, now: float, in_flight: int) -> bool:
     words[LIMITED_UNTIL] = micros(now + _LIMITED_SECONDS)
     words[UNEASY] = 1
     return True
+
+
+def growth(words: Words, now: float) -> float:
+    """What a whole answer adds to the limit while it is used: one for a round of them; and one for
+    each, which doubles it with every round, once nothing was heard of overload for a while.
+
+    A limit may be far below what an upstream can do: little was in flight there when it was unwell.
+    """
+    calm_seconds = now - seconds(words[LIMITED_UNTIL]) + _LIMITED_SECONDS
+    return 1.0 if calm_seconds >= _CALM_SECONDS else 1 / words[LIMIT]
 
 
 def raise_limit(words: Words, most: int) -> None:

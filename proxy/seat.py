@@ -147,7 +147,7 @@ class Seat:
     # -- limit ----------------------------------------------------------------------------------
 
     def _learn(self, now: float) -> None:
-        """One more may be in flight after each round of answers while the limit is used."""
+        """More may be in flight, the more answers there are while the limit is used."""
         limit = self.words[LIMIT]
         if self.in_flight() < _USED * limit:
             self._answered = math.inf
@@ -157,7 +157,7 @@ class Seat:
             weight = _INTERVAL_WEIGHT if self._interval_seconds else 1
             self._interval_seconds += weight * (interval - self._interval_seconds)
         self._answered = now
-        self._credit += 1 / limit
+        self._credit += circuit.growth(self.words, now)
         if self._credit >= 1:
             self._credit = 0
             self.own.raise_limit(self._limit_max)

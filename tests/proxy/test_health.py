@@ -596,6 +596,22 @@ def test_a_limit_grows_only_while_it_is_used() -> None:
     assert kept
 
 
+def test_after_ten_quiet_seconds_a_limit_doubles_with_each_round() -> None:
+    """An upstream that had little to do when it was unwell, and now has all of it."""
+    health = new()
+    health.serve([P])
+    kept = limited(health)
+    for _ in range(3):
+        limit = health.states(10.1)[0].limit
+        while health.in_flight(P) < limit:
+            kept.append(asked(health, P, 10.1))
+        for _ in range(limit):
+            health.served(P, 10.1)
+            kept.append(asked(health, P, 10.1))  # there is room for one more now
+        assert health.states(10.1)[0].limit == 2 * limit
+    assert kept
+
+
 def test_at_its_most_a_limit_is_none() -> None:
     at = replace(P, provider=replace(P.provider, max_connections=5))
     health = new()
