@@ -166,7 +166,7 @@ class _Race:
         try:
             async with trio.open_nursery() as nursery:
                 self._start(nursery, first)
-                await self._decide(nursery, started + hedge_after)
+                await self._decide(nursery, first, started + hedge_after)
                 nursery.cancel_scope.cancel()
         except BaseException:
             if self._won is not None:  # and then the client left
@@ -183,7 +183,7 @@ class _Race:
             raise self._error
         return None
 
-    async def _decide(self, nursery: trio.Nursery, hedge_at: float) -> None:
+    async def _decide(self, nursery: trio.Nursery, first: Ask, hedge_at: float) -> None:
         """Start what the turn says, until somebody has won or nobody runs."""
         turn, monotonic = self._tries.turn, self._tries.gateway.means.monotonic
         while True:
@@ -196,7 +196,7 @@ class _Race:
                 ask = turn.beside(monotonic())
             else:
                 hedge_at = math.inf
-                ask = turn.hedge(monotonic())
+                ask = turn.hedge(first, monotonic())
             if ask is not None:
                 self._start(nursery, ask)
 

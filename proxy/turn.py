@@ -173,20 +173,22 @@ class Turn:
         """Whom to ask where one attempt has failed and another one runs."""
         return None if self._fault is not None else self._unasked(now)
 
-    def hedge(self, now: float) -> Ask | None:
-        """A second attempt beside the one that runs, where one may be made: at another upstream,
-        or at the same one where it is the only one."""
+    def hedge(self, slow: Ask, now: float) -> Ask | None:
+        """A second attempt beside a slow one, where one may be made: at another upstream, or at the
+        same one where it is the only one. The slow one's budget pays for it: it is that one's
+        requests of which only a fraction is asked twice."""
         asked_for_less = any(failure.retry_after for _, failure, _ in self._failures)
         if self._hedged or asked_for_less or not self._repeatable:
             return None
-        means = self._means
+        means, payer = self._means, slow.candidate.upstream.name
+        if not means.budget.allows(payer, now):
+            means.budget.denied()
+            return None
         for number, candidate in enumerate(self._order):
-            name = candidate.upstream.name
-            other = self._seats[number] is None or len(self._order) == 1
-            if other and means.budget.allows(name, now):
+            if self._seats[number] is None or len(self._order) == 1:
                 place = means.health.enter(candidate.upstream, now, account=self._account)
                 if place is not None:
-                    means.budget.spend(name, now)
+                    means.budget.spend(payer, now)
                     self._hedged = True
                     return self._take(number, place, "hedge")
         return None

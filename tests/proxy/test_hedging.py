@@ -198,15 +198,30 @@ async def test_no_second_attempt_beyond_the_budget(autojump_clock: MockClock) ->
 
 
 async def test_second_attempts_are_a_fraction_of_what_is_asked(autojump_clock: MockClock) -> None:
-    """However slow the first upstream becomes: a few, and then one for five first ones."""
+    """However slow the first upstream becomes."""
     p, q = Upstream(says("p", after=20.0)), Upstream(says("q"))
     async with scene(p=p, q=q) as world:
         async with trio.open_nursery() as nursery:
             for _ in range(100):
                 nursery.start_soon(lambda: ask(world, streamed=True))
         assert p.calls == 100
-        assert q.calls == 10
+        assert q.calls == 26  # ten, and a fifth of what the last ten seconds weigh
         await assert_nothing_is_held(world)
+
+
+async def test_the_slow_upstream_s_traffic_pays_for_second_attempts(
+    autojump_clock: MockClock,
+) -> None:
+    """Not that of whoever is asked instead, who may have none of its own: as many requests as are
+    slow have a second attempt, as long as they are few among all."""
+    p, q = Upstream(*[*[says("p")] * 9, says("p", after=20.0)] * 40), Upstream(says("q"))
+    async with scene(p=p, q=q) as world:
+        async with trio.open_nursery() as nursery:
+            for _ in range(400):
+                nursery.start_soon(lambda: ask(world, streamed=True))
+                await trio.sleep(0.025)
+        assert q.calls == 40
+        assert hedges(world) == {"won": 40}
 
 
 async def test_what_the_provider_may_do_is_not_asked_for_twice(autojump_clock: MockClock) -> None:

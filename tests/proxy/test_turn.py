@@ -287,30 +287,27 @@ def test_a_full_upstream_is_waited_for_within_the_time_to_connect() -> None:
 
 def test_a_hedge_asks_the_other_upstream_once() -> None:
     script = Script("p", "q")
-    script.asks(NOW)
-    hedge = script.turn.hedge(NOW)
+    slow = script.asks(NOW)
+    hedge = script.turn.hedge(slow, NOW)
     assert hedge is not None
     assert (hedge.candidate.upstream.provider.name, hedge.why) == ("q", "hedge")
-    assert script.turn.hedge(NOW) is None
+    assert script.turn.hedge(slow, NOW) is None
 
 
 def test_a_hedge_may_ask_a_sole_upstream_twice() -> None:
     script = Script("p")
-    script.asks(NOW)
-    assert script.turn.hedge(NOW) is not None
+    assert script.turn.hedge(script.asks(NOW), NOW) is not None
 
 
 def test_no_hedge_after_a_provider_asked_for_less() -> None:
     script = Script("p", "q", "r")
     script.asks_in_vain(NOW, "rate_limited", hint=1.0)
-    script.asks(NOW)
-    assert script.turn.hedge(NOW) is None
+    assert script.turn.hedge(script.asks(NOW), NOW) is None
 
 
 def test_a_hedge_is_within_the_budget() -> None:
     script = Script("p", "q", means=means_of(fraction=0.0))
-    script.asks(NOW)
-    assert script.turn.hedge(NOW) is None
+    assert script.turn.hedge(script.asks(NOW), NOW) is None
 
 
 @given(
