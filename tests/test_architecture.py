@@ -60,7 +60,12 @@ ONLY_IN = {
     "cryptography": ("proxy/sealing.py",),
     "hypercorn": ("console/serve.py", "farebox/admin.py"),
     "jwt": ("console/sessions.py",),
-    "prometheus_client": ("proxy/metrics.py", "farebox/admin.py", "farebox/totals.py"),
+    "prometheus_client": (
+        "proxy/metrics.py",
+        "proxy/figures.py",
+        "farebox/admin.py",
+        "farebox/totals.py",
+    ),
     "click": ("farebox/cli.py", "farebox/commands/"),
     "rich": ("farebox/",),
 }
