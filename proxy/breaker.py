@@ -201,11 +201,12 @@ class Breaker:
         if not known:
             self._told(Change(self.name, "resting", outcome, seconds=pause))
 
-    def cut(self, now: float, in_flight: int, outcome: Outcome) -> None:
-        """It has too much to do."""
+    def cut(self, now: float, in_flight: int, outcome: Outcome, account: int) -> None:
+        """It has too much to do, at least for an account."""
         known = self.words[LIMIT]
         with self._row.changing() as mine:
-            cut = mine and circuit.cut(self.words, now, in_flight)
+            overloaded = mine and circuit.is_overloaded(self.words, account, now)
+            cut = overloaded and circuit.cut(self.words, now, in_flight)
         if cut and not known:
             self._told(Change(self.name, "limited", outcome, limit=self.words[LIMIT]))
 

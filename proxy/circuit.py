@@ -24,7 +24,8 @@ that one account alone has caused (`SOLE`) holds for that account alone: the oth
 before, until as many of their attempts have failed in a row as close it for everybody.
 
 The limit
-Of requests at once, found by what providers say: none until one says that it is overloaded; then
+Of requests at once, found by what providers say: none until one says that it is overloaded, and not
+only to one account while others are served, whose requests may be all that is too much; then
 three quarters of what was in flight, at most once a second; one more for each round of whole
 answers while it is used, and after ten quiet seconds twice what it was; forgotten after a minute
 without a word of overload. What an answer took says nothing here: one may take 1 s or 300.
@@ -53,8 +54,9 @@ SERVED: Final = 12  # who had a whole answer, and when …
 SERVED_BEFORE: Final = 13  # … and who else had one before
 SOLE: Final = 14  # the account for which alone it is open; 0: for all
 BESIDE: Final = 15  # failures in a row of the others meanwhile
-ALARM_FROM: Final = 16
-WORDS: Final = 15  # of a row, beside its name and its places
+OVERLOADED: Final = 16  # who was told so last, and when
+ALARM_FROM: Final = 17
+WORDS: Final = 16  # of a row, beside its name and its places
 
 PAUSE_SECONDS_MAX: Final = 60.0
 OUT_SECONDS: Final = 60.0
@@ -202,6 +204,15 @@ def _ease(words: Words) -> None:
 
 
 # -- limit ----------------------------------------------------------------------------------------
+
+
+def is_overloaded(words: Words, account: int, now: float) -> bool:
+    """Note that an account was told so; whether it is so for all, as far as is known."""
+    before = words[OVERLOADED]
+    words[OVERLOADED] = _noted(account, now)
+    if before & _TAGS != _tag(account) and before and _since(before, now) < _PROTECTED_SECONDS:
+        return True
+    return not serves_others(words, account, now)
 
 
 def cut(words: Words, now: float, in_flight: int) -> bool:

@@ -163,7 +163,7 @@ class Health:
         else:
             account = 0  # whether a provider can be reached is nobody's doing
         if outcome in _OVERLOADS:
-            own.cut(now, seat.in_flight(), outcome)
+            own.cut(now, seat.in_flight(), outcome, account)
         if hint is not None and hint > 0 and verdict.says in (Says.REST, Says.FAILURE):
             own.rest(now, min(hint, circuit.REST_SECONDS_MAX), outcome)
         match verdict.says:

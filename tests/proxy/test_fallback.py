@@ -472,6 +472,47 @@ async def test_nobody_s_requests_take_an_upstream_away_from_others(
         await assert_nothing_is_held(world)
 
 
+@pytest.mark.parametrize("status", [429, 503, 529])
+async def test_what_is_too_much_of_one_customer_limits_no_other(
+    status: int, autojump_clock: MockClock
+) -> None:
+    """Twenty streams of somebody else go on beside it."""
+    refusal, well = fails(status, after=0.5), says("p", after=3.0)
+
+    def choose(now: float, asked: Asked) -> Script:
+        return refusal.plain if "poison" in str(asked["messages"]) else well.stream
+
+    p = ChoosingProvider(choose)
+    async with running({"p": p}, dice=always_one) as world:
+        await another_customer(world)
+        results: list[str] = []
+
+        async def ask_for_poison() -> None:
+            messages = [{"role": "user", "content": "poison"}]
+            await ask(world, streamed=False, messages=messages)
+
+        async def poison() -> None:
+            while True:
+                world.nursery.start_soon(ask_for_poison)
+                await trio.sleep(0.2)
+
+        async def go_on() -> None:
+            for _ in range(10):
+                got = await ask(world, streamed=True, key=OTHER_KEY)
+                results.append(got.text or got.code)
+
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as others:
+                for _ in range(20):
+                    others.start_soon(go_on)
+                await trio.sleep(3.5)  # somebody has been served
+                nursery.start_soon(poison)
+            nursery.cancel_scope.cancel()
+        await trio.sleep(20.0)
+        assert Counter(results) == {"p": 200}
+        await assert_nothing_is_held(world)
+
+
 @pytest.mark.parametrize("tool", ["mcp", "code_interpreter", "web_search"])
 @pytest.mark.parametrize(
     "act",

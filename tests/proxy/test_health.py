@@ -528,6 +528,33 @@ def test_an_attack_costs_the_others_next_to_nothing(seed: int) -> None:
     assert passed_over < 0.005 * asked_for
 
 
+def test_one_account_alone_does_not_limit_the_others() -> None:
+    """What is too much may be its own requests: large ones at the end of a quota, say."""
+    health = new()
+    health.serve([P])
+    places = [asked(health, P, 0.0) for _ in range(20)]
+    for number in range(100):
+        now = number / 5
+        health.served(P, now, account=B)
+        health.failed(P, "rate_limited", now, account=A)
+    assert health.states(20.0)[0].limit == 0
+    health.failed(P, "rate_limited", 20.0, account=B)
+    assert health.states(20.0)[0].limit == 15, "somebody else as well"
+    for place in places:
+        place.close()
+
+
+def test_an_account_that_is_alone_is_limited() -> None:
+    health = new()
+    health.serve([P])
+    places = [asked(health, P, 0.0, A) for _ in range(20)]
+    health.served(P, 0.0, account=A)
+    health.failed(P, "overloaded", 0.0, account=A)
+    assert health.states(0.0)[0].limit == 15
+    for place in places:
+        place.close()
+
+
 # -- the limit ------------------------------------------------------------------------------------
 
 
