@@ -70,12 +70,15 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+def words_of(message: object) -> str:
+    """A provider's message as it came, to be understood and not to be shown; "" for no text."""
+    return message[: 4 * MESSAGE_CHARACTERS_MAX].strip() if isinstance(message, str) else ""
+
+
 def scrub(message: object) -> str:
     """A provider's message without what is none of the client's business; empty for no text."""
-    if not isinstance(message, str):
-        return ""
     # Secrets may not survive by being cut in half, hence the room for the patterns to match.
-    message = message[: 4 * MESSAGE_CHARACTERS_MAX]
+    message = words_of(message)
     for pattern, stand_in in _SECRETS:
         message = pattern.sub(stand_in, message)
     message = message.strip()

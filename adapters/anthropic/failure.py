@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
-from adapters.failures import blames_the_key, kind_of, missing, retry_after, scrub
+from adapters.failures import blames_the_key, kind_of, missing, retry_after, scrub, words_of
 from adapters.raw import UNREADABLE
 
 # Not `invalid_request_error`: its wording tells more.
@@ -93,12 +93,12 @@ def read_error_object(raw: msgspec.Raw) -> UpstreamFailure:
 def _facts(error: _Error | str, status: int, retry_seconds: float | None) -> UpstreamFailure:
     if isinstance(error, str):
         error = _Error(message=error)
-    message = scrub(error.message)
+    words = words_of(error.message)
     details = _details(error.details)
-    kind = _kind(error.type, status, message)
+    kind = _kind(error.type, status, words)
     return UpstreamFailure(
         kind="not_found" if kind == "model_not_found" and details else kind,
-        message=message,
+        message=scrub(words),
         status=status,
         retry_after=retry_seconds,
         details=details,

@@ -22,6 +22,7 @@ from adapters.failures import (
     retry_after,
     scrub,
     status_in,
+    words_of,
 )
 
 _KIND_BY_STATUS: Mapping[str, FailureKind] = {
@@ -123,11 +124,11 @@ def _find(body: bytes) -> _Error | None:
 
 def _facts(error: _Error, status: int, hint: float | None) -> UpstreamFailure:
     details = _details(error.details)
-    message = scrub(error.message)
+    words = words_of(error.message)
     delay = next((found for each in details if (found := _seconds(each.retry_delay))), None)
     return UpstreamFailure(
-        kind=_kind(error, status, message, details, delay),
-        message=message,
+        kind=_kind(error, status, words, details, delay),
+        message=scrub(words),
         status=status,
         param=_param(details),
         retry_after=hint if hint is not None else delay,

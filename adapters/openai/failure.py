@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.codec import FailureKind, UpstreamFailure
-from adapters.failures import blames_the_key, kind_of, retry_after, scrub, status_in
+from adapters.failures import blames_the_key, kind_of, retry_after, scrub, status_in, words_of
 
 # Not `server_error`: OpenAI says it of every 5xx, where the status knows better.
 _KIND_BY_CODE: Mapping[str, FailureKind] = {
@@ -88,10 +88,10 @@ def _find(body: bytes) -> _Error | None:
 
 
 def _facts(error: _Error, status: int, retry_seconds: float | None) -> UpstreamFailure:
-    message = scrub(error.message if isinstance(error.message, str) else error.detail)
+    words = words_of(error.message if isinstance(error.message, str) else error.detail)
     return UpstreamFailure(
-        kind=_kind(status, error, message),
-        message=message,
+        kind=_kind(status, error, words),
+        message=scrub(words),
         status=status,
         param=error.param if isinstance(error.param, str) else None,
         retry_after=retry_seconds,

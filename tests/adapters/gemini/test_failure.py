@@ -45,6 +45,11 @@ def read(status: int, error: object, **headers: str) -> UpstreamFailure:
         (403, {"message": "CachedContent not found (or permission denied)"}, "bad_request"),
         (403, {"details": [{"reason": "BILLING_DISABLED"}]}, "quota"),
         (404, {"status": "NOT_FOUND", "message": "models/x is not found"}, "model_not_found"),
+        (
+            404,  # a name as long as a secret
+            {"message": "models/gemini-2.5-flash-preview-native-audio-12-2025 is not found for"},
+            "model_not_found",
+        ),
         (404, {"status": "NOT_FOUND", "message": "Requested entity was not found."}, "not_found"),
         (404, {"status": "NOT_FOUND"}, "model_not_found"),
         (409, {"status": "ABORTED"}, "conflict"),
