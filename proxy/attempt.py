@@ -214,7 +214,6 @@ class Attempt:
         except BaseException:
             response.close()
             raise
-        self._ask.place.close()
         return PlainAnswer(candidate, plain, share)
 
     def _key_refused(self, failure: UpstreamFailure) -> None:

@@ -134,6 +134,8 @@ class _Tries(msgspec.Struct, frozen=True, gc=False):
             return None
         stream = self.calls.request.stream
         self.turn.answered(ask, self.gateway.means.monotonic(), whole=not stream)
+        if not stream:
+            ask.place.close()  # only now: what it has learnt of its limit counts this one
         self.time(ask, started)
         return answer
 

@@ -442,6 +442,31 @@ async def test_an_upstream_that_cannot_be_reached_leaves_no_event() -> None:
         assert event.provider_id == 2
 
 
+async def test_whole_answers_raise_a_limit_that_is_used(autojump_clock: MockClock) -> None:
+    """One of 4, where four at a time is all that it can be used."""
+    slow = ScriptedProvider([1.0, *provider.completion()])
+    async with running({"p": slow}) as world:
+        means, (candidate,) = world.gateway.means, world.gateway.snapshot.routes["gpt"].candidates
+        upstream = candidate.upstream
+        places = [means.health.enter(upstream, means.monotonic()) for _ in range(4)]
+        means.health.failed(upstream, "overloaded", means.monotonic())
+        for place in places:
+            assert place is not None
+            place.close()
+
+        async def ask() -> None:
+            assert (await world.connect().call(CHAT, ASK)).status == 200
+
+        for _ in range(10):
+            async with trio.open_nursery() as clients:
+                for _ in range(4):
+                    clients.start_soon(ask)
+        means.health.serve([upstream])
+        (state,) = means.health.states(means.monotonic())
+        assert state.limit > 4
+        await world.assert_books_are_clean()
+
+
 async def test_the_request_s_own_fault_is_not_tried_again() -> None:
     second = ScriptedProvider(provider.completion())
     async with running({"a": ScriptedProvider(OVERFLOW), "b": second}) as world:
