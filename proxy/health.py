@@ -171,8 +171,8 @@ class Health:
                 about.failed(now, self._terms(upstream.provider), outcome, account)
             case Says.OUT:
                 about.out(now, outcome)
-            case Says.ALIVE | Says.REST:
-                about.alive(account)
+            case Says.ALIVE | Says.REST if own.words[UNTIL]:  # as `spoke`
+                own.alive(account)
 
     def _terms(self, provider: Provider) -> Terms:
         return Terms(provider.failures_to_open, provider.open_seconds, self._dice)

@@ -45,8 +45,9 @@ class Fault(enum.Enum):
 class Says(enum.Enum):
     """What an outcome says of the upstream.
 
-    FAILURE counts towards opening its circuit. ALIVE is an answer as good as any. REST: not to be
-    asked before the moment that it named. OUT opens the circuit at once. NOTHING tells nothing.
+    FAILURE counts towards opening its circuit. ALIVE: it is there, which closes a circuit that is
+    being tried, but says nothing of how it serves. REST: the same, and it is not to be asked before
+    the moment that it named. OUT opens the circuit at once. NOTHING tells nothing.
     """
 
     FAILURE = "failure"
