@@ -63,6 +63,7 @@ class UpstreamConnection:
 
     __slots__ = (
         "_buffered",
+        "_drained",
         "_h11",
         "_missing",
         "_used",
@@ -83,6 +84,7 @@ class UpstreamConnection:
         self._h11 = h11.Connection(h11.CLIENT)
         self._missing: int | None = None  # bytes of a body of known length; None: h11 frames it
         self._buffered = b""
+        self._drained = False  # what has been received of the body was taken
         self._used = False
         self._whole = True  # the request has left to its end
 
@@ -118,6 +120,7 @@ class UpstreamConnection:
         self.headers = headers = {
             name.lower(): value for name, value in response.headers.raw_items()
         }
+        self._drained = False
         # A body of known length is counted here, the others are framed by h11.
         length = headers.get(b"content-length")
         self._missing = None
@@ -156,13 +159,15 @@ class UpstreamConnection:
     async def receive_body(self) -> tuple[bytes, bool]:
         """(payload of what has arrived, whether the body has ended). Waits for some."""
         while True:
-            data, ended = self.buffered_body()
-            if data or ended:
-                return data, ended
+            if not self._drained:
+                data, ended = self.buffered_body()
+                if data or ended:
+                    return data, ended
             try:
                 received = await self.transport.receive()
             except OSError as error:
                 raise AttemptFailed("truncated", "connection reset", contacted=True) from error
+            self._drained = False
             if self._missing is None:
                 self._h11.receive_data(received)
             elif received:
@@ -172,6 +177,7 @@ class UpstreamConnection:
 
     def buffered_body(self) -> tuple[bytes, bool]:
         """The same of what has been received already, without waiting."""
+        self._drained = True
         if self._missing is None:
             return self._buffered_by_h11()
         data, self._buffered = self._buffered, b""
