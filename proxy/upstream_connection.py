@@ -35,9 +35,7 @@ _STALE_SECONDS = 1.0  # an end that was under way when a request was sent is her
 _NO_CONTENT = frozenset({204, 304})  # whatever their heads announce (RFC 9112 §6.3)
 _JOIN_BYTES_MAX = 65_536  # a longer body is sent by itself rather than copied behind its head
 # h11 needs to know that a POST was sent; what it would have written is not used.
-_REQUEST = h11.Request(
-    method=b"POST", target=b"/", headers=[(b"host", b"upstream"), (b"content-length", b"0")]
-)
+_REQUEST = h11.Request(method=b"POST", target=b"/", headers=[(b"host", b"upstream")])
 _END = h11.EndOfMessage()
 
 
