@@ -166,7 +166,7 @@ class Attempt:
         self._dropped = told(call.dropped)
         self.serves()
         self._began = trio.current_time()
-        sent = Sent(call.path, call.body, self._stream, call.headers)
+        sent = Sent(call.path, call.body, self._stream, call.headers, self._ask.once)
         try:
             answer = await self._answer(call, sent, affinity)
         except trio.Cancelled:

@@ -64,7 +64,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     """Ask this upstream now. `place` is held for it, and to be closed by whoever asks.
 
     `queue_seconds` may be waited for a connection of ours: there is nobody else to ask. A probe has
-    to show within `first_byte_seconds` that its upstream is back (None: as configured).
+    to show within `first_byte_seconds` that its upstream is back (None: as configured). `once`: the
+    upstream may not see the request twice.
     """
 
     candidate: Candidate
@@ -73,6 +74,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     queue_seconds: float
     first_byte_seconds: float | None
     seat: int  # in the order
+    once: bool
 
 
 class Wait(msgspec.Struct, frozen=True, gc=False):
@@ -315,7 +317,8 @@ class Turn:
         first_byte_seconds = None
         if place.probe:
             first_byte_seconds = min(candidate.upstream.provider.first_byte_seconds, _PROBE_SECONDS)
-        return Ask(candidate, place, why, queue_seconds, first_byte_seconds, number)
+        once = not self._repeatable
+        return Ask(candidate, place, why, queue_seconds, first_byte_seconds, number, once)
 
     def _refusal(self, now: float) -> APIError:
         """What the client hears when no upstream has served."""

@@ -97,13 +97,15 @@ class Origin:
 @dataclass(slots=True)
 class Sent:
     """One POST. `path` is relative to the base URL and may have a query; `headers` are added to
-    the provider's. `contacted`: the provider may have seen it, also where nobody was told how that
+    the provider's. `once`: it may not be said twice, and so not over a used connection, which may
+    break under it. `contacted`: the provider may have seen it, also where nobody was told how that
     ended."""
 
     path: str
     body: bytes
     stream: bool = False
     headers: tuple[tuple[str, str], ...] = ()
+    once: bool = False
     contacted: bool = False
 
 
@@ -316,7 +318,8 @@ class _Endpoint:
     ) -> UpstreamResponse:
         """Ask once, with one key. Raises AttemptFailed."""
         head = self._request_head(provider, api_key, sent)
-        connection = self._idle() or await self._placed(provider, queue_seconds)
+        connection = None if sent.once else self._idle()
+        connection = connection or await self._placed(provider, sent, queue_seconds)
         while True:
             sent.contacted = True
             try:
@@ -343,7 +346,9 @@ class _Endpoint:
             self.discard(connection)
         return None
 
-    async def _placed(self, provider: Provider, queue_seconds: float) -> UpstreamConnection:
+    async def _placed(
+        self, provider: Provider, sent: Sent, queue_seconds: float
+    ) -> UpstreamConnection:
         """A connection in the next place that is free, within the caller's time for that."""
         try:
             connection = await self.pool.place(queue_seconds)
@@ -351,7 +356,7 @@ class _Endpoint:
             detail = f"all {provider.max_connections} connections are in use"
             raise AttemptFailed("busy", detail, contacted=False) from None
         if connection is not None:
-            if connection.is_ready():
+            if not sent.once and connection.is_ready():
                 return connection
             connection.transport.close()
         return await self._connected(provider)

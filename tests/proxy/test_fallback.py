@@ -532,6 +532,24 @@ async def test_what_may_have_been_done_there_is_not_asked_for_twice(
         assert (p.calls, q.calls) == (1, 1)
 
 
+@pytest.mark.parametrize("tools", [False, True])
+async def test_nor_over_a_connection_that_breaks_under_it(
+    tools: bool, autojump_clock: MockClock
+) -> None:
+    """A kept connection may have been closed before the request was there. Who may say it once more
+    does so; who may not takes a new one."""
+    p = scenes.Upstream(says("p"), Act([0.5, None], [0.5, None]), says("p"))
+    models = [model_of("gpt", *providers_of("p"))]
+    async with running({"p": p}, models=models, dice=always_one) as world:
+        assert (await ask(world, streamed=False)).text == "p"
+        hosted = [{"type": "mcp", "server_label": "x"}] if tools else []
+        got = await ask(world, streamed=False, tools=hosted)
+        assert world.network.dialled == ["p", "p"]
+        assert p.calls == (2 if tools else 3)
+        assert got.status == (502 if tools else 200)
+        await assert_nothing_is_held(world)
+
+
 # -- upstreams that mean harm ---------------------------------------------------------------------
 
 
