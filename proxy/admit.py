@@ -19,11 +19,12 @@ import trio
 
 from adapters.errors import Overloaded
 from proxy.deadlines import NEVER
-from proxy.memory import Memory, Share, no_room
+from proxy.memory import Memory, Share
 
 LAG_SECONDS_MAX = 0.1
 STANDING_SECONDS = 0.5
 _PROBE_SECONDS = 0.1
+_RETRY_AFTER_SECONDS = 1
 
 
 class Load:
@@ -40,12 +41,12 @@ class Load:
         `body_bytes` is the declared length of its body; None: it comes in chunks.
         """
         if self.exchanges >= self._exchanges_max:
-            raise Overloaded("The gateway is at its limit of open requests.", retry_after=1)
+            raise _overloaded("The gateway is at its limit of open requests.")
         if self.lags:
-            raise Overloaded("The gateway is overloaded.", retry_after=1)
+            raise _overloaded("The gateway is overloaded.")
         declared = body_bytes or 0
         if not memory.allows(declared):
-            raise no_room()
+            raise _no_room()
         return Permit(self, memory, declared)
 
     async def run(self) -> None:
@@ -87,4 +88,12 @@ class Permit(Share):
         """So many more bytes of a body without a declared length. Raises Overloaded."""
         self.take(size)
         if not self._memory.allows(self.held_bytes):
-            raise no_room()
+            raise _no_room()
+
+
+def _no_room() -> Overloaded:
+    return _overloaded("The gateway holds too many bytes of other requests: try again shortly.")
+
+
+def _overloaded(message: str) -> Overloaded:
+    return Overloaded(message, retry_after=_RETRY_AFTER_SECONDS)

@@ -25,7 +25,7 @@ import trio
 
 from adapters.errors import InvalidAPIKey, Overloaded
 from ledger.errors import brief
-from proxy.database import Connections, Work
+from proxy.database import Connections, Work, project_key
 from proxy.presence import Presence
 from proxy.sealing import ProjectKey, Unreadable, Wrapping
 
@@ -35,7 +35,6 @@ _CLAIMS_MAX = 4  # threads at once; those that keep have others, so that what is
 _KEEPS_MAX = 4
 _PURGE_ROWS = 500
 
-_KEY = "SELECT key_id, wrapped FROM stored.key_of(%s, %b, %b)"
 _CLAIM = """
 SELECT a.request_id, a.project_id, a.fingerprint, a.state,
        CASE WHEN a.project_id = %(project)s AND a.fingerprint = %(fingerprint)b THEN a.content END,
@@ -176,9 +175,11 @@ class PostgresAnswers:
 
         def work(connection: psycopg.Connection) -> bool:
             content = None
-            # Of a project that was deleted meanwhile nothing is kept, but that it was answered.
-            if answer is not None and (key := self._key(connection, asked.project_id)) is not None:
-                content = key[1].seal(_encode(answer), _context(asked))
+            if answer is not None:
+                key = project_key(connection, self._wrapping, asked.project_id)
+                # Of a project that was deleted meanwhile nothing is kept, but that it was answered.
+                if key is not None:
+                    content = key[1].seal(_encode(answer), _context(asked))
             state = State.LOST if content is None else State.ANSWERED
             parameters = {"state": state.value, "content": content, "response": response_id or None}
             return connection.execute(_KEEP, _names(asked) | parameters).rowcount > 0
@@ -203,7 +204,7 @@ class PostgresAnswers:
         return total
 
     def _claim(self, connection: psycopg.Connection, asked: Asked, now: float) -> Earlier | None:
-        key = self._key(connection, asked.project_id)
+        key = project_key(connection, self._wrapping, asked.project_id)
         if key is None:
             raise InvalidAPIKey("The project of this API key was deleted.")
         parameters = _names(asked) | {
@@ -234,16 +235,6 @@ class PostgresAnswers:
         except Unreadable as error:
             self._log(f"a kept answer cannot be read: {error}\n")
         return Earlier(earlier.request_id, earlier.project_id, earlier.fingerprint, state, answer)
-
-    def _key(
-        self, connection: psycopg.Connection, project_id: int
-    ) -> tuple[int, ProjectKey] | None:
-        """The project's key, made where it has none; None where the project was deleted."""
-        new = self._wrapping.new_key(project_id)
-        row = connection.execute(
-            _KEY, [project_id, self._wrapping.secret_id, new], binary=True
-        ).fetchone()
-        return None if row is None else (row[0], self._wrapping.unwrap(row[1], project_id))
 
     async def _call(self, work: Work[T], limiter: trio.CapacityLimiter) -> T:
         try:

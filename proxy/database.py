@@ -3,6 +3,8 @@
 The ledger's lanes have connections of their own. Here calls come and go, so a connection waits for
 whoever needs one next, and a call that finds it dead is made again on a new one. How many there are
 is up to the callers, who limit their threads.
+
+What is stored is sealed with keys of the projects, which are found here as well (`project_key`).
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from typing import TypeVar
 import psycopg
 
 from ledger.connection import connect
+from proxy.sealing import ProjectKey, Wrapping
 
 T = TypeVar("T")
 Work = Callable[[psycopg.Connection], T]
 
+_KEY = "SELECT key_id, wrapped FROM stored.key_of(%s, %b, %b)"
 # SQLSTATEs, by their beginning, of a database that is at fault, not what it was asked: connection,
 # read-only, rolled back, out of resources, locked, shut down.
 _AWAY_CODES = ("08", "25", "40", "53", "55P03", "57P")
@@ -76,3 +80,12 @@ def is_away(error: Exception) -> bool:
     if code is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return code.startswith(_AWAY_CODES)
+
+
+def project_key(
+    connection: psycopg.Connection, wrapping: Wrapping, project_id: int
+) -> tuple[int, ProjectKey] | None:
+    """The project's key and its id, made where it has none; None where the project was deleted."""
+    new = wrapping.new_key(project_id)
+    row = connection.execute(_KEY, [project_id, wrapping.secret_id, new], binary=True).fetchone()
+    return None if row is None else (row[0], wrapping.unwrap(row[1], project_id))

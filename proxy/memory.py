@@ -23,7 +23,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adapters.errors import Overloaded
 from proxy.settings import ServerSettings
 
 HELD_BYTES_MIN = 256 * 1024 * 1024
@@ -34,7 +33,6 @@ LARGE_BYTES = 1024 * 1024
 """A body of more is refused first."""
 
 _PART_OF_MACHINE = 8
-_RETRY_AFTER_SECONDS = 1
 _LIMIT_FILES = (  # of a control group: version 2, then version 1
     ("", "sys/fs/cgroup", "memory.max"),
     ("memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes"),
@@ -92,14 +90,6 @@ class Share:
         """Give everything back. May be called twice."""
         self._memory.held_bytes -= self.held_bytes
         self.held_bytes = 0
-
-
-def no_room() -> Overloaded:
-    """What is said of a request for which there is no memory now."""
-    return Overloaded(
-        "The gateway holds too many bytes of other requests: try again shortly.",
-        retry_after=_RETRY_AFTER_SECONDS,
-    )
 
 
 def bound_of(settings: ServerSettings, workers: int) -> int:

@@ -26,7 +26,7 @@ from psycopg.rows import TupleRow
 
 from adapters.errors import Overloaded, RequestTooLarge
 from ledger.errors import brief
-from proxy.database import Connections, Work, is_away
+from proxy.database import Connections, Work, is_away, project_key
 from proxy.sealing import ProjectKey, Unreadable, Wrapping
 
 T = TypeVar("T")
@@ -45,7 +45,6 @@ _RETRY_SECONDS = 1.0
 _LAST_SECONDS = 10.0
 _READERS_MAX = 4
 
-_KEY = "SELECT key_id, wrapped FROM stored.key_of(%s, %b, %b)"
 _PUT = """
 WITH response AS (
   INSERT INTO stored.response (project_id, response_id, previous_id, key_id, created_at,
@@ -302,21 +301,14 @@ class PostgresResponses:
     ) -> None:
         projects = {project_id for (project_id, _), _ in batch}
         # Before the transaction: a lock on one project is not held while waiting for the next.
-        keys = {project_id: self._key(connection, project_id) for project_id in projects}
+        keys = {
+            project_id: project_key(connection, self._wrapping, project_id)
+            for project_id in projects
+        }
         with connection.transaction():
             for (project_id, _), stored in batch:
                 if (key := keys[project_id]) is not None:
                     connection.execute(_PUT, _row(project_id, stored, *key))
-
-    def _key(
-        self, connection: psycopg.Connection, project_id: int
-    ) -> tuple[int, ProjectKey] | None:
-        """The project's key, made where it has none; None where the project was deleted."""
-        new = self._wrapping.new_key(project_id)
-        row = connection.execute(
-            _KEY, [project_id, self._wrapping.secret_id, new], binary=True
-        ).fetchone()
-        return None if row is None else (row[0], self._wrapping.unwrap(row[1], project_id))
 
     # -- reading --------------------------------------------------------------------------------
 
