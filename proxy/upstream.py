@@ -20,7 +20,8 @@ an answer has come over it, and either
   and then takes its time to fail has been asked, and that is a `reset`.
 
 What is left is a provider that takes a request and dies within the second. It is asked again, as it
-would be after the `reset`; the client gets, and pays, one answer all the same.
+would be after the `reset`; the client gets, and pays, one answer all the same. Only what makes the
+provider act (`Sent.once`) is not left to that: it goes over a new connection, and is sent once.
 """
 
 from __future__ import annotations
