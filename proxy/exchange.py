@@ -190,12 +190,12 @@ async def _serve(
     ) as hold:
         conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
         told = hold.headers(conversation)
-        opening = relay.Opening(connection, record, calls, told, keeper, claim)
-        with gateway.keep_alives.pulse(opening.beat) as pulse:
+        delivery = relay.Delivery(connection, record, calls, told, keeper, claim)
+        with gateway.keep_alives.pulse(delivery.beat) as pulse:
             hold.answer = await fallback.first_event(
                 gateway, calls, found, hold, record, conversation
             )
-            await relay.deliver(gateway, opening, hold, pulse)
+            await relay.deliver(gateway, delivery, hold, pulse)
 
 
 async def _look_up(

@@ -32,8 +32,8 @@ _FIGURES_SECONDS = 0.5
 _STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
 
 
-class Opening:
-    """The head of an answer, before it is known which upstream serves it.
+class Delivery:
+    """An answer on its way to its client; made before it is known which upstream serves it.
 
     `headers` are what the reservation and the route have to say; `keeper` is for answers that can
     be cancelled and may be kept, `claim` for those that a retry is to get again.
@@ -122,38 +122,38 @@ class Opening:
         return self.record.answer_headers() + self._headers
 
 
-async def deliver(gateway: Gateway, opening: Opening, hold: Hold, pulse: Pulse) -> None:
+async def deliver(gateway: Gateway, delivery: Delivery, hold: Hold, pulse: Pulse) -> None:
     """Bring the answer of `hold` to the client. Raises ClientGone."""
     pulse.stop()
     match hold.answer:
         case PlainAnswer() as answer:
-            await _plain(answer, opening, hold)
+            await _plain(answer, delivery, hold)
         case StreamAnswer() as answer:
             gateway.metrics.open_streams.inc()
             try:
-                await _stream(gateway, answer, opening, hold, pulse)
+                await _stream(gateway, answer, delivery, hold, pulse)
             finally:
                 gateway.metrics.open_streams.dec()
         case None:
             raise AssertionError("there is nothing to deliver")
 
 
-async def _plain(answer: PlainAnswer, opening: Opening, hold: Hold) -> None:
+async def _plain(answer: PlainAnswer, delivery: Delivery, hold: Hold) -> None:
     """Settle, then send an answer that is complete already."""
-    record = opening.record
+    record = delivery.record
     record.first_byte = trio.current_time()
-    if opening.claim is not None:
+    if delivery.claim is not None:
         charge, estimated = hold.quote()
-        await opening.keep_plain(_price(charge, estimated=estimated), answer.relay.body)
+        await delivery.keep_plain(_price(charge, estimated=estimated), answer.relay.body)
     settled = hold.settle()
     money = _price(settled.charge, estimated=record.estimated)
     balance = await hold.reservation.journalled()
     if balance is not None:
         money.append(("x-farebox-balance-usd", format_usd(balance)))
-    if opening.keeper is not None:
-        opening.keeper.keep(answer.relay.body)
+    if delivery.keeper is not None:
+        delivery.keeper.keep(answer.relay.body)
     sending = trio.current_time()
-    await opening.plain(money, answer.relay.body)
+    await delivery.plain(money, answer.relay.body)
     record.client_seconds += trio.current_time() - sending
 
 
@@ -164,21 +164,21 @@ def _price(charge: int, *, estimated: bool) -> Headers:
 
 
 async def _stream(
-    gateway: Gateway, answer: StreamAnswer, opening: Opening, hold: Hold, pulse: Pulse
+    gateway: Gateway, answer: StreamAnswer, delivery: Delivery, hold: Hold, pulse: Pulse
 ) -> None:
-    """Relay a stream to its end.
+    """Relay a stream to its end, and settle it.
 
     Where its allowance is used up, the relay has ended it as if its output cap were reached: it is
     complete like any other. Where the upstream breaks, the client gets an error in its own grammar,
     never a clean end, and is charged for what was produced.
     """
-    relay, connection, record = answer.relay, opening.connection, opening.record
+    relay, connection, record = answer.relay, delivery.connection, delivery.record
     record.first_byte = trio.current_time()
-    await opening.stream(answer.first)
+    await delivery.stream(answer.first)
     failure: UpstreamFailure | None = None  # stays so where the block is cancelled
     try:
-        with gateway.deadlines.new() as idle, opening.running(answer.first, idle.scope.cancel):
-            failure = await _pass_on(answer, opening, record, idle, pulse) or relay.failure
+        with gateway.deadlines.new() as idle, delivery.running(answer.first, idle.scope.cancel):
+            failure = await _pass_on(answer, delivery, record, idle, pulse) or relay.failure
     except (ClientGone, trio.Cancelled):
         if not connection.deadline.expired:
             await _last_figures(answer)
@@ -188,29 +188,39 @@ async def _stream(
         await _last_figures(answer)
     if failure is None and not idle.scope.cancelled_caught:
         _report(gateway, answer, record, None)
-        await opening.keep(relay.terminal)
-        hold.settle()
-        if relay.cut:
-            gateway.metrics.short_of_credit(record.model).inc()
-        if opening.keeper is not None:
-            opening.keeper.keep(relay.terminal)
-        await hold.reservation.journalled()
-        await connection.end_stream(relay.terminal)
-        await answer.response.finish()
-        return
-    if idle.scope.cancelled_caught and not idle.expired:
-        error: APIError = Cancelled("The response was cancelled.")
+        await _end(gateway, answer, delivery, hold)
+    elif idle.scope.cancelled_caught and not idle.expired:
+        await _break_off(answer, delivery, hold, Cancelled("The response was cancelled."))
     else:
         _report(gateway, answer, record, "idle_timeout" if failure is None else failure.kind)
-        error = _broken(failure)
-    last = relay.error_event(error, record.id)
-    await opening.keep(last)
+        await _break_off(answer, delivery, hold, _broken(failure))
+
+
+async def _end(gateway: Gateway, answer: StreamAnswer, delivery: Delivery, hold: Hold) -> None:
+    """Charge a stream that is complete, then let its end go out."""
+    relay = answer.relay
+    await delivery.keep(relay.terminal)
+    hold.settle()
+    if relay.cut:
+        gateway.metrics.short_of_credit(delivery.record.model).inc()
+    if delivery.keeper is not None:
+        delivery.keeper.keep(relay.terminal)
+    await hold.reservation.journalled()
+    await delivery.connection.end_stream(relay.terminal)
+    await answer.response.finish()
+
+
+async def _break_off(answer: StreamAnswer, delivery: Delivery, hold: Hold, error: APIError) -> None:
+    """Charge what came of a stream, then end it with an error in the client's grammar."""
+    record = delivery.record
+    last = answer.relay.error_event(error, record.id)
+    await delivery.keep(last)
     hold.settle(cut=True)
-    if opening.keeper is not None:
-        opening.keeper.keep_stopped()
+    if delivery.keeper is not None:
+        delivery.keeper.keep_stopped()
     record.code = error.code
     await hold.reservation.journalled()
-    await connection.end_stream(last)
+    await delivery.connection.end_stream(last)
 
 
 def _report(
@@ -243,13 +253,13 @@ async def _last_figures(answer: StreamAnswer) -> None:
 
 
 async def _pass_on(
-    answer: StreamAnswer, opening: Opening, record: Record, idle: Deadline, pulse: Pulse
+    answer: StreamAnswer, delivery: Delivery, record: Record, idle: Deadline, pulse: Pulse
 ) -> UpstreamFailure | None:
     """Relay until the upstream has ended; why it ended early, as far as its bytes do not tell."""
     relay, response, allowance = answer.relay, answer.response, answer.allowance
     idle_seconds = answer.candidate.upstream.provider.idle_seconds
     if allowance is not None and (out := await allowance.room_made(relay)):
-        await opening.send(out)
+        await delivery.send(out)
     now = trio.current_time()
     while not relay.ended:
         idle.at = now + idle_seconds
@@ -266,7 +276,7 @@ async def _pass_on(
             out = await allowance.feed(relay, data)
         idle.at = pulse.since = NEVER  # how slowly the client reads is not the upstream's doing
         if out:
-            await opening.send(out)
+            await delivery.send(out)
         now = trio.current_time()
         record.client_seconds += now - received
     return None
