@@ -10,7 +10,6 @@ provider bills more input for one pass over a prompt than the model's window, wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -23,8 +22,7 @@ _TOOL_TOKENS = 64  # what a provider's template may add for each tool
 _HIDDEN_TOKENS = 1_000_000  # input that is not in the body, where no window is known
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True, gc=False):
     """The most that a request can consume, as far as its body tells.
 
     `text_bytes` is the text that was seen, for counting. `predicted_tokens` are output that is
@@ -36,7 +34,7 @@ class Bound:
     text_bytes: int
     predicted_tokens: int = 0
     audio: bool = False
-    pieces: Mapping[str, int] = field(default_factory=dict)
+    pieces: Mapping[str, int] = msgspec.field(default_factory=dict)
     long_cache: bool = False
 
 

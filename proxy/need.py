@@ -6,8 +6,9 @@ aside.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import partial
+
+import msgspec
 
 from adapters import estimate, pricing
 from adapters.codec import Expected, Request
@@ -18,8 +19,7 @@ from ledger.money import cost_and_charge
 from proxy.route import Candidate, Route
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(msgspec.Struct, frozen=True, gc=False):
     """What a request may consume at most.
 
     `output_cap` is the limit of each answer, as reserved and as sent upstream (None where the
@@ -70,7 +70,7 @@ class Need:
 
     def capped(self, output_cap: int) -> Need:
         """The same with a lower cap."""
-        return replace(
+        return msgspec.structs.replace(
             self, output_cap=output_cap, output_tokens=output_cap * self.choices, is_capped=True
         )
 
