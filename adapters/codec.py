@@ -65,12 +65,15 @@ FailureKind = Literal[
     "truncated",  # the stream ended in the middle
 ]
 
-_CLIENT_ERRORS: Mapping[FailureKind, type[RequestError]] = {
-    "bad_request": InvalidRequest,
-    "context_length": ContextLengthExceeded,
-    "content_filter": InvalidRequest,
-    "too_large": RequestTooLarge,
+_CLIENT_ERRORS: Mapping[FailureKind, tuple[type[RequestError], str]] = {
+    "bad_request": (InvalidRequest, "The provider refused the request as malformed."),
+    "context_length": (ContextLengthExceeded, "The request exceeds the model's context length."),
+    "content_filter": (InvalidRequest, "The provider's content filter refused the request."),
+    "too_large": (RequestTooLarge, "The request is larger than the provider takes."),
+    "not_found": (NotFound, "The provider does not know something that the request names."),
 }
+"""The error of each kind that is the request's own fault, and what is said where the provider says
+nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +93,14 @@ class UpstreamFailure:
     retry_after: float | None = None
     details: Mapping[str, object] = field(default_factory=dict)
 
-    @property
-    def retryable(self) -> bool:
-        """Whether another upstream of the model may serve the same request."""
-        return self.kind not in _CLIENT_ERRORS
-
     def client_error(self) -> RequestError | None:
-        """What the client is told where the request itself was at fault, else None."""
-        if self.kind == "not_found" and self.details:
-            return NotFound(self.message, details=self.details)
-        if self.kind in ("not_found", "model_not_found"):
+        """What the client is told where that says what to mend, else None."""
+        if self.kind == "model_not_found":
             return ModelNotAvailable("No upstream of this model knows it.", param="model")
-        refusal = _CLIENT_ERRORS.get(self.kind)
-        if refusal is None:
+        if self.kind not in _CLIENT_ERRORS:
             return None
-        return refusal(self.message, param=self.param, details=self.details)
+        refusal, unsaid = _CLIENT_ERRORS[self.kind]
+        return refusal(self.message or unsaid, param=self.param, details=self.details)
 
 
 EMPTY_ANSWER = UpstreamFailure("empty", "The answer is empty.")

@@ -167,22 +167,10 @@ class RateLimited(RequestError):
 
 
 class UpstreamError(APIError):
-    """No upstream of the model served; `attempts` says how many were tried."""
+    """No upstream of the model served."""
 
     status, code = 502, "upstream_unavailable"
     fault: ClassVar[Fault] = "upstream"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        provider: str = "",
-        attempts: int = 0,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, retry_after=retry_after)
-        self.provider = provider
-        self.attempts = attempts
 
 
 class UpstreamUnavailable(UpstreamError):
@@ -190,7 +178,7 @@ class UpstreamUnavailable(UpstreamError):
 
 
 class UpstreamOverloaded(UpstreamError):
-    """Every upstream is overloaded or resting (503)."""
+    """Every upstream is overloaded or resting, or its circuit is open (503)."""
 
     status = 503
 

@@ -87,11 +87,13 @@ def ordered(
 
 async def _wait(gateway: Gateway, wait: Wait, record: Record) -> None:
     started = trio.current_time()
-    with trio.move_on_after(max(0.0, wait.until - gateway.means.monotonic())):
-        if wait.room is None:
-            await trio.sleep_forever()
-        await gateway.means.health.room(wait.room)
-    record.upstream_seconds += trio.current_time() - started
+    try:
+        with trio.move_on_after(max(0.0, wait.until - gateway.means.monotonic())):
+            if wait.room is None:
+                await trio.sleep_forever()
+            await gateway.means.health.room(wait.room)
+    finally:
+        record.upstream_seconds += trio.current_time() - started
 
 
 def _hedge_after(gateway: Gateway, route: Route, ask: Ask, *, stream: bool) -> float | None:

@@ -185,7 +185,11 @@ class Health:
 
     def states(self, now: float) -> list[UpstreamState]:
         """All that are served."""
-        return [self._seat(upstream).state(upstream, now) for upstream in self._served]
+        return [self.state(upstream, now) for upstream in self._served]
+
+    def state(self, upstream: Upstream, now: float) -> UpstreamState:
+        """One of them."""
+        return self._seat(upstream).state(upstream, now)
 
     # -- who is who ---------------------------------------------------------------------------
 

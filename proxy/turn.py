@@ -14,7 +14,8 @@ The rules, in this order:
    who failed together do not return together. At most `ASKED_MAX` times each and `ATTEMPTS_MAX` in
    all, with `WAITS_SECONDS_MAX` of pauses, never past the request's deadline, and only within the
    retry budget.
-4. Where all are only resting or full, and that ends soon, it is waited for.
+4. Where all are only resting or full, or somebody just finds out whether one is back, and that ends
+   soon, it is waited for.
 
 A request during which the provider may run tools is not said again to an upstream that has seen it:
 those would run twice.
@@ -54,7 +55,10 @@ WAITS_SECONDS_MAX = 10.0
 
 _PAUSE_SECONDS = 0.5
 _PROBE_SECONDS = 30.0  # a head in this time, or the upstream is still away
+_SOON_SECONDS = 1.0  # an opening that ends within this is as good as over
+_LOOK_SECONDS = 0.1
 _RETRY_AFTER_SECONDS = 1.0
+_OUT_OF_TIME: frozenset[Outcome] = frozenset({"first_byte_timeout", "idle_timeout"})
 _NEVER = math.inf
 
 Why = Literal["first", "fallback", "again", "hedge"]
@@ -289,14 +293,22 @@ class Turn:
         state, until = self._means.health.look(upstream, now, account=self._account)
         if state is State.RESTING:
             return max(ready_at, until), False
-        if state is State.OPEN or (state is State.PROBE and ready_at <= now):
-            return _NEVER, False  # or somebody else is its probe
+        if state is State.OPEN and until > now + _SOON_SECONDS:
+            return _NEVER, False
         if ready_at > now:
             return ready_at, False
-        # It could be asked, but there was no place. Who waits longer than this is told at once.
+        # It could be asked, but somebody else finds out whether it is back, or there is no place.
+        patient_until = self._patient_until(upstream, now)
+        if until > patient_until or now >= patient_until:
+            return _NEVER, False
+        full = state in (State.FULL, State.READY)
+        return (patient_until, True) if full else (max(until, now + _LOOK_SECONDS), False)
+
+    def _patient_until(self, upstream: Upstream, now: float) -> float:
+        """Until when a request waits for what may come at any moment: as long as for a connection.
+        Who would wait longer is told at once."""
         self._queue_ends_at = self._queue_ends_at or now + upstream.provider.connect_seconds
-        late = now >= self._queue_ends_at or until > self._queue_ends_at
-        return (_NEVER, False) if late else (self._queue_ends_at, True)
+        return self._queue_ends_at
 
     def _deny(self, seat: _Seat) -> None:
         seat.ready_at = _NEVER
@@ -324,28 +336,43 @@ class Turn:
         """What the client hears when no upstream has served."""
         if not self._failures and self._inexpressible is not None:
             return self._inexpressible
-        told = [VERDICTS[outcome].told for outcome, _, _ in self._failures]
-        if told and set(told) == {"the fault"}:
+        outcomes = [outcome for outcome, _, _ in self._failures]
+        told = [VERDICTS[outcome].told for outcome in outcomes]
+        shut = self._shut_by(now)
+        if {VERDICTS[outcome].told for outcome in (*outcomes, *shut)} == {"the fault"}:
             return ModelNotAvailable("No upstream of this model knows it.", param="model")
-        provider = self._failures[-1][2].upstream.provider.name if self._failures else "none"
+        if all(VERDICTS[outcome].alarm for outcome in (*outcomes, *shut)):
+            return self._operators_fault(now)
         if set(told) <= {"overloaded"}:
             return UpstreamOverloaded(
                 "Every upstream of this model is overloaded or resting; try again shortly.",
-                provider=provider,
-                attempts=self.attempts,
                 retry_after=self._retry_after(now),
             )
+        last = f"{self.attempts} attempts, the last: {outcomes[-1]}"
         if told[-1] == "timeout":
+            # Who has waited for as long as is configured would wait, and let work, as long again.
             return UpstreamTimeout(
-                "The upstream of this model did not answer in time.",
-                provider=provider,
-                attempts=self.attempts,
+                f"The upstream of this model did not answer in time ({last}).",
+                should_retry=False if outcomes[-1] in _OUT_OF_TIME else None,
             )
-        return UpstreamUnavailable(
-            "No upstream of this model could serve the request.",
-            provider=provider,
-            attempts=self.attempts,
-        )
+        return UpstreamUnavailable(f"No upstream of this model could serve the request ({last}).")
+
+    def _operators_fault(self, now: float) -> APIError:
+        """Nobody serves until somebody who runs this gateway has done something."""
+        words = "The upstreams of this model refuse this gateway; whoever runs it has been told."
+        if self._failures:
+            return UpstreamUnavailable(words, should_retry=False)
+        return UpstreamOverloaded(words, retry_after=self._retry_after(now), should_retry=False)
+
+    def _shut_by(self, now: float) -> list[Outcome]:
+        """Why upstreams that were not asked may not be asked; "busy" where that will pass."""
+        causes: list[Outcome] = []
+        for seat, candidate in zip(self._seats, self._order, strict=True):
+            if seat is None:
+                state = self._means.health.state(candidate.upstream, now)
+                open_ = state.state is State.OPEN
+                causes.append(state.cause if open_ and state.cause is not None else "busy")
+        return causes
 
     def _retry_after(self, now: float) -> float:
         """Seconds until the first upstream may be asked again, as far as that is known."""

@@ -107,6 +107,8 @@ def _kind(status: int, error: _Error | None, message: str) -> FailureKind:
     names = error is not None and error.param not in (None, "", "model")
     if names and status == _NOT_FOUND:
         return "bad_request"  # something that the request names is not there, not the model
+    if status == _NOT_FOUND and error is not None and error.param == "model":
+        return "model_not_found"
     if not names and status == _BAD_REQUEST and blames_the_key(message):
         return "auth"  # xAI
     return kind_of(status, message)

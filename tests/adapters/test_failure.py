@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.codec import FailureKind, UpstreamFailure
-from adapters.errors import ContextLengthExceeded, InvalidRequest, ModelNotAvailable
+from adapters.errors import ContextLengthExceeded, InvalidRequest, ModelNotAvailable, NotFound
 from adapters.failures import MESSAGE_CHARACTERS_MAX, scrub
 from adapters.openai.failure import read_failure
 
@@ -46,9 +46,9 @@ def test_something_missing_that_is_not_the_model_is_named() -> None:
     refusal = read(404, body).client_error()
     assert type(refusal) is InvalidRequest
     assert (refusal.message, refusal.param) == ("Conversation 'c' not found.", "conversation")
-    for param in (None, "", "model"):
+    for param, error in ((None, NotFound), ("", NotFound), ("model", ModelNotAvailable)):
         unknown = read(404, {"error": {"message": "No.", "param": param}}).client_error()
-        assert type(unknown) is ModelNotAvailable
+        assert type(unknown) is error
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"[]", b"5", b"null", b"\xff", b"{"])
@@ -142,8 +142,8 @@ def test_what_the_client_is_told() -> None:
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_the_client_must_mend_is_not_tried_elsewhere(status: int) -> None:
-    assert not read(status).retryable
-    assert read(500).retryable
+    assert read(status).client_error() is not None
+    assert read(500).client_error() is None
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,6 @@ def test_messages_have_a_bounded_length() -> None:
 @pytest.mark.parametrize("status", [201, 204, 301, 307, 308])
 def test_a_redirect_is_not_the_client_s_fault(status: int) -> None:
     failure = read(status, "Moved to https://api.example/v2")
-    assert failure.retryable
     assert failure.client_error() is None
 
 

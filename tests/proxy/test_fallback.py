@@ -337,6 +337,20 @@ async def test_waiting_for_an_upstream_that_asked_for_patience_has_signs_of_life
         await assert_nothing_is_held(world)
 
 
+async def test_a_pause_in_which_the_client_leaves_is_none_of_our_time(
+    autojump_clock: MockClock,
+) -> None:
+    p = scenes.Upstream(fails(429, retry_after="8"))
+    async with running({"p": p}, dice=always_one) as world:
+        client = world.connect()
+        await client.send(CHAT, question(streamed=False))
+        await trio.sleep(3.0)
+        client.transport.close()
+        await trio.sleep(1.0)
+        assert metric(world, "farebox_overhead_seconds_count") == 1
+        assert metric(world, "farebox_overhead_seconds_sum") < 0.1
+
+
 @pytest.mark.parametrize(("seconds", "status", "at"), [(2, 200, 2.0), (5, 503, 0.0)])
 async def test_a_hint_is_obeyed_as_far_as_the_request_has_time(
     seconds: int, status: int, at: float, autojump_clock: MockClock

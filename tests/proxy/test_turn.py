@@ -115,7 +115,8 @@ def test_a_failure_that_may_pass_is_asked_again_with_growing_pauses() -> None:
     assert script.asks_in_vain(now, "server_error") == "p"
     error = script.gives_up(now)
     assert isinstance(error, UpstreamUnavailable)
-    assert error.attempts == ASKED_MAX
+    assert script.turn.attempts == ASKED_MAX
+    assert "3 attempts, the last: server_error" in error.message
 
 
 def test_two_upstreams_are_asked_twice_each() -> None:
@@ -210,7 +211,7 @@ def test_an_open_circuit_is_passed_over_and_a_sole_one_refused() -> None:
     error = Script("p", means=means).gives_up(NOW + 1)
     assert isinstance(error, UpstreamOverloaded)
     assert error.retry_after == pytest.approx(4.0)
-    assert error.attempts == 0
+    assert error.should_retry is None
 
 
 def test_one_request_probes_and_the_others_go_elsewhere() -> None:
@@ -221,10 +222,43 @@ def test_one_request_probes_and_the_others_go_elsewhere() -> None:
     ask = probe.asks(NOW + 5)
     assert (ask.candidate.upstream.provider.name, ask.place.probe) == ("p", True)
     assert Script("p", "q", means=means).asks_in_vain(NOW + 5, "empty") == "q"
-    assert isinstance(Script("p", means=means).gives_up(NOW + 5), UpstreamOverloaded)
+    patient = Script("p", means=means)
+    assert patient.waits(NOW + 5) == 1.0  # for what the probe finds out, within limits
+    assert isinstance(patient.gives_up(NOW + 10), UpstreamOverloaded)
     probe.turn.answered(ask, NOW + 5, whole=True)
     ask.place.close()
     assert Script("p", "q", means=means).asks_in_vain(NOW + 5, "empty") == "p"
+
+
+@pytest.mark.parametrize(("outcome", "times"), [("auth", 1), ("quota", 1), ("forbidden", 5)])
+def test_nobody_waits_for_what_only_an_operator_ends(outcome: Outcome, times: int) -> None:
+    means = means_of()
+    for _ in range(times):
+        script = Script("p", means=means)
+        script.asks_in_vain(NOW, outcome)
+        error = script.gives_up(NOW)
+        assert (type(error), error.should_retry) == (UpstreamUnavailable, False)
+    error = Script("p", means=means).gives_up(NOW)
+    assert (type(error), error.should_retry) == (UpstreamOverloaded, False)
+
+
+def test_a_model_that_nobody_knows_stays_unknown() -> None:
+    means = means_of()
+    Script("p", means=means).asks_in_vain(NOW, "model_not_found")
+    assert isinstance(Script("p", means=means).gives_up(NOW + 1), ModelNotAvailable)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "should_retry"),
+    [("first_byte_timeout", False), ("idle_timeout", False), ("connect_timeout", None)],
+)
+def test_nobody_is_to_wait_twice_for_as_long_as_that(
+    outcome: Outcome, should_retry: bool | None
+) -> None:
+    script = Script("p")
+    script.asks_in_vain(NOW, outcome)
+    error = script.gives_up(NOW)
+    assert (type(error), error.should_retry) == (UpstreamTimeout, should_retry)
 
 
 def test_a_used_up_budget_forbids_repeats_but_no_fallback() -> None:

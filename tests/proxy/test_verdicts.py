@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 
 from adapters.codec import FailureKind, UpstreamFailure
+from adapters.errors import NotFound
 from proxy.upstream import Reason
 from proxy.verdicts import VERDICTS, Fault, Outcome, Says, Verdict
 
@@ -48,3 +49,18 @@ def test_words_of_the_fault_exist_where_they_are_told(outcome: Outcome, verdict:
         assert (told is not None) == (verdict.told == "the fault")
     else:
         assert verdict.told != "the fault"
+
+
+@EACH
+def test_whoever_is_at_fault_is_told_something(outcome: Outcome, verdict: Verdict) -> None:
+    if outcome in get_args(FailureKind) and verdict.told == "the fault":
+        kind: FailureKind = outcome  # type: ignore[assignment]  # it is one, as just found
+        told = UpstreamFailure(kind, "").client_error()
+        assert told is not None
+        assert told.message
+
+
+def test_what_is_not_found_is_not_said_to_be_the_model() -> None:
+    told = UpstreamFailure("not_found", "File 'file_1' not found.").client_error()
+    assert isinstance(told, NotFound)
+    assert "file_1" in told.message

@@ -278,7 +278,7 @@ def test_edge_86_overloaded_before_any_content_lets_another_serve() -> None:
     relay.feed(stream_of(message_start(), error("overloaded_error", "Overloaded")))
     assert relay.failure is not None
     assert (relay.failure.kind, relay.failure.status) == ("overloaded", 529)
-    assert relay.failure.retryable
+    assert relay.failure.client_error() is None
     assert not relay.has_content
 
 
