@@ -23,6 +23,12 @@ Price = Annotated[
     ),
 ]
 Text = Annotated[str, msgspec.Meta(min_length=1, description="text that is not empty")]
+Upstreams = Annotated[
+    tuple[str | tuple[str, ...], ...],
+    msgspec.Meta(
+        description='a list in the order of trying, such as ["openai/gpt-4o", "azure/gpt-4o"]'
+    ),
+]
 
 WEIGHT_MAX = 1000
 HEDGE_PERCENTILE_MIN = 50  # below it most requests would be asked twice
@@ -105,7 +111,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kind: Text = "chat"
     context_window: Count = 0
     max_output_tokens: Count = 0
-    upstreams: tuple[str | tuple[str, ...], ...]
+    upstreams: Upstreams
     hedge_after_percentile: Annotated[
         int, msgspec.Meta(ge=0, le=99, description="0 (never), or a whole number from 50 to 99")
     ] = 0

@@ -54,6 +54,8 @@ _PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a slash would spli
 # What every path of a protocol begins with: a base URL that has it too leads nowhere.
 _VERSIONS: Mapping[Protocol, str] = {"anthropic": "/v1", "gemini": "/v1beta"}
 
+_DEFAULTS = ProviderSettings()
+
 # Read where they are needed, not here: the file may not exist yet.
 _UNRESOLVED = frozenset({"server.secret"})
 
@@ -153,7 +155,11 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         file.routing,
         file.console,
         file.stripe,
-        (*_not_yet(file, providers, raw), *_idle_weights(file.models)),
+        (
+            *_not_yet(file, providers, raw),
+            *_idle_weights(file.models),
+            *_idle_patience(providers, file.server.max_request_seconds),
+        ),
     )
 
 
@@ -219,10 +225,13 @@ def _read(path: Path) -> object:
 
 def _resolve(text: str, at: str, root: Path, environ: Mapping[str, str], problems: Problems) -> str:
     try:
-        return resolve(text, root, environ)
+        found = resolve(text, root, environ)
     except ValueError as error:
         problems.add(at, str(error))
         return ""
+    if found != text:
+        problems.unspeakable.add(found)
+    return found
 
 
 # -- one table ------------------------------------------------------------------------------------
@@ -474,6 +483,18 @@ def _idle_weights(models: Iterable[ModelSettings]) -> Iterable[str]:
                 yield (
                     f'models["{model.id}"].upstreams: the weight of "{group[0].name}" has no '
                     "effect; weights count among equals, which stand in a list of their own"
+                )
+
+
+def _idle_patience(providers: Iterable[ProviderSettings], request_seconds: float) -> Iterable[str]:
+    """A sentence for each wait that somebody wrote, and that no request lives to see the end of."""
+    for provider in providers:
+        for key in ("connect_seconds", "first_byte_seconds", "idle_seconds"):
+            seconds = getattr(provider, key)
+            if seconds > request_seconds and seconds != getattr(_DEFAULTS, key):
+                yield (
+                    f'providers["{provider.name}"].{key}: {seconds:g} has no effect; every request '
+                    f"ends after the {request_seconds:g} seconds of server.max_request_seconds"
                 )
 
 

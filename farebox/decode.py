@@ -2,12 +2,14 @@
 
 msgspec stops at the first error; an operator wants all of them at once. So tables are walked
 here, key by key, and msgspec converts the values. A sentence starts with the path of the key and
-never repeats a value: it may be a secret.
+names the value that was found, but never a secret: where any text may stand, what was read from
+elsewhere, and what is as long as a key, only the kind of it is told.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import types
 import typing
@@ -20,10 +22,14 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class Problems:
-    """Sentences by path, in order. Only the first problem of a path is kept: others follow it."""
+    """Sentences by path, in order. Only the first problem of a path is kept: others follow it.
+
+    `unspeakable` are texts that no sentence may name.
+    """
 
     def __init__(self) -> None:
         self._by_path: dict[str, str] = {}
+        self.unspeakable: set[str] = set()
 
     def add(self, path: str, sentence: str) -> None:
         self._by_path.setdefault(path, sentence)
@@ -47,7 +53,7 @@ def table(cls: type[_T], raw: object, path: str, problems: Problems) -> _T | Non
     None where that leaves a required key without a value.
     """
     if not isinstance(raw, dict):
-        problems.add(path, f"expected a table, found {_found(raw)}")
+        problems.add(path, f"expected a table, found {_kind(raw)}")
         return None
     fields = {field.name: field for field in msgspec.structs.fields(cls)}
     for key in raw.keys() - fields.keys():
@@ -90,6 +96,7 @@ def map_strings(
 
 _BAD = object()
 _NUMBER_MAX = 10**15  # no quantity has more, and what counts with it has room for 64 bits
+_NAMED_CHARACTERS_MAX = 32  # keys and passwords of machines are longer
 
 
 def _value(hint: object, raw: object, path: str, problems: Problems) -> object:
@@ -99,7 +106,7 @@ def _value(hint: object, raw: object, path: str, problems: Problems) -> object:
     item = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and (cls := _struct(item[0])) is not None:
         if not isinstance(raw, list):
-            problems.add(path, f"expected a list of tables, found {_found(raw)}")
+            problems.add(path, f"expected a list of tables, found {_kind(raw)}")
             return _BAD
         rows = (
             table(cls, row, f"{path}[{_label(row, index)}]", problems)
@@ -108,7 +115,7 @@ def _value(hint: object, raw: object, path: str, problems: Problems) -> object:
         return tuple(row for row in rows if row is not None)
     if typing.get_origin(hint) is dict and (cls := _struct(item[1])) is not None:
         if not isinstance(raw, dict):
-            problems.add(path, f"expected a table of tables, found {_found(raw)}")
+            problems.add(path, f"expected a table of tables, found {_kind(raw)}")
             return _BAD
         named = {key: table(cls, row, _join(path, key), problems) for key, row in raw.items()}
         return {key: row for key, row in named.items() if row is not None}
@@ -119,7 +126,7 @@ def _value(hint: object, raw: object, path: str, problems: Problems) -> object:
         return cast("object", msgspec.convert(raw, type=hint))
     except msgspec.ValidationError as error:
         _, inside, _ = str(error).partition("`$")
-        found = "something else in it" if inside else _found(raw)
+        found = "something else in it" if inside else _found(hint, raw, problems)
         problems.add(path, f"expected {_expected(hint)}, found {found}")
         return _BAD
 
@@ -167,7 +174,34 @@ def _expected_one(hint: object) -> str:
     return _PLAIN.get(hint, "another type")
 
 
-def _found(raw: object) -> str:
+def _found(hint: object, raw: object, problems: Problems) -> str:
+    """A TOML value as it is written, or its kind where it may be a secret."""
+    if raw == "":
+        return '""'
+    if _takes_any_text(hint) or (isinstance(raw, str) and raw in problems.unspeakable):
+        return _kind(raw)
+    if not isinstance(raw, str | int | float):
+        return _kind(raw)
+    written = str(raw) if isinstance(raw, float) else json.dumps(raw, ensure_ascii=False)
+    return written if len(written) <= _NAMED_CHARACTERS_MAX else _kind(raw)
+
+
+def _takes_any_text(hint: object) -> bool:
+    """Whether every text is right there, as keys, passwords and URLs are; also by name."""
+    return any(_takes_any_text_one(option) for option in _options(hint))
+
+
+def _takes_any_text_one(hint: object) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        patterns = [note.pattern for note in arguments[1:] if isinstance(note, msgspec.Meta)]
+        return not any(patterns) and _takes_any_text(arguments[0])
+    if origin is dict:
+        return _takes_any_text(arguments[1])
+    return hint is str
+
+
+def _kind(raw: object) -> str:
     """The kind of a TOML value, in words."""
     if isinstance(raw, bool):
         return "true or false"
