@@ -157,7 +157,7 @@ class Turn:
         self._account = account
         self._repeatable = repeatable
         self._seats: list[_Seat | None] = [None] * len(order)
-        self._failures: list[tuple[Outcome, UpstreamFailure, Candidate]] = []
+        self._failures: list[tuple[Outcome, UpstreamFailure]] = []
         self._fault: APIError | None = None
         self._hedged = False
         self._inexpressible: RequestNotExpressible | None = None
@@ -183,7 +183,7 @@ class Turn:
         """A second attempt beside a slow one, where one may be made: at another upstream, or at the
         same one where it is the only one. The slow one's budget pays for it: it is that one's
         requests of which only a fraction is asked twice."""
-        asked_for_less = any(failure.retry_after for _, failure, _ in self._failures)
+        asked_for_less = any(failure.retry_after for _, failure in self._failures)
         if self._hedged or asked_for_less or not self._repeatable:
             return None
         means, payer = self._means, slow.candidate.upstream.name
@@ -213,7 +213,7 @@ class Turn:
         upstream = ask.candidate.upstream
         hint = failure.retry_after
         self._means.health.failed(upstream, outcome, now, hint=hint, account=self._account)
-        self._failures.append((outcome, failure, ask.candidate))
+        self._failures.append((outcome, failure))
         if verdict.fault is Fault.REQUEST:
             self._fault = failure.client_error()
             return
@@ -336,7 +336,7 @@ class Turn:
         """What the client hears when no upstream has served."""
         if not self._failures and self._inexpressible is not None:
             return self._inexpressible
-        outcomes = [outcome for outcome, _, _ in self._failures]
+        outcomes = [outcome for outcome, _ in self._failures]
         told = [VERDICTS[outcome].told for outcome in outcomes]
         shut = self._shut_by(now)
         if {VERDICTS[outcome].told for outcome in (*outcomes, *shut)} == {"the fault"}:
@@ -376,7 +376,7 @@ class Turn:
 
     def _retry_after(self, now: float) -> float:
         """Seconds until the first upstream may be asked again, as far as that is known."""
-        hints = [failure.retry_after for _, failure, _ in self._failures if failure.retry_after]
+        hints = [failure.retry_after for _, failure in self._failures if failure.retry_after]
         for candidate in self._order:
             health, upstream = self._means.health, candidate.upstream
             state, until = health.look(upstream, now, account=self._account)
