@@ -24,10 +24,11 @@ Nothing here knows whether an upstream can be asked at all: that is seen when it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from math import log
 from statistics import median_low
+
+import msgspec
 
 from adapters.catalogue import Upstream
 from proxy.latency import Latencies
@@ -40,8 +41,7 @@ _MORE_THAN_SHARE = 4
 _DRAW_BITS = 52  # as many as let a float be more than 0 and less than 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Equal:
+class _Equal(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One of a group. `share` is its weight for as long as it is no slower than the others."""
 
     candidate: Candidate
