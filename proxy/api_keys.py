@@ -21,7 +21,7 @@ class ApiKeys:
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._salts = {key: blake2b(key.encode(), digest_size=16).digest() for key in keys}
         self._rests_until = dict.fromkeys(keys, 0.0)
-        self._turn = list(self._salts)
+        self._order = list(self._salts)
 
     def first(self, now: float, affinity: int | None = None) -> str:
         """The key to begin with."""
@@ -32,13 +32,13 @@ class ApiKeys:
         self, now: float, affinity: int | None = None, asked: Collection[str] = ()
     ) -> str | None:
         """The best key that does not rest and was not asked; None where there is none."""
-        ready = [key for key in self._turn if self._rests_until[key] <= now and key not in asked]
+        ready = [key for key in self._order if self._rests_until[key] <= now and key not in asked]
         if not ready:
             return None
         if affinity is not None:
             return max(ready, key=lambda key: self._rank(key, affinity))
-        self._turn.remove(ready[0])
-        self._turn.append(ready[0])
+        self._order.remove(ready[0])
+        self._order.append(ready[0])
         return ready[0]
 
     def rest(self, key: str, until: float) -> None:

@@ -83,9 +83,9 @@ class Pool(Generic[T]):
             return None
         if queue_seconds <= 0 or len(self._waiters) >= self._limit:
             raise PoolFull
-        return await self._turn(queue_seconds)
+        return await self._queued(queue_seconds)
 
-    async def _turn(self, queue_seconds: float) -> T | None:
+    async def _queued(self, queue_seconds: float) -> T | None:
         waiter: _Waiter[T] = _Waiter()
         self._waiters[waiter] = None
         try:
