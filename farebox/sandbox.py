@@ -65,8 +65,9 @@ class Performance(msgspec.Struct, frozen=True):
     Only where its `end` is `whole` was all of an answer sent: `refused` is another status than 200,
     `spoilt` a body that ended well with an answer in it that did not, and a client has `left` where
     there was more to send. `status` is 0 where not even that was sent. `nonce` is that of an echo
-    (`sandbox.ECHO`), `tried` how often the same was asked before; moments are those of
-    `time.monotonic`, which is the same in all processes of a machine.
+    (`sandbox.ECHO`), `tried` how often the same was asked before, `spoke` when the first word with
+    that nonce went out; moments are those of `time.monotonic`, which is the same in all processes
+    of a machine.
     """
 
     number: int
@@ -78,6 +79,7 @@ class Performance(msgspec.Struct, frozen=True):
     end: End
     began: float
     ended: float
+    spoke: float | None = None
 
 
 class _Named(msgspec.Struct):
@@ -153,12 +155,19 @@ class Director:
             self._tried.popitem(last=False)
         return tried
 
-    def end(self, performance: Performance, status: int, end: End) -> None:
+    def end(
+        self, performance: Performance, status: int, end: End, spoke: float | None = None
+    ) -> None:
         """Log how it went."""
         self._numbered += 1
         self._performances.append(
             msgspec.structs.replace(
-                performance, number=self._numbered, status=status, end=end, ended=time.monotonic()
+                performance,
+                number=self._numbered,
+                status=status,
+                end=end,
+                ended=time.monotonic(),
+                spoke=spoke,
             )
         )
 
@@ -194,26 +203,30 @@ async def _serve_request(director: Director, connection: Connection) -> bool:
         await connection.respond(status, [("content-type", "application/json")], answer)
         return True
     target = f"{head.path}?{head.query}" if head.query else head.path
-    player = _Player(connection)
     if head.method != "POST":
-        return await player.play(sandbox.respond(head.method, target, head.headers, body))
+        script = sandbox.respond(head.method, target, head.headers, body)
+        return await _Player(connection).play(script)
     performance = director.begin(head, body)
+    player = _Player(connection, performance.nonce)
     circumstances = sandbox.Circumstances(performance.tried, performance.mood)
     script = sandbox.respond(head.method, target, head.headers, body, circumstances)
     try:
         return await player.play(script)
     finally:
-        director.end(performance, player.status, player.end)
+        director.end(performance, player.status, player.end, player.spoke)
 
 
 class _Player:
-    """Plays one script to its client. `status` is 0 until the head goes out."""
+    """Plays one script to its client. `status` is 0 until the head goes out, and `spoke` None
+    until the nonce does."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, nonce: str = "") -> None:
         self._connection = connection
+        self._nonce = nonce.encode()
         self._head: sandbox.Head | None = None
         self.status = 0
         self.end: End = "left"
+        self.spoke: float | None = None
 
     async def play(self, script: Iterable[sandbox.Action]) -> bool:
         """False where it ends the connection."""
@@ -244,6 +257,8 @@ class _Player:
         return True
 
     async def _send(self, data: bytes) -> None:
+        if self.spoke is None and self._nonce and self._nonce in data:
+            self.spoke = time.monotonic()
         if self.status:
             await self._connection.send_chunk(data)
             return

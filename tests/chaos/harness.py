@@ -1,9 +1,9 @@
 """A real gateway between providers of changing moods and clients in numbers; then the audit.
 
 Two workers, three providers in processes of their own, one model at `[["a/m*2", "b/m"], "c/m"]`.
-First a calm phase, in which nothing fails and the time to the first word is measured; then the
-weather of `moods`, with a worker killed now and then; then calm again, in which the gateway has to
-become well by itself, to drain, and to have the right books.
+First everybody asks once, and a calm phase follows, in which nothing fails; then the weather of
+`moods`, with a worker killed now and then; then calm again, in which the gateway has to become well
+by itself, to drain, and to have the right books.
 
 The run ends by itself: whatever waits has a limit.
 """
@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,8 @@ from pathlib import Path
 import trio
 
 from farebox.sandbox import Performance
-from tests.chaos import moods, oracle
-from tests.chaos.clients import Crowd
+from tests.chaos import latency, moods, oracle
+from tests.chaos.clients import THINK_SECONDS, Crowd
 from tests.chaos.oracle import Ending, Judge, Told
 from tests.crash.faults import children_of
 from tests.crash.harness import ImpatientGateway
@@ -34,6 +34,7 @@ from tests.fakes.director import Sandbox
 from tests.fakes.process import LOOPBACK, GatewayProcess, sandbox_process
 
 CLIENTS = 200
+WARM_SECONDS = THINK_SECONDS[1]  # by then every client has asked once
 CALM_SECONDS = 10.0
 DEATH_SECONDS = (20.0, 40.0)  # between two of them
 WELL_SECONDS = 60.0
@@ -78,8 +79,8 @@ class Report:
     moods: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
     endings: Counter[tuple[Ending, str]] = field(default_factory=Counter)
-    calm_seconds: Sequence[float] = ()
-    rough_seconds: Sequence[float] = ()
+    calm_added_seconds: Sequence[float] = ()
+    rough_added_seconds: Sequence[float] = ()
     attempts: int = 0
     changes: Counter[str] = field(default_factory=Counter)
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -107,11 +108,12 @@ class Report:
         lines.append(f"  {self.attempts / max(1, asked):.3f} attempts a request")
         for percent in (50, 99):
             calm, rough = (
-                _percentile(each, percent) for each in (self.calm_seconds, self.rough_seconds)
+                latency.percentile(each, percent) * 1000
+                for each in (self.calm_added_seconds, self.rough_added_seconds)
             )
             lines.append(
-                f"  p{percent} to the first word: {calm * 1000:.0f} ms when calm, "
-                f"{(rough - calm) * 1000:+.0f} ms in the weather"
+                f"  p{percent} added to the first word: {calm:.0f} ms when calm, "
+                f"{rough:.0f} ms in the weather"
             )
         lines += [f"  {count:7} × an upstream {what}" for what, count in self.changes.most_common()]
         lines += [f"  {name}: {value:g}" for name, value in self.figures.items()]
@@ -129,6 +131,8 @@ async def run(directory: Path, minutes: float, seed: int, clients: int = CLIENTS
         crowd = Crowd(gateway.base_url, key, clients, seed, judge.hear)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(crowd.run)
+            await trio.sleep(WARM_SECONDS)
+            calm_from = time.monotonic()
             await trio.sleep(CALM_SECONDS)
             rough_from = time.monotonic()
             await _storm(gateway, providers, judge, report, minutes * 60, seed)
@@ -145,8 +149,10 @@ async def run(directory: Path, minutes: float, seed: int, clients: int = CLIENTS
     report.changes = _changes(gateway.output)
     report.endings = Counter((told.ending, told.code) for told in judge.told)
     report.attempts = len(performances)
-    report.calm_seconds = list(_waits(judge.told, begun, rough_from))
-    report.rough_seconds = list(_waits(judge.told, rough_from, rough_until))
+    calm = _asked(judge.told, calm_from, rough_from)
+    report.calm_added_seconds = list(latency.added(calm, performances))
+    rough = _asked(judge.told, rough_from, rough_until)
+    report.rough_added_seconds = list(latency.added(rough, performances))
     upstream = oracle.wrong_upstream(judge.told, performances)
     report.problems = [*judge.problems, *upstream, *books, *in_flight]
     return report
@@ -262,13 +268,6 @@ def _changes(output: Sequence[str]) -> Counter[str]:
     return Counter(str(line["state"]) for line in lines)
 
 
-def _waits(told: Sequence[Told], begin: float, end: float) -> Iterator[float]:
-    """How long clients waited for the first word who asked between these moments."""
-    for each in told:
-        if each.first_content is not None and begin <= each.begun < end:
-            yield each.first_content - each.begun
-
-
-def _percentile(values: Sequence[float], percent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
+def _asked(told: Iterable[Told], begin: float, end: float) -> Iterator[Told]:
+    """The requests that were made between these moments."""
+    return (each for each in told if begin <= each.begun < end)

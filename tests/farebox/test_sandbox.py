@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 import trio
 
+from adapters.sandbox import MODELS
 from farebox.sandbox import upstream
 from tests.fakes.director import Sandbox
 from tests.fakes.process import sandbox_process
@@ -179,7 +180,22 @@ def test_a_mood_spoils_every_answer_until_it_passes(origin: str, sandbox: Sandbo
     assert [each.mood for each in found] == ["sandbox-cut-40", "sandbox-error-429-exact", ""]
     assert {(each.model, each.nonce) for each in found} == {("sandbox-echo", "moody")}
     assert [each.tried for each in found] == [0, 1, 2]
-    assert all(each.began <= each.ended for each in found)
+    cut_off, refusal, whole = found
+    assert refusal.spoke is None
+    for each in (cut_off, whole):
+        assert each.spoke is not None
+        assert each.began <= each.spoke <= each.ended
+
+
+def test_the_first_word_has_a_moment_of_its_own(origin: str, sandbox: Sandbox) -> None:
+    before = last_number(sandbox)
+    sandbox.set_mood("sandbox-slow")
+    assert b"later-3" in read(origin, "sandbox-echo", "echo 3 later")[1]
+    assert ends_since(sandbox, before) == ["whole"]
+    (late,) = sandbox.performances(before)
+    assert late.spoke is not None
+    assert late.spoke - late.began >= MODELS["sandbox-slow"].first_seconds
+    assert late.ended - late.spoke >= 2 * MODELS["sandbox-slow"].delta_seconds
 
 
 def test_a_mood_may_pass_for_each_request_by_itself(origin: str, sandbox: Sandbox) -> None:
