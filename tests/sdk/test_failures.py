@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import socket
+import ssl
+import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +24,7 @@ from typing import Protocol
 import anthropic
 import openai
 import pytest
+import trustme
 from google import genai
 from google.genai import errors as gemini_errors
 
@@ -30,6 +35,11 @@ from tests.sdk.conftest import gemini_client_of
 RETRIES = 2  # the SDKs' own default
 AT_ONCE = 48
 TEXT = "seven words that only a reader repeats"
+HANDSHAKE_SECONDS = 5
+ATTEMPTS = re.compile(
+    r'farebox_upstream_attempts_total\{(?=.*provider="(?P<provider>[^"]*)")'
+    r'(?=.*outcome="(?P<outcome>[^"]*)").*\}'
+)
 
 Kind = str  # "plain" or "stream"
 
@@ -153,7 +163,8 @@ Result = Served | Raises | Breaks
 @dataclass(frozen=True)
 class Row:
     """A behaviour of the sandbox. `retry` is False where the SDK would wait for a minute, `speaks`
-    names the one protocol that has the behaviour."""
+    names the one protocol that has the behaviour. Where it is not the sandbox that `address` leads
+    to, `outcome` is what the gateway calls what happens there."""
 
     behaviour: str
     alone: Result
@@ -162,6 +173,7 @@ class Row:
     retry: bool = True
     speaks: str = ""
     address: str = "{origin}"
+    outcome: str = ""
 
 
 BY_SECOND = Served((1, 1), 1)
@@ -237,9 +249,11 @@ ROWS = (
     Row("sandbox-malformed", Breaks(), Breaks(), ("stream",)),
     Row("sandbox-error-in-stream", Breaks(), Breaks(), ("stream",)),
     Row("sandbox-unended", Breaks(), Breaks(), ("stream",)),
-    Row("sandbox-refused", UNREACHABLE, UNREACHED, address="{closed}"),
-    Row("sandbox-nowhere", UNREACHABLE, UNREACHED, address="http://nowhere.invalid"),
-    Row("sandbox-no-tls", UNREACHABLE, UNREACHED, address="{secure}"),
+    Row("sandbox-refused", UNREACHABLE, UNREACHED, address="{closed}", outcome="connect"),
+    Row("sandbox-nowhere", UNREACHABLE, UNREACHED, address="http://nowhere.invalid", outcome="dns"),
+    # It takes a handshake for a request that it cannot read, and hangs up.
+    Row("sandbox-no-tls", UNREACHABLE, UNREACHED, address="{secure}", outcome="connect"),
+    Row("sandbox-untrusted", UNREACHABLE, UNREACHED, address="{untrusted}", outcome="tls"),
 )
 
 
@@ -299,13 +313,16 @@ price = {{ input = "1.00", output = "4.00" }}
 """
 
 
-def config_of(origin: str, closed: str, secure: str) -> str:
+def config_of(origin: str, closed: str, untrusted: str) -> str:
     """A provider and a model for each case; what the providers speak goes round."""
+    secure = origin.replace("http:", "https:")
     config = LOOPBACK + _PROVIDER.format(name="backup", protocol="openai", base_url=f"{origin}/v1")
     for number, case in enumerate(CASES):
         speakers = [each for each in SPEAKERS if case.row.speaks in ("", each.name)]
         speaker = speakers[number // 3 % len(speakers)]
-        address = case.row.address.format(origin=origin, closed=closed, secure=secure)
+        address = case.row.address.format(
+            origin=origin, closed=closed, secure=secure, untrusted=untrusted
+        )
         config += _PROVIDER.format(
             name=case.name, protocol=speaker.protocol, base_url=address + speaker.prefix
         )
@@ -323,25 +340,34 @@ def config_of(origin: str, closed: str, secure: str) -> str:
 
 @dataclass(frozen=True)
 class Played:
-    """What came of a case: `text` of the answer or the error, and how often each was asked."""
+    """What came of a case: `text` of the answer or the error, how often each was asked, and what
+    the gateway calls what the first one did."""
 
     text: str
     error: Exception | None
     first: int
     second: int
+    outcomes: frozenset[str]
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Played]]:
     """Every case by its name. The books are sound at the end, and nothing is held."""
-    with sandbox_process() as origin, closed_port() as closed:
-        config = config_of(origin, closed, origin.replace("http:", "https:"))
+    with sandbox_process() as origin, closed_port() as closed, untrusted_server() as untrusted:
+        config = config_of(origin, closed, untrusted)
         with serving(tmp_path_factory.mktemp("failures"), config) as gateway:
             key = gateway.new_key("sdk", "1000.00")
             results = play(sdks_of(gateway, key), CASES)
             calls = Sandbox(origin).calls()
+            outcomes = outcomes_of(gateway)
             yield {
-                case.name: Played(text, error, calls.get(case.first, 0), calls.get(case.second, 0))
+                case.name: Played(
+                    text,
+                    error,
+                    calls.get(case.first, 0),
+                    calls.get(case.second, 0),
+                    outcomes.get(case.name, frozenset()),
+                )
                 for case, (text, error) in zip(CASES, results, strict=True)
             }
         gateway.run("ledger", "verify")
@@ -366,12 +392,50 @@ def play(sdks: Sdks, chosen: Sequence[Case]) -> list[tuple[str, Exception | None
     return [results[case.name] for case in chosen]
 
 
+def outcomes_of(gateway: GatewayProcess) -> Mapping[str, frozenset[str]]:
+    """What attempts at each provider came to."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for name, count in gateway.metrics().items():
+        if count and (labels := ATTEMPTS.fullmatch(name)):
+            found[labels["provider"]].add(labels["outcome"])
+    return {provider: frozenset(each) for provider, each in found.items()}
+
+
 @contextmanager
 def closed_port() -> Iterator[str]:
     """An address where nobody listens, for as long as the block lasts."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+@contextmanager
+def untrusted_server() -> Iterator[str]:
+    """An address that speaks TLS, with a certificate by an authority that nobody knows."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with socket.create_server(("127.0.0.1", 0), backlog=AT_ONCE) as listening:
+        thread = threading.Thread(target=shake_hands, args=(listening, context))
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)  # which ends an accept that waits
+            thread.join()
+
+
+def shake_hands(listening: socket.socket, context: ssl.SSLContext) -> None:
+    """Offer the certificate to everybody who comes, until nobody can any more."""
+    while True:
+        try:
+            connected, _ = listening.accept()
+        except OSError:
+            return
+        connected.settimeout(HANDSHAKE_SECONDS)
+        try:
+            context.wrap_socket(connected, server_side=True).close()
+        except OSError:  # the client does not trust us
+            connected.close()
 
 
 # -- what came of it ------------------------------------------------------------------------------
@@ -395,6 +459,11 @@ def test_what_the_application_gets(case: Case, played: Mapping[str, Played]) -> 
             assert got.error is not None
             assert status_of(got.error) in (None, 200, 502, 504)
             assert (got.first, got.second) == (1, 0)
+
+
+@pytest.mark.parametrize("case", [each for each in CASES if each.row.outcome], ids=str)
+def test_what_the_gateway_calls_it(case: Case, played: Mapping[str, Played]) -> None:
+    assert played[case.name].outcomes == {case.row.outcome}
 
 
 def status_of(error: Exception | None) -> int | None:
