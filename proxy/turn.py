@@ -47,7 +47,7 @@ from adapters.errors import (
 from proxy.budget import Budget
 from proxy.health import Health, Place, State
 from proxy.route import Candidate
-from proxy.verdicts import VERDICTS, Fault, Outcome
+from proxy.verdicts import VERDICTS, Outcome
 
 ASKED_MAX = 3
 ATTEMPTS_MAX = 4  # or as many as there are upstreams
@@ -214,7 +214,7 @@ class Turn:
         hint = failure.retry_after
         self._means.health.failed(upstream, outcome, now, hint=hint, account=self._account)
         self._failures.append((outcome, failure))
-        if verdict.fault is Fault.REQUEST:
+        if not verdict.elsewhere:
             self._fault = failure.client_error()
             return
         seat = self._seats[ask.seat]

@@ -21,7 +21,7 @@ VERDICTS = (
         "return self.fault is not Fault.REQUEST",
         "return True",
         "a prompt that is too long would be sent to every upstream there is",
-        _VERDICTS,
+        ("tests/proxy/test_turn.py",),
     ),
     Mutant(
         "slow-upstream-asked-again",
@@ -293,8 +293,8 @@ TURN = (
     Mutant(
         "own-fault-not-the-end",
         "proxy/turn.py",
-        "if verdict.fault is Fault.REQUEST:",
-        "if verdict.fault is Fault.NOBODY:",
+        "if not verdict.elsewhere:",
+        "if not verdict:",
         "an application's mistake would be told as the provider's",
         _TURN,
     ),
