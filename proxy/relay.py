@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import trio
 
-from adapters.codec import Headers, UpstreamFailure
+from adapters.codec import Headers
 from adapters.errors import APIError, Cancelled, UpstreamTimeout, UpstreamUnavailable
 from ledger.money import format_usd
 from proxy.attempt import PlainAnswer, StreamAnswer
@@ -26,7 +26,7 @@ from proxy.record import Record
 from proxy.reserve import Hold
 from proxy.stored import Keeper
 from proxy.upstream import AttemptFailed
-from proxy.verdicts import Outcome
+from proxy.verdicts import VERDICTS, Outcome
 
 _FIGURES_SECONDS = 0.5
 _STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
@@ -172,28 +172,29 @@ async def _stream(
     complete like any other. Where the upstream breaks, the client gets an error in its own grammar,
     never a clean end, and is charged for what was produced.
     """
-    relay, connection, record = answer.relay, delivery.connection, delivery.record
+    connection, record = delivery.connection, delivery.record
     record.first_byte = trio.current_time()
     await delivery.stream(answer.first)
-    failure: UpstreamFailure | None = None  # stays so where the block is cancelled
+    broken: Outcome | None = None  # stays so where the block is cancelled
     try:
         with gateway.deadlines.new() as idle, delivery.running(answer.first, idle.scope.cancel):
-            failure = await _pass_on(answer, delivery, record, idle, pulse) or relay.failure
+            broken = await _pass_on(answer, delivery, record, idle, pulse)
     except (ClientGone, trio.Cancelled):
         if not connection.deadline.expired:
             await _last_figures(answer)
         raise
     pulse.stop()  # a beat into the last send would break its framing
-    if failure is None and not idle.expired:
+    if broken is None and not idle.expired:
         await _last_figures(answer)
-    if failure is None and not idle.scope.cancelled_caught:
+    if broken is None and not idle.scope.cancelled_caught:
         _report(gateway, answer, record, None)
         await _end(gateway, answer, delivery, hold)
     elif idle.scope.cancelled_caught and not idle.expired:
         await _break_off(answer, delivery, hold, Cancelled("The response was cancelled."))
     else:
-        _report(gateway, answer, record, "idle_timeout" if failure is None else failure.kind)
-        await _break_off(answer, delivery, hold, _broken(failure))
+        broken = broken or "idle_timeout"
+        _report(gateway, answer, record, broken)
+        await _break_off(answer, delivery, hold, _told(broken))
 
 
 async def _end(gateway: Gateway, answer: StreamAnswer, delivery: Delivery, hold: Hold) -> None:
@@ -254,8 +255,8 @@ async def _last_figures(answer: StreamAnswer) -> None:
 
 async def _pass_on(
     answer: StreamAnswer, delivery: Delivery, record: Record, idle: Deadline, pulse: Pulse
-) -> UpstreamFailure | None:
-    """Relay until the upstream has ended; why it ended early, as far as its bytes do not tell."""
+) -> Outcome | None:
+    """Relay until the upstream has ended; how it broke, None: it has not."""
     relay, response, allowance = answer.relay, answer.response, answer.allowance
     idle_seconds = answer.candidate.upstream.provider.idle_seconds
     if allowance is not None and (out := await allowance.room_made(relay)):
@@ -267,7 +268,7 @@ async def _pass_on(
         try:
             data = await response.receive()
         except AttemptFailed as failed:
-            return UpstreamFailure("truncated", str(failed))
+            return failed.reason
         received = trio.current_time()
         record.upstream_seconds += received - now
         if allowance is None or (data and allowance.takes(len(data))):
@@ -279,11 +280,11 @@ async def _pass_on(
             await delivery.send(out)
         now = trio.current_time()
         record.client_seconds += now - received
-    return None
+    return None if relay.failure is None else relay.failure.kind
 
 
-def _broken(failure: UpstreamFailure | None) -> APIError:
-    """What the client is told of a failure; None: nothing came for too long."""
-    if failure is None or failure.kind == "timeout":
+def _told(broken: Outcome) -> APIError:
+    """What the client, which has read a part, is told of how its answer broke."""
+    if VERDICTS[broken].told == "timeout":
         return UpstreamTimeout("The upstream stopped sending in the middle of its answer.")
     return UpstreamUnavailable("The upstream broke off in the middle of its answer.")

@@ -314,6 +314,29 @@ async def test_headers_and_log_tell_of_a_fallback(
         assert await booked(world) == [("p", FAILED, 0), ("q", FAILED, 0), ("r", SETTLED, CHARGE)]
 
 
+@pytest.mark.parametrize(
+    ("last", "outcome"),
+    [
+        (None, "truncated"),
+        (b"no size of a chunk\r\n", "protocol"),
+        (chunk("{no event"), "protocol"),
+        (HANG, "idle_timeout"),
+    ],
+)
+async def test_the_log_tells_how_a_stream_broke(
+    last: Step, outcome: str, autojump_clock: MockClock
+) -> None:
+    """The client has read of it already: it is told that there is no more."""
+    hosts = {"p": ScriptedProvider([STREAM_HEAD, delta("p"), 1.0, last])}
+    async with running(hosts) as world:
+        answer = await world.connect().call(CHAT, question(streamed=True))
+        slow = outcome == "idle_timeout"
+        assert told(answer) == ("p", "upstream_timeout" if slow else "upstream_unavailable")
+        (line,) = await logged(world)
+        ((upstream, logged_as, _),) = failed(line)
+        assert (upstream, logged_as) == ("p/upstream-model", outcome)
+
+
 async def test_waiting_for_an_upstream_that_asked_for_patience_has_signs_of_life(
     autojump_clock: MockClock,
 ) -> None:
