@@ -36,16 +36,10 @@ import msgspec
 
 from adapters.catalogue import Upstream
 from adapters.codec import UpstreamFailure
-from adapters.errors import (
-    APIError,
-    ModelNotAvailable,
-    RequestNotExpressible,
-    UpstreamOverloaded,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
+from adapters.errors import APIError, RequestNotExpressible
 from proxy.budget import Budget
 from proxy.health import Health, Place, State
+from proxy.refusal import refusal, shut_by
 from proxy.route import Candidate
 from proxy.verdicts import VERDICTS, Outcome
 
@@ -57,8 +51,6 @@ _PAUSE_SECONDS = 0.5
 _PROBE_SECONDS = 30.0  # a head in this time, or the upstream is still away
 _SOON_SECONDS = 1.0  # an opening that ends within this is as good as over
 _LOOK_SECONDS = 0.1
-_RETRY_AFTER_SECONDS = 1.0
-_OUT_OF_TIME: frozenset[Outcome] = frozenset({"first_byte_timeout", "idle_timeout"})
 _NEVER = math.inf
 
 Why = Literal["first", "fallback", "again", "hedge"]
@@ -333,53 +325,17 @@ class Turn:
         return Ask(candidate, place, why, queue_seconds, first_byte_seconds, number, once)
 
     def _refusal(self, now: float) -> APIError:
-        """What the client hears when no upstream has served."""
+        """What the client hears, by all that is known of its upstreams."""
         if not self._failures and self._inexpressible is not None:
             return self._inexpressible
-        outcomes = [outcome for outcome, _ in self._failures]
-        told = [VERDICTS[outcome].told for outcome in outcomes]
-        shut = self._shut_by(now)
-        if {VERDICTS[outcome].told for outcome in (*outcomes, *shut)} == {"the fault"}:
-            return ModelNotAvailable("No upstream of this model knows it.", param="model")
-        if all(VERDICTS[outcome].alarm for outcome in (*outcomes, *shut)):
-            return self._operators_fault(now)
-        if set(told) <= {"overloaded"}:
-            return UpstreamOverloaded(
-                "Every upstream of this model is overloaded or resting; try again shortly.",
-                retry_after=self._retry_after(now),
-            )
-        last = f"{self.attempts} attempts, the last: {outcomes[-1]}"
-        if told[-1] == "timeout":
-            # Who has waited for as long as is configured would wait, and let work, as long again.
-            return UpstreamTimeout(
-                f"The upstream of this model did not answer in time ({last}).",
-                should_retry=False if outcomes[-1] in _OUT_OF_TIME else None,
-            )
-        return UpstreamUnavailable(f"No upstream of this model could serve the request ({last}).")
-
-    def _operators_fault(self, now: float) -> APIError:
-        """Nobody serves until somebody who runs this gateway has done something."""
-        words = "The upstreams of this model refuse this gateway; whoever runs it has been told."
-        if self._failures:
-            return UpstreamUnavailable(words, should_retry=False)
-        return UpstreamOverloaded(words, retry_after=self._retry_after(now), should_retry=False)
-
-    def _shut_by(self, now: float) -> list[Outcome]:
-        """Why upstreams that were not asked may not be asked; "busy" where that will pass."""
-        causes: list[Outcome] = []
+        health = self._means.health
+        waits = [failure.retry_after for _, failure in self._failures if failure.retry_after]
+        shut: list[Outcome] = []
         for seat, candidate in zip(self._seats, self._order, strict=True):
+            upstream = candidate.upstream
             if seat is None:
-                state = self._means.health.state(candidate.upstream, now)
-                open_ = state.state is State.OPEN
-                causes.append(state.cause if open_ and state.cause is not None else "busy")
-        return causes
-
-    def _retry_after(self, now: float) -> float:
-        """Seconds until the first upstream may be asked again, as far as that is known."""
-        hints = [failure.retry_after for _, failure in self._failures if failure.retry_after]
-        for candidate in self._order:
-            health, upstream = self._means.health, candidate.upstream
+                shut.append(shut_by(health.state(upstream, now)))
             state, until = health.look(upstream, now, account=self._account)
             if state in (State.OPEN, State.RESTING):
-                hints.append(until - now)
-        return min(hints, default=_RETRY_AFTER_SECONDS)
+                waits.append(until - now)
+        return refusal([outcome for outcome, _ in self._failures], shut, waits)
