@@ -79,6 +79,7 @@ class Report:
     moods: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
     endings: Counter[tuple[Ending, str]] = field(default_factory=Counter)
+    rough_endings: Counter[Ending] = field(default_factory=Counter)  # of what the weather met
     calm_added_seconds: Sequence[float] = ()
     rough_added_seconds: Sequence[float] = ()
     attempts: int = 0
@@ -87,21 +88,21 @@ class Report:
     problems: Sequence[str] = ()
 
     @property
-    def whole(self) -> int:
-        """How many answers were whole."""
-        return self.endings[Ending.WHOLE, ""]
+    def success(self) -> float:
+        """What part of the answers was whole."""
+        return self.endings[Ending.WHOLE, ""] / max(1, self.endings.total())
 
     @property
-    def success(self) -> float:
-        """Their part of all."""
-        return self.whole / max(1, self.endings.total())
+    def rough_success(self) -> float:
+        """The same in the weather alone."""
+        return self.rough_endings[Ending.WHOLE] / max(1, self.rough_endings.total())
 
     def __str__(self) -> str:
         asked = self.endings.total()
         lines = [
             f"seed {self.seed}: {asked} requests in {self.seconds:.0f} s, "
             f"{self.moods.total()} moods, {self.deaths} workers killed",
-            f"  {self.success:.2%} whole",
+            f"  {self.success:.2%} whole, {self.rough_success:.2%} in the weather",
         ]
         for (ending, code), count in self.endings.most_common():
             lines.append(f"  {count:7} × {ending.value} {code}".rstrip())
@@ -152,6 +153,7 @@ async def run(directory: Path, minutes: float, seed: int, clients: int = CLIENTS
     calm = _asked(judge.told, calm_from, rough_from)
     report.calm_added_seconds = list(latency.added(calm, performances))
     rough = _asked(judge.told, rough_from, rough_until)
+    report.rough_endings = Counter(told.ending for told in rough)
     report.rough_added_seconds = list(latency.added(rough, performances))
     upstream = oracle.wrong_upstream(judge.told, performances)
     report.problems = [*judge.problems, *upstream, *books, *in_flight]
@@ -268,6 +270,6 @@ def _changes(output: Sequence[str]) -> Counter[str]:
     return Counter(str(line["state"]) for line in lines)
 
 
-def _asked(told: Iterable[Told], begin: float, end: float) -> Iterator[Told]:
+def _asked(told: Iterable[Told], begin: float, end: float) -> Sequence[Told]:
     """The requests that were made between these moments."""
-    return (each for each in told if begin <= each.begun < end)
+    return [each for each in told if begin <= each.begun < end]
