@@ -50,15 +50,15 @@ async def first_event(
         record.principal.account_id,
         repeatable=calls.request.scan.passes == 1,
     )
-    tries = _Tries(gateway, calls, route, turn, held, record, affinity)
+    attempts = _Attempts(gateway, calls, route, turn, held, record, affinity)
     while True:
         match turn.next(means.monotonic()):
             case Ask() as ask:
                 hedge_after = _hedge_after(gateway, route, ask, stream=stream)
                 if hedge_after is None:
-                    answer = await tries.one(ask, tries.attempt(ask))
+                    answer = await attempts.one(ask, attempts.attempt(ask))
                 else:
-                    answer = await _Race(tries).run(ask, hedge_after)
+                    answer = await _Race(attempts).run(ask, hedge_after)
                 if answer is not None:
                     return answer
             case Wait() as wait:
@@ -106,7 +106,7 @@ def _hedge_after(gateway: Gateway, route: Route, ask: Ask, *, stream: bool) -> f
     return None if usual is None else max(usual, _HEDGE_SECONDS_MIN)
 
 
-class _Tries(msgspec.Struct, frozen=True, gc=False):
+class _Attempts(msgspec.Struct, frozen=True, gc=False):
     """What the attempts of one request have in common."""
 
     gateway: Gateway
@@ -154,10 +154,10 @@ class _Tries(msgspec.Struct, frozen=True, gc=False):
 class _Race:
     """Attempts of one request that may overlap; the first with content wins."""
 
-    __slots__ = ("_changed", "_error", "_running", "_tries", "_won")
+    __slots__ = ("_attempts", "_changed", "_error", "_running", "_won")
 
-    def __init__(self, tries: _Tries) -> None:
-        self._tries = tries
+    def __init__(self, attempts: _Attempts) -> None:
+        self._attempts = attempts
         self._running = 0
         self._changed = trio.Event()
         self._won: tuple[Attempt, Answer] | None = None
@@ -165,7 +165,7 @@ class _Race:
 
     async def run(self, first: Ask, hedge_after: float) -> Answer | None:
         """The winner's answer; None where all attempts have failed, and the turn knows."""
-        record = self._tries.record
+        record = self._attempts.record
         started, waited_before = trio.current_time(), record.upstream_seconds
         try:
             async with trio.open_nursery() as nursery:
@@ -189,7 +189,7 @@ class _Race:
 
     async def _decide(self, nursery: trio.Nursery, first: Ask, hedge_at: float) -> None:
         """Start what the turn says, until somebody has won or nobody runs."""
-        turn, monotonic = self._tries.turn, self._tries.gateway.means.monotonic
+        turn, monotonic = self._attempts.turn, self._attempts.gateway.means.monotonic
         while True:
             with trio.move_on_at(hedge_at):
                 await self._changed.wait()
@@ -210,10 +210,10 @@ class _Race:
 
     async def _run(self, ask: Ask) -> None:
         came = "lost"  # unless it goes otherwise
-        tries, started = self._tries, self._tries.gateway.means.monotonic()
-        attempt = tries.attempt(ask)
+        attempts, started = self._attempts, self._attempts.gateway.means.monotonic()
+        attempt = attempts.attempt(ask)
         try:
-            answer = await tries.one(ask, attempt)
+            answer = await attempts.one(ask, attempt)
             if answer is None:
                 came = "failed"
             elif self._won is not None:  # by less than a turn of the event loop
@@ -224,7 +224,7 @@ class _Race:
             # A first attempt that lost would have taken longer still. That says nothing of a hedge,
             # which may just have begun, and nothing of an upstream whose client has left.
             if self._won is not None and ask.why != "hedge":
-                tries.time(ask, started)
+                attempts.time(ask, started)
             raise
         except Exception as error:  # raised where the request is served
             self._error = error
@@ -232,4 +232,4 @@ class _Race:
             self._running -= 1
             self._changed.set()
             if ask.why == "hedge":
-                tries.gateway.metrics.hedge(tries.route.model.id, came).inc()
+                attempts.gateway.metrics.hedge(attempts.route.model.id, came).inc()

@@ -122,7 +122,7 @@ class Health:
         """
         await self._seat(upstream).room()
 
-    def spoke(self, upstream: Upstream, now: float, *, account: int = 0) -> None:
+    def spoke(self, upstream: Upstream, *, account: int = 0) -> None:
         """It has said its first content."""
         seat = self._seats.get(id(upstream)) or self._seat(upstream)
         if seat.words[UNTIL]:  # otherwise it breaks no run of failures

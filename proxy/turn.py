@@ -27,7 +27,6 @@ again: a failure beside it starts only who was not asked yet (`beside`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +37,7 @@ from adapters.catalogue import Upstream
 from adapters.codec import UpstreamFailure
 from adapters.errors import APIError, RequestNotExpressible
 from proxy.budget import Budget
+from proxy.deadlines import NEVER
 from proxy.health import Health, Place, State
 from proxy.refusal import refusal, shut_by
 from proxy.route import Candidate
@@ -51,7 +51,6 @@ _PAUSE_SECONDS = 0.5
 _PROBE_SECONDS = 30.0  # a head in this time, or the upstream is still away
 _SOON_SECONDS = 1.0  # an opening that ends within this is as good as over
 _LOOK_SECONDS = 0.1
-_NEVER = math.inf
 
 Why = Literal["first", "fallback", "again", "hedge"]
 
@@ -69,7 +68,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     why: Why
     queue_seconds: float
     first_byte_seconds: float | None
-    seat: int  # in the order
+    number: int  # in the order
     once: bool
 
 
@@ -100,7 +99,7 @@ class Means:
     monotonic: Callable[[], float]
 
 
-class _Seat:
+class _Tried:
     """What a request knows of one upstream that it has asked."""
 
     __slots__ = ("asked", "ready_at")
@@ -128,7 +127,7 @@ class Turn:
         "_order",
         "_queue_ends_at",
         "_repeatable",
-        "_seats",
+        "_tried",
         "_waited",
         "attempts",
     )
@@ -148,7 +147,7 @@ class Turn:
         self._ends_at = ends_at
         self._account = account
         self._repeatable = repeatable
-        self._seats: list[_Seat | None] = [None] * len(order)
+        self._tried: list[_Tried | None] = [None] * len(order)
         self._failures: list[tuple[Outcome, UpstreamFailure]] = []
         self._fault: APIError | None = None
         self._hedged = False
@@ -183,7 +182,7 @@ class Turn:
             means.budget.denied()
             return None
         for number, candidate in enumerate(self._order):
-            if self._seats[number] is None or len(self._order) == 1:
+            if self._tried[number] is None or len(self._order) == 1:
                 place = means.health.enter(candidate.upstream, now, account=self._account)
                 if place is not None:
                     means.budget.spend(payer, now)
@@ -197,7 +196,7 @@ class Turn:
         if whole:
             health.served(upstream, now, account=self._account)
         else:
-            health.spoke(upstream, now, account=self._account)
+            health.spoke(upstream, account=self._account)
 
     def failed(self, ask: Ask, outcome: Outcome, failure: UpstreamFailure, now: float) -> None:
         """An attempt has ended without content."""
@@ -209,23 +208,23 @@ class Turn:
         if not verdict.elsewhere:
             self._fault = failure.client_error()
             return
-        seat = self._seats[ask.seat]
-        assert seat is not None, "it was asked"
-        if not verdict.again or not self._repeatable or seat.asked >= ASKED_MAX:
-            seat.ready_at = _NEVER
+        tried = self._tried[ask.number]
+        assert tried is not None, "it was asked"
+        if not verdict.again or not self._repeatable or tried.asked >= ASKED_MAX:
+            tried.ready_at = NEVER
         elif not self._means.budget.allows(upstream.name, now):
-            self._deny(seat)
+            self._deny(tried)
         elif hint is not None:
-            seat.ready_at = max(seat.ready_at, now + hint)
+            tried.ready_at = max(tried.ready_at, now + hint)
         else:
-            pause = _PAUSE_SECONDS * 2 ** (seat.asked - 1)
-            seat.ready_at = max(seat.ready_at, now + pause * (0.5 + self._means.dice() / 2))
+            pause = _PAUSE_SECONDS * 2 ** (tried.asked - 1)
+            tried.ready_at = max(tried.ready_at, now + pause * (0.5 + self._means.dice() / 2))
 
     def passed_over(self, ask: Ask, error: RequestNotExpressible) -> None:
         """The protocol of this upstream has no words for the request: it was not asked."""
-        seat = self._seats[ask.seat]
-        assert seat is not None, "it was to be asked"
-        seat.ready_at = _NEVER
+        tried = self._tried[ask.number]
+        assert tried is not None, "it was to be asked"
+        tried.ready_at = NEVER
         self.attempts -= 1
         self._inexpressible = self._inexpressible or error
 
@@ -235,7 +234,7 @@ class Turn:
         """The first upstream that was not asked and is admitted."""
         means = self._means
         for number, candidate in enumerate(self._order):
-            if self._seats[number] is None:
+            if self._tried[number] is None:
                 place = means.health.enter(candidate.upstream, now, account=self._account)
                 if place is not None:
                     means.budget.asked(candidate.upstream.name, now)
@@ -248,12 +247,12 @@ class Turn:
             return None
         means = self._means
         for number, candidate in enumerate(self._order):
-            seat = self._seats[number]
-            if seat is None or seat.ready_at > now:
+            tried = self._tried[number]
+            if tried is None or tried.ready_at > now:
                 continue
             name = candidate.upstream.name
             if not means.budget.allows(name, now):  # others were quicker
-                self._deny(seat)
+                self._deny(tried)
                 continue
             place = means.health.enter(candidate.upstream, now, account=self._account)
             if place is not None:
@@ -263,7 +262,7 @@ class Turn:
 
     def _pause(self, now: float) -> Wait | GiveUp:
         """Until somebody may be asked, if that is soon enough."""
-        soonest, room = _NEVER, None
+        soonest, room = NEVER, None
         for number, candidate in enumerate(self._order):
             at, full = self._may_be_asked_at(number, candidate.upstream, now)
             if at < soonest:
@@ -276,23 +275,23 @@ class Turn:
 
     def _may_be_asked_at(self, number: int, upstream: Upstream, now: float) -> tuple[float, bool]:
         """(The moment, whether it may come sooner, because only a place is missing)."""
-        seat = self._seats[number]
+        tried = self._tried[number]
         ready_at = now
-        if seat is not None:
-            if seat.ready_at == _NEVER or self._attempts_are_used_up():
-                return _NEVER, False
-            ready_at = seat.ready_at
+        if tried is not None:
+            if tried.ready_at == NEVER or self._attempts_are_used_up():
+                return NEVER, False
+            ready_at = tried.ready_at
         state, until = self._means.health.look(upstream, now, account=self._account)
         if state is State.RESTING:
             return max(ready_at, until), False
         if state is State.OPEN and until > now + _SOON_SECONDS:
-            return _NEVER, False
+            return NEVER, False
         if ready_at > now:
             return ready_at, False
         # It could be asked, but somebody else finds out whether it is back, or there is no place.
         patient_until = self._patient_until(upstream, now)
         if until > patient_until or now >= patient_until:
-            return _NEVER, False
+            return NEVER, False
         full = state in (State.FULL, State.READY)
         return (patient_until, True) if full else (max(until, now + _LOOK_SECONDS), False)
 
@@ -302,21 +301,21 @@ class Turn:
         self._queue_ends_at = self._queue_ends_at or now + upstream.provider.connect_seconds
         return self._queue_ends_at
 
-    def _deny(self, seat: _Seat) -> None:
-        seat.ready_at = _NEVER
+    def _deny(self, tried: _Tried) -> None:
+        tried.ready_at = NEVER
         self._means.budget.denied()
 
     def _attempts_are_used_up(self) -> bool:
         return self.attempts >= max(ATTEMPTS_MAX, len(self._order))
 
     def _take(self, number: int, place: Place, why: Why) -> Ask:
-        seat = self._seats[number]
-        if seat is None:
-            seat = self._seats[number] = _Seat()
-        seat.asked += 1
+        tried = self._tried[number]
+        if tried is None:
+            tried = self._tried[number] = _Tried()
+        tried.asked += 1
         self.attempts += 1
         candidate = self._order[number]
-        alone = None not in self._seats
+        alone = None not in self._tried
         queue_seconds = candidate.upstream.provider.connect_seconds if alone else 0.0
         first_byte_seconds = None
         if place.probe:
@@ -331,9 +330,9 @@ class Turn:
         health = self._means.health
         waits = [failure.retry_after for _, failure in self._failures if failure.retry_after]
         shut: list[Outcome] = []
-        for seat, candidate in zip(self._seats, self._order, strict=True):
+        for tried, candidate in zip(self._tried, self._order, strict=True):
             upstream = candidate.upstream
-            if seat is None:
+            if tried is None:
                 shut.append(shut_by(health.state(upstream, now)))
             state, until = health.look(upstream, now, account=self._account)
             if state in (State.OPEN, State.RESTING):

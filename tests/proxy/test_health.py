@@ -71,7 +71,7 @@ def fail(
 
 def answer(health: Health, now: float, *, at: Upstream = P, account: int = 0) -> None:
     with_place = asked(health, at, now, account)
-    health.spoke(at, now)
+    health.spoke(at)
     health.served(at, now, account=account)
     with_place.close()
 
@@ -112,7 +112,7 @@ def test_pauses_double_up_to_a_minute_until_there_is_a_whole_answer() -> None:
     assert pauses == [5, 10, 20, 40, 60, 60]
     now = health.look(P, now)[1]
     place = asked(health, P, now)
-    health.spoke(P, now)
+    health.spoke(P)
     assert health.look(P, now) == (READY, now)
     health.failed(P, "truncated", now)  # cut after its first content: not well yet
     place.close()
@@ -138,7 +138,7 @@ def test_one_at_a_time_finds_out() -> None:
     assert probe.probe
     assert health.look(P, 5.5) == (OPEN, 6.5)
     assert health.enter(P, 5.5) is None
-    health.spoke(P, 6.0)
+    health.spoke(P)
     assert health.look(P, 6.0) == (READY, 6.0)
     assert not asked(health, P, 6.0).probe
 
@@ -178,7 +178,7 @@ def test_what_is_said_late_is_not_heard() -> None:
     fail(health, 1.0, times=5)
     for place in late:
         health.failed(P, "first_byte_timeout", 4.0)
-        health.spoke(P, 4.0)
+        health.spoke(P)
         health.served(P, 4.0)
         place.close()
     assert health.look(P, 4.0) == (OPEN, 6.0)
@@ -223,9 +223,9 @@ def test_a_second_of_failures_a_request_is_out_after_five_and_back_with_one_prob
 def test_first_content_does_not_break_a_run_but_a_whole_answer_does() -> None:
     health = new()
     for _ in range(4):
-        health.spoke(P, 0.0)
+        health.spoke(P)
         fail(health, 0.0, outcome="truncated")
-    health.spoke(P, 0.0)
+    health.spoke(P)
     answer(health, 0.0)
     fail(health, 0.0, times=4)
     assert health.look(P, 0.0)[0] is READY
@@ -440,7 +440,7 @@ def test_what_one_account_alone_has_closed_is_closed_for_it_alone() -> None:
     assert health.look(P, 1.0, account=B) == (READY, 1.0)
     places = [asked(health, P, 1.0, account) for account in (B, C, B)]
     assert not any(place.probe for place in places)
-    health.spoke(P, 1.0, account=B)
+    health.spoke(P, account=B)
     health.served(P, 1.0, account=B)
     assert health.look(P, 1.0, account=A) == (OPEN, 5.0), (
         "their answers say nothing of its requests"
@@ -470,7 +470,7 @@ def test_where_the_others_fail_as_well_it_is_closed_for_all() -> None:
         assert health.look(P, 1.0, account=account) == (OPEN, 6.0)
     place = asked(health, P, 6.0, account=B)
     assert place.probe
-    health.spoke(P, 6.0, account=B)
+    health.spoke(P, account=B)
     for account in (A, B, C):
         assert health.look(P, 6.0, account=account) == (READY, 6.0)
 
@@ -888,7 +888,7 @@ class Circuits(RuleBasedStateMachine):
     def speak(self, index: int) -> None:
         if self.places:
             number, _ = self.places[index % len(self.places)]
-            self.health.spoke(self.models[number], self.now)
+            self.health.spoke(self.models[number])
             for each in self.both(number):
                 if each.until:
                     each.alive(whole=False)
@@ -996,7 +996,7 @@ class Anything(RuleBasedStateMachine):
 
     @rule(account=st.integers(0, 3))
     def speak(self, account: int) -> None:
-        self.health.spoke(P, self.now, account=account)
+        self.health.spoke(P, account=account)
 
     @rule(
         outcome=st.sampled_from(sorted(VERDICTS)),

@@ -42,7 +42,7 @@ for line in sys.stdin:
     elif order == "fail":
         health.failed(p, words[1], now, hint=float(words[2]) if words[2:] else None)
     elif order == "spoke":
-        health.spoke(p, now)
+        health.spoke(p)
     elif order == "served":
         health.served(p, now)
     elif order == "look":
