@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tests.chaos import harness
 
-SUCCESS_MIN = 0.4  # what breaks off in its middle can be told, and not be hidden
+# What breaks off in its middle can be told, and not be hidden. Minutes of it had 64 to 94 % whole.
+SUCCESS_MIN = 0.5
 MINUTES = float(os.environ.get("CHAOS_MINUTES", "0.5"))
 
 
