@@ -98,10 +98,9 @@ async def run(gateway: Gateway, connection: Connection, record: Record) -> bool:
     """One exchange. False where the connection has to be closed after it."""
     error: APIError | None = None
     try:
-        head = await _next_head(gateway, connection)
+        head = await _next_head(gateway, connection, record)
         if head is None:
             return False
-        record.start()
         await serve_exchange(gateway, connection, head, record)
     except APIError as refused:
         error = refused
@@ -220,11 +219,12 @@ async def _look_up(
     await connection.respond(200, headers, body)
 
 
-async def _next_head(gateway: Gateway, connection: Connection) -> Head | None:
+async def _next_head(gateway: Gateway, connection: Connection, record: Record) -> Head | None:
     gateway.idle.add(connection.deadline.scope)
     try:
         head = await connection.read_head()
     finally:
+        record.start()  # also for a head that is refused, or never complete
         gateway.idle.discard(connection.deadline.scope)
     if gateway.draining:
         connection.reusable = False  # the answer says so

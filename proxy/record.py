@@ -1,8 +1,8 @@
 """What one exchange was: filled in step by step, turned into metrics and one log line.
 
-The request id is a UUIDv7 (RFC 9562 §5.7): its time part lets a receipt be found without an index
-of its own. Log lines are written in batches by a service task; they name the key by its id, never
-the key.
+The request id is a UUIDv7 (RFC 9562 §5.7): its time part, the moment at which the request came,
+lets a receipt be found without an index of its own. Log lines are written in batches by a service
+task; they name the key by its id, never the key.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
 
 
 class Record:
-    """The facts of one exchange. Each step of the exchange writes what it learnt.
+    """The facts of one exchange, from its `start`. Each step of the exchange writes what it learnt.
 
     `upstream_seconds` and `client_seconds` sum up waiting, so that what is left is our own time.
     `reserved` is what was asked for, and once it is settled what was held then. `ending` is one of
@@ -90,9 +90,9 @@ class Record:
     )
 
     def __init__(self) -> None:
-        self.request_id = new_request_id()
-        self.id = uuid_text(self.request_id)
-        self.started = trio.current_time()
+        self.request_id = b""
+        self.id = ""
+        self.started = 0.0
         self.first_byte = 0.0
         self.upstream_seconds = 0.0
         self.client_seconds = 0.0
@@ -146,7 +146,9 @@ class Record:
         return headers
 
     def start(self) -> None:
-        """The head has arrived: waiting before that was not the request's."""
+        """The head has arrived, or what there is of it: waiting for that was not the request's."""
+        self.request_id = new_request_id()
+        self.id = uuid_text(self.request_id)
         self.started = trio.current_time()
 
     @property

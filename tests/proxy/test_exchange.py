@@ -8,12 +8,14 @@ and 2 dollars a million tokens with a margin of a tenth: 10 input and 5 output t
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from typing import cast
 
 import h11
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ledger.fleet import NODES, FleetLimiter
 from ledger.limits import LimitRef
@@ -140,6 +142,26 @@ async def test_one_connection_carries_many_requests() -> None:
         ]
         assert statuses == [200, 200, 400, 200]
         assert world.network.dialled == ["p"]
+
+
+@pytest.mark.parametrize("long", ["", "x" * 600], ids=["served", "refused by its head"])
+async def test_a_request_id_is_of_the_moment_when_the_request_came(long: str) -> None:
+    """However long its connection has waited for it: receipts are looked for around that moment."""
+    upstream = ScriptedProvider(provider.completion(), provider.completion())
+    async with running({"p": upstream}, settings=ServerSettings(max_head_bytes=512)) as world:
+        client = world.connect()
+        assert (await client.call(CHAT, ASK)).status == 200
+        await wait_all_tasks_blocked()
+        waits = _milliseconds()
+        while (asked := _milliseconds()) == waits:
+            pass
+        answer = await client.call(CHAT, ASK, headers={"x-long": long})
+        assert answer.status == (431 if long else 200)
+        assert asked <= uuid.UUID(answer.headers["x-request-id"]).int >> 80 <= _milliseconds()
+
+
+def _milliseconds() -> int:
+    return time.time_ns() // 1_000_000
 
 
 async def test_a_virtual_model_means_the_reference() -> None:
