@@ -26,9 +26,10 @@ before, until as many of their attempts have failed in a row as close it for eve
 The limit
 Of requests at once, found by what providers say: none until one says that it is overloaded, and not
 only to one account while others are served, whose requests may be all that is too much; then
-three quarters of what was in flight, at most once a second; one more for each round of whole
-answers while it is used, and after ten quiet seconds twice what it was; forgotten after a minute
-without a word of overload. What an answer took says nothing here: one may take 1 s or 300.
+three quarters of what was in flight, at most once a second, or once in five where nothing is
+answered in between; one more for each round of whole answers while it is used, and after ten quiet
+seconds twice what it was; forgotten after a minute without a word of overload. What an answer took
+says nothing here: one may take 1 s or 300.
 
 All moments are microseconds of one clock, in which 0 is no moment.
 """
@@ -64,6 +65,7 @@ REST_SECONDS_MAX: Final = 60.0
 LIMIT_MIN: Final = 4
 _LIMITED_SECONDS: Final = 60.0
 _CUT_SECONDS: Final = 1.0
+_CUT_AGAIN_SECONDS: Final = 5.0  # where nothing was answered since
 _CALM_SECONDS: Final = 10.0
 _ALARM_SECONDS: Final = 60.0
 _JITTER: Final = 0.2
@@ -218,12 +220,18 @@ def is_overloaded(words: Words, account: int, now: float) -> bool:
 def cut(words: Words, now: float, in_flight: int) -> bool:
     """Overloaded with so many in flight; whether that changed the limit.
 
-    With next to nothing in flight it is not that: a quota by the minute, say, or the network.
+    With next to nothing in flight it is not that: a quota by the minute, say, or the network. And
+    where nothing was answered since the last cut, it is more than that: who refuses everybody is
+    away, which is for the circuit to know, and needs no small limit when it is back.
     """
     if not words[LIMIT] and in_flight < LIMIT_MIN:
         return False
-    if words[LIMIT] and now < seconds(words[LIMITED_UNTIL]) - _LIMITED_SECONDS + _CUT_SECONDS:
-        return False
+    if words[LIMIT]:
+        since_cut = now - seconds(words[LIMITED_UNTIL]) + _LIMITED_SECONDS
+        latest = words[SERVED]
+        answered = latest and _since(latest, now) < since_cut + _SAID_AGAIN_SECONDS
+        if since_cut < (_CUT_SECONDS if answered else _CUT_AGAIN_SECONDS):
+            return False
     held = min(in_flight, words[LIMIT]) if words[LIMIT] else in_flight
     words[LIMIT] = max(held * 3 // 4, LIMIT_MIN)
     words[LIMITED_UNTIL] = micros(now + _LIMITED_SECONDS)

@@ -93,9 +93,17 @@ CIRCUIT = (
     Mutant(
         "limit-cut-with-every-refusal",
         "proxy/circuit.py",
-        "if words[LIMIT] and now < seconds(words[LIMITED_UNTIL])",
-        "if not words and now < seconds(words[LIMITED_UNTIL])",
+        "if since_cut < (_CUT_SECONDS if answered else _CUT_AGAIN_SECONDS):",
+        "if since_cut < 0:",
         "twenty refusals of one moment would cut an upstream's limit to the least",
+        _HEALTH,
+    ),
+    Mutant(
+        "limit-cut-by-who-is-away",
+        "proxy/circuit.py",
+        "_CUT_SECONDS if answered else _CUT_AGAIN_SECONDS",
+        "_CUT_SECONDS",
+        "an upstream that was away for ten seconds would come back for four requests at once",
         _HEALTH,
     ),
     Mutant(

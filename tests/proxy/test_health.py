@@ -578,6 +578,7 @@ def test_overload_cuts_what_may_be_in_flight() -> None:
         place.close()
     asked(health, P, 1.9)  # the fifteenth
     assert health.enter(P, 1.9) is None
+    health.served(P, 1.95, account=A)
     health.failed(P, "rate_limited", 2.0)
     assert health.states(2.0) == []
     health.serve([P])
@@ -600,14 +601,31 @@ def test_a_limit_is_never_below_four_and_forgotten_after_a_minute() -> None:
     health.serve([P])
     for place in limited(health):
         place.close()
-    for second in range(5):
-        health.failed(P, "rate_limited", float(second))
-    assert health.states(5.0)[0].limit == 4
-    places = [asked(health, P, 63.9) for _ in range(4)]
-    assert health.enter(P, 63.9) is None
-    places += [asked(health, P, 64.0) for _ in range(20)]
-    assert health.states(64.0)[0].limit == 0
+    for times in range(5):
+        health.failed(P, "rate_limited", 5.0 * times)
+    assert health.states(20.0)[0].limit == 4
+    places = [asked(health, P, 79.9) for _ in range(4)]
+    assert health.enter(P, 79.9) is None
+    places += [asked(health, P, 80.0) for _ in range(20)]
+    assert health.states(80.0)[0].limit == 0
     assert health.in_flight(P) == 24
+
+
+def test_who_refuses_everybody_is_away_and_not_limited_to_the_least() -> None:
+    """A burst of refusals costs a part; with answers in between it tells what can be done."""
+    for answered, limits in ((False, [75, 56]), (True, [75, 56, 42, 31, 23, 17, 12])):
+        health = new()
+        health.serve([P])
+        kept = [asked(health, P, 0.0) for _ in range(100)]
+        seen = []
+        for half in range(14):
+            now = half / 2
+            if answered:
+                health.served(P, now, account=A)
+            health.failed(P, "rate_limited", now, account=A)
+            seen.append(health.states(now)[0].limit)
+        assert sorted({*seen}, reverse=True) == limits
+        assert kept
 
 
 def test_a_limit_grows_only_while_it_is_used() -> None:
@@ -677,12 +695,12 @@ async def test_the_limit_finds_what_a_provider_can_do(autojump_clock: MockClock)
                 await trio.sleep(0.02)
                 busy -= 1
                 refused += 1
-                health.failed(P, "rate_limited", trio.current_time())
+                health.failed(P, "rate_limited", trio.current_time(), account=A)
             else:
                 await trio.sleep(dice.uniform(0.5, 3))
                 busy -= 1
                 served += 1
-                health.served(P, trio.current_time())
+                health.served(P, trio.current_time(), account=A)
             place.close()
             if refused_now:
                 await trio.sleep(dice.uniform(0.5, 3))
