@@ -18,6 +18,8 @@ from typing import TypeVar, cast
 
 import msgspec
 
+from adapters.failures import scrub
+
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
@@ -178,8 +180,10 @@ def _found(hint: object, raw: object, problems: Problems) -> str:
     """A TOML value as it is written, or its kind where it may be a secret."""
     if raw == "":
         return '""'
-    if _takes_any_text(hint) or (isinstance(raw, str) and raw in problems.unspeakable):
+    if _takes_any_text(hint):
         return _kind(raw)
+    if isinstance(raw, str) and (raw in problems.unspeakable or scrub(raw) != raw):
+        return _kind(raw)  # a key that was pasted to the wrong place
     if not isinstance(raw, str | int | float):
         return _kind(raw)
     written = str(raw) if isinstance(raw, float) else json.dumps(raw, ensure_ascii=False)

@@ -391,6 +391,11 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             'server.retry_budget: expected a decimal string from "0" to "1" in quotes, such as '
             '"0.20", found "20%"',
         ),
+        (  # a key that was pasted to the wrong place
+            '[server]\nretry_budget = "sk-proj-12345678"',
+            'server.retry_budget: expected a decimal string from "0" to "1" in quotes, such as '
+            '"0.20", found other text',
+        ),
         (
             '[[models]]\nid = ""\nupstreams = ["openai/m"]',
             'models[""].id: expected text that is not empty, found ""',
