@@ -92,6 +92,7 @@ async def test_what_fails_in_one_worker_is_left_alone_by_both(gateway: GatewayPr
     assert status == 200, "another serves"
     assert said.startswith("ready\nbroken/sandbox-error-500: circuit open, ")
     assert said.endswith(" s, after 3 × server_error\n")
+    eventually(lambda: bool(lines(gateway, "upstream")), "the log tells of it")
     (opened,) = lines(gateway, "upstream")
     assert opened["upstream"] == "broken/sandbox-error-500"
 
