@@ -107,8 +107,10 @@ def test_a_request_that_failed_has_a_receipt_of_nothing(client: OpenAI) -> None:
     found = receipt(client, failed.value.response.headers["x-request-id"])
     assert (found["status"], found["billing_status"]) == ("failed", "voided")
     assert found["charge_usd"] == "0"
-    (attempt,) = cast("list[Json]", found["attempts"])
-    assert attempt["upstream"] == "sandbox/sandbox-error-500"
+    attempts = cast("list[Json]", found["attempts"])
+    assert len(attempts) > 1  # what may pass is tried again
+    assert {attempt["upstream"] for attempt in attempts} == {"sandbox/sandbox-error-500"}
+    assert {attempt["charge_usd"] for attempt in attempts} == {"0"}
 
 
 def test_other_accounts_see_nothing(gateway: GatewayProcess, client: OpenAI) -> None:
