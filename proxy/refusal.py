@@ -48,8 +48,9 @@ def refusal(
             return UpstreamUnavailable(words, should_retry=False)
         return UpstreamOverloaded(words, retry_after=retry_after, should_retry=False)
     if all(VERDICTS[outcome].told == "overloaded" for outcome in outcomes):
+        causes = ", ".join(dict.fromkeys((*outcomes, *shut)))
         return UpstreamOverloaded(
-            "Every upstream of this model is overloaded or resting; try again shortly.",
+            f"No upstream of this model can take the request now ({causes}); try again shortly.",
             retry_after=retry_after,
         )
     return _last(outcomes)
