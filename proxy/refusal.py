@@ -59,7 +59,8 @@ def refusal(
 def _last(outcomes: Sequence[Outcome]) -> APIError:
     """What the last attempt says for all of them."""
     last = outcomes[-1]
-    attempts = f"{len(outcomes)} attempts, the last: {last}"
+    several = len(outcomes) > 1
+    attempts = f"{len(outcomes)} attempts, the last: {last}" if several else last
     if VERDICTS[last].told == "timeout":
         # Who has waited for as long as is configured would wait, and let work, as long again.
         return UpstreamTimeout(
