@@ -267,7 +267,9 @@ SPEAKERS = (
 )
 
 
-def four_providers(origin: str, extra: Mapping[str, str] = MappingProxyType({})) -> str:
+def four_providers(
+    origin: str, extra: Mapping[str, str] = MappingProxyType({}), failures_to_open: int = 5
+) -> str:
     """The configuration of a gateway whose every provider is the sandbox at `origin`.
 
     Every model of the sandbox is served by each provider, as `chat-sandbox-tools` and so on;
@@ -280,6 +282,7 @@ name = "{each.name}"
 protocol = "{each.protocol}"
 base_url = "{origin}{each.prefix}"
 api_key = "sandbox"
+failures_to_open = {failures_to_open}
 """
         for each in SPEAKERS
     ]

@@ -52,7 +52,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     directory = tmp_path_factory.mktemp("gateway")
     with sandbox_process() as origin:
         more = AGENT_MODELS | {name: f"{at}/{name}" for name, at in FAMILIES.items()}
-        config = LOOPBACK + SETTINGS + four_providers(origin, more)
+        # Tests break the same upstreams one after the other, and each wants to see how they break.
+        config = LOOPBACK + SETTINGS + four_providers(origin, more, failures_to_open=1000)
         with serving(directory, config) as process:
             yield process
             assert process.stop() == 0, process.tail()
