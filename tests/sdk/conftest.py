@@ -24,6 +24,7 @@ from tests.fakes.process import (
 
 SETTINGS = """
 max_body_bytes = 300000
+retry_budget = "0"
 
 [tiers.slow]
 rpm = 1
@@ -52,7 +53,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     directory = tmp_path_factory.mktemp("gateway")
     with sandbox_process() as origin:
         more = AGENT_MODELS | {name: f"{at}/{name}" for name, at in FAMILIES.items()}
-        # Tests break the same upstreams one after the other, and each wants to see how they break.
+        # Tests break the same upstreams one after the other, and each wants to see how they break:
+        # what becomes of that with repeats and circuits is in test_failures.
         config = LOOPBACK + SETTINGS + four_providers(origin, more, failures_to_open=1000)
         with serving(directory, config) as process:
             yield process
