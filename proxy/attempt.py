@@ -106,10 +106,10 @@ class Held(Protocol):
 
 
 class Attempt:
-    """One upstream that is asked for one request."""
+    """One upstream that is asked for one request, as `ask` says; made to be run at once. `started`
+    is on the clock of `Means`."""
 
     __slots__ = (
-        "_ask",
         "_began",
         "_dropped",
         "_gateway",
@@ -118,13 +118,16 @@ class Attempt:
         "_relay",
         "_share",
         "_stream",
+        "ask",
+        "started",
     )
 
     def __init__(
         self, gateway: Gateway, ask: Ask, held: Held, record: Record, *, stream: bool
     ) -> None:
         self._gateway = gateway
-        self._ask = ask
+        self.ask = ask
+        self.started = gateway.means.monotonic()
         self._dropped: tuple[str, ...] = ()
         self._held = held
         self._record = record
@@ -139,13 +142,13 @@ class Attempt:
             call = await self._call(calls)
             return await self._counted(call, affinity)
         except BaseException:
-            self._ask.place.close()
+            self.ask.place.close()
             self._share.close()
             raise
 
     def serves(self) -> None:
         """It is this one that the client hears, or whose end it waits for."""
-        self._record.serves(self._ask.candidate.upstream, self._dropped)
+        self._record.serves(self.ask.candidate.upstream, self._dropped)
 
     def give_up(self, answer: Answer) -> None:
         """Nobody will get its answer."""
@@ -154,19 +157,19 @@ class Attempt:
 
     async def _call(self, calls: Calls) -> Call:
         """What is sent. Where that takes long to make, it is made in a thread: streams go on."""
-        candidate, output_cap = self._ask.candidate, self._held.output_cap
+        candidate, output_cap = self.ask.candidate, self._held.output_cap
         if calls.is_long(candidate):
             return await trio.to_thread.run_sync(calls.at, candidate, output_cap)
         return calls.at(candidate, output_cap)
 
     async def _counted(self, call: Call, affinity: int | None) -> Answer:
         """The answer; how it went is written down everywhere."""
-        record, upstream = self._record, self._ask.candidate.upstream
+        record, upstream = self._record, self.ask.candidate.upstream
         record.attempts += 1
         self._dropped = told(call.dropped)
         self.serves()
         self._began = trio.current_time()
-        sent = Sent(call.path, call.body, self._stream, call.headers, self._ask.once)
+        sent = Sent(call.path, call.body, self._stream, call.headers, self.ask.once)
         try:
             answer = await self._answer(call, sent, affinity)
         except trio.Cancelled:
@@ -186,13 +189,13 @@ class Attempt:
 
     async def _answer(self, call: Call, sent: Sent, affinity: int | None) -> Answer:
         """The upstream's answer, as soon as it counts. Raises AttemptFailed and _Refused."""
-        candidate, share = self._ask.candidate, self._share
+        candidate, share = self.ask.candidate, self._share
         provider = candidate.upstream.provider
         response = await self._gateway.upstreams.post(
             provider,
             sent,
-            queue_seconds=self._ask.queue_seconds,
-            first_byte_seconds=self._ask.first_byte_seconds,
+            queue_seconds=self.ask.queue_seconds,
+            first_byte_seconds=self.ask.first_byte_seconds,
             affinity=affinity,
             read_error=call.read_error,
             on_refused=self._key_refused,
@@ -205,7 +208,7 @@ class Attempt:
                 self._relay = relay = call.stream(limited=allowance is not None)
                 idle_seconds = provider.idle_seconds
                 first = await _first_content(response, relay, allowance, idle_seconds, share)
-                place = self._ask.place
+                place = self.ask.place
                 return StreamAnswer(candidate, relay, response, first, share, place, allowance)
             whole = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds, share)
             self._relay = plain = call.plain(whole)
@@ -218,14 +221,14 @@ class Attempt:
 
     def _key_refused(self, failure: UpstreamFailure) -> None:
         """One of several API keys is refused; the next one is asked, which is another attempt."""
-        upstream = self._ask.candidate.upstream
+        upstream = self.ask.candidate.upstream
         self._gateway.metrics.attempt(upstream.provider.name, failure.kind).inc()
         self._record.attempts += 1
         self._record.failed(upstream, failure.kind, self._duration_ms)
 
     def _failed(self, outcome: Outcome, failure: UpstreamFailure, *, contacted: bool) -> Failed:
         """What is raised of a failure, once it is counted and booked."""
-        upstream = self._ask.candidate.upstream
+        upstream = self.ask.candidate.upstream
         self._gateway.metrics.attempt(upstream.provider.name, outcome).inc()
         self._record.failed(upstream, outcome, self._duration_ms)
         if contacted:
@@ -234,7 +237,7 @@ class Attempt:
         return Failed(outcome, failure)
 
     def _lose(self, outcome: settle.Lost, status: EventStatus) -> None:
-        candidate = self._ask.candidate
+        candidate = self.ask.candidate
         cost = settle.lost(candidate, outcome, self._held.expected(candidate), self._relay)
         self._gateway.metrics.unbilled(candidate.upstream.provider.name).inc(cost / NUSD)
         self._held.lost(Loss(candidate, status, self._duration_ms, cost))

@@ -56,7 +56,7 @@ async def first_event(
             case Ask() as ask:
                 hedge_after = _hedge_after(gateway, route, ask, stream=stream)
                 if hedge_after is None:
-                    answer = await attempts.one(ask, attempts.attempt(ask))
+                    answer = await attempts.one(attempts.attempt(ask))
                 else:
                     answer = await _Race(attempts).run(ask, hedge_after)
                 if answer is not None:
@@ -122,9 +122,9 @@ class _Attempts(msgspec.Struct, frozen=True, gc=False):
         stream = self.calls.request.stream
         return Attempt(self.gateway, ask, self.held, self.record, stream=stream)
 
-    async def one(self, ask: Ask, attempt: Attempt) -> Answer | None:
+    async def one(self, attempt: Attempt) -> Answer | None:
         """Make an attempt; None where it failed, and the turn knows."""
-        started = self.gateway.means.monotonic()
+        ask = attempt.ask
         try:
             answer = await attempt.run(self.calls, self.affinity)
         except Failed as failed:
@@ -138,17 +138,16 @@ class _Attempts(msgspec.Struct, frozen=True, gc=False):
         self.turn.answered(ask, self.gateway.means.monotonic(), whole=not stream)
         if not stream:
             ask.place.close()  # only now: what it has learnt of its limit counts this one
-        self.time(ask, started)
+        self.time(attempt)
         return answer
 
-    def time(self, ask: Ask, started: float) -> None:
+    def time(self, attempt: Attempt) -> None:
         """Remember how long an upstream took to say something, or at least took."""
         if self.route.is_timed:
             now = self.gateway.means.monotonic()
-            name = ask.candidate.upstream.name
-            self.gateway.latencies.of(name, streamed=self.calls.request.stream).add(
-                now - started, now
-            )
+            name = attempt.ask.candidate.upstream.name
+            latency = self.gateway.latencies.of(name, streamed=self.calls.request.stream)
+            latency.add(now - attempt.started, now)
 
 
 class _Race:
@@ -210,10 +209,10 @@ class _Race:
 
     async def _run(self, ask: Ask) -> None:
         came = "lost"  # unless it goes otherwise
-        attempts, started = self._attempts, self._attempts.gateway.means.monotonic()
+        attempts = self._attempts
         attempt = attempts.attempt(ask)
         try:
-            answer = await attempts.one(ask, attempt)
+            answer = await attempts.one(attempt)
             if answer is None:
                 came = "failed"
             elif self._won is not None:  # by less than a turn of the event loop
@@ -224,7 +223,7 @@ class _Race:
             # A first attempt that lost would have taken longer still. That says nothing of a hedge,
             # which may just have begun, and nothing of an upstream whose client has left.
             if self._won is not None and ask.why != "hedge":
-                attempts.time(ask, started)
+                attempts.time(attempt)
             raise
         except Exception as error:  # raised where the request is served
             self._error = error

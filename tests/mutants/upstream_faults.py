@@ -325,7 +325,7 @@ TURN = (
     Mutant(
         "place-of-a-failure-kept",
         "proxy/attempt.py",
-        "            self._ask.place.close()\n            self._share.close()\n",
+        "            self.ask.place.close()\n            self._share.close()\n",
         "            self._share.close()\n",
         "failed attempts would count as being in flight for ever",
         _SCENARIOS,
