@@ -7,17 +7,15 @@ the clock is the test's.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
 
 from adapters.catalogue import Provider, Upstream
 from proxy.health import Health, State, shared_memory, shared_rows
+from tests.fakes.sharers import Sharer, sharers
 
-DEADLINE_SECONDS = 10
 P = Upstream(Provider("p", "openai", "http://p"), "gpt", None)
 
 WORKER = """
@@ -54,41 +52,6 @@ for line in sys.stdin:
 """
 
 
-class Worker:
-    """Another process that serves the same upstream."""
-
-    def __init__(self, memory: int, place: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(memory), str(place)],
-            pass_fds=[memory],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def says(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def ask(self, order: str) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{order}\n")
-        self.process.stdin.flush()
-        return self.says()
-
-    def kill(self) -> None:
-        """`kill -9`, and wait for its end."""
-        self.process.kill()
-        self.process.wait(DEADLINE_SECONDS)
-
-    def close(self) -> None:
-        """See to it that it has ended."""
-        self.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
 @pytest.fixture
 def memory() -> Iterator[int]:
     descriptor = shared_memory(3)
@@ -96,16 +59,9 @@ def memory() -> Iterator[int]:
     os.close(descriptor)
 
 
-@contextmanager
-def workers(memory: int, count: int = 2, first: int = 0) -> Iterator[list[Worker]]:
-    """So many workers, all of them there."""
-    started = [Worker(memory, first + place) for place in range(count)]
-    try:
-        assert [each.says() for each in started] == ["here"] * count
-        yield started
-    finally:
-        for each in started:
-            each.close()
+def workers(memory: int, count: int = 2, first: int = 0) -> AbstractContextManager[list[Sharer]]:
+    """So many workers that serve the same upstream."""
+    return sharers(WORKER, memory, count, first)
 
 
 def test_failures_in_a_row_are_counted_over_all_workers(memory: int) -> None:

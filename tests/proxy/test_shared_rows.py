@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.shared_rows import ROWS, Rows, make_memory
+from tests.fakes.sharers import Sharer, sharers
 
 WORDS = 3
 NUMBER = 2  # the first word after the name
-DEADLINE_SECONDS = 10
 
 # Counts in a word that all change, claims and releases, as told; answers each line with another.
 OTHER = """
@@ -59,44 +57,6 @@ for line in sys.stdin:
 """
 
 
-class Other:
-    """Another process that has the same rows."""
-
-    def __init__(self, memory: int, place: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", OTHER, str(memory), str(place)],
-            pass_fds=[memory],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def tell(self, order: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{order}\n")
-        self.process.stdin.flush()
-
-    def says(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def ask(self, order: str) -> str:
-        self.tell(order)
-        return self.says()
-
-    def kill(self) -> None:
-        """`kill -9`, and wait for its end."""
-        self.process.kill()
-        self.process.wait(DEADLINE_SECONDS)
-
-    def close(self) -> None:
-        """See to it that it has ended."""
-        self.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
 @pytest.fixture
 def memory() -> Iterator[int]:
     descriptor = make_memory(WORDS, 9)
@@ -104,16 +64,9 @@ def memory() -> Iterator[int]:
     os.close(descriptor)
 
 
-@contextmanager
-def others(memory: int, count: int) -> Iterator[list[Other]]:
-    """So many processes, all of them there."""
-    started = [Other(memory, place) for place in range(count)]
-    try:
-        assert [each.says() for each in started] == ["here"] * count
-        yield started
-    finally:
-        for each in started:
-            each.close()
+def others(memory: int, count: int) -> AbstractContextManager[list[Sharer]]:
+    """So many processes that have the same rows."""
+    return sharers(OTHER, memory, count)
 
 
 def test_no_change_of_eight_processes_is_lost(memory: int) -> None:
@@ -166,7 +119,7 @@ def test_places_are_counted_together_and_cleared_when_filled_anew(memory: int) -
         assert two.ask("enter") == "4"
         one.kill()
         assert sum(row.places) == 4
-        with closing(Other(memory, 0)) as successor:
+        with closing(Sharer(OTHER, memory, 0)) as successor:
             assert successor.says() == "here"
             assert sum(row.places) == 2
 
