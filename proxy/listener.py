@@ -20,13 +20,16 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from proxy.transport import SocketTransport, Transport, detached
+from proxy.transport import SocketTransport, Transport, detached, known_options
 
 _MACHINE_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _FULL_PAUSE_SECONDS = 0.1
 _IN_A_ROW_MAX = 2
 SEND_BUFFER_BYTES = 131_072
-_UNANSWERED_MS = 120_000
+_OPTIONS = known_options(
+    (socket.SOL_SOCKET, "SO_SNDBUF", SEND_BUFFER_BYTES),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 120_000),  # milliseconds
+)
 _STEP_BACK_SECONDS = 0.001
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n"
@@ -62,9 +65,8 @@ def _bound_what_is_unread(listening: socket.socket) -> None:
     takes at most twice that with its own structures, which still carries some 2 MB a second over a
     tenth of a second of distance: many times what any model writes.
     """
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED_MS)
+    for level, option, value in _OPTIONS:
+        listening.setsockopt(level, option, value)
 
 
 class Listener:

@@ -26,18 +26,28 @@ _HEAD_START_SECONDS = 0.25  # RFC 8305 §8, "Connection Attempt Delay"
 # value for a bound, and without one may grow the buffer to 32 MiB. The price is that an answer
 # comes with no more than some 300 KB a round trip: 15 MB/s from a provider's edge 20 ms away.
 _UNREAD_BYTES = 256 * 1024
-_OPTIONS = (
-    (socket.SOL_SOCKET, socket.SO_RCVBUF, _UNREAD_BYTES),
+
+
+def known_options(*wanted: tuple[int, str, int]) -> tuple[tuple[int, int, int], ...]:
+    """Socket options, (level, name, value), as this system calls them; without those it lacks."""
+    return tuple(
+        (level, getattr(socket, name), value)
+        for level, name, value in wanted
+        if hasattr(socket, name)
+    )
+
+
+_OPTIONS = known_options(
+    (socket.SOL_SOCKET, "SO_RCVBUF", _UNREAD_BYTES),
     # Nothing moves while a long answer is awaited: routers on the way must not forget the
     # connection, and a provider that vanished without a word is found out within a minute, be it
     # by probes that it does not answer or by a request that it does not acknowledge.
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),  # milliseconds
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 30),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 60_000),  # milliseconds
 )
-
 
 # OpenSSL's words for an end of the stream: nothing was wrong with what came before it.
 _HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError)

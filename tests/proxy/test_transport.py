@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +26,15 @@ async def test_saying_the_end_to_a_peer_that_reset_leaves_a_transport_that_can_b
         await transport.receive()
     transport.close()
     transport.close()
+
+
+def test_what_a_system_lacks_of_socket_options_is_left_out() -> None:
+    """As on a Mac, which has another word for one of them and none for the other."""
+    lacking = "import trio, socket; del socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE; "
+    found = subprocess.run(
+        [sys.executable, "-c", f"{lacking}import proxy.listener as l; print(len(l._OPTIONS))"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.stdout, found.returncode) == ("1\n", 0), found.stderr
