@@ -14,15 +14,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import processes
 from benchmarks.processes import Cores
 
-START_SECONDS = 60.0
-MODELS = ("plain", "stream-64-20ms", "stream-200-0ms", "idle")
+START_SECONDS = 120.0
+MODELS = ("plain", "stream-64-20ms", "stream-20-0ms", "stream-200-0ms", "idle")
 
 _ROOT = Path(__file__).resolve().parents[1]
 _NGINX = """\
@@ -135,8 +135,19 @@ def nginx(provider_port: int, directory: Path, cores: Cores) -> Iterator[Target]
 
 
 @contextlib.contextmanager
-def farebox(provider_port: int, directory: Path, cores: Cores) -> Iterator[Target]:
-    """One worker with everything on: embedded Postgres, journal, billing, metrics, request log."""
+def farebox(
+    provider_port: int,
+    directory: Path,
+    cores: Cores,
+    *,
+    command: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Target]:
+    """One worker with everything on: embedded Postgres, journal, billing, metrics, request log.
+
+    `command` stands for `farebox` where another program is to run it, and `variables` are added to
+    its environment.
+    """
     program = _ROOT / ".venv" / "bin" / "farebox"
     if not program.is_file():
         raise TargetFailed(f"{program} is missing: run `make test` or `make serve` once")
@@ -146,9 +157,13 @@ def farebox(provider_port: int, directory: Path, cores: Cores) -> Iterator[Targe
     config.write_text(text + "".join(_MODEL.format(model=model) for model in MODELS))
     log = directory / "farebox.log"
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    command = [str(program), "serve", "--config", str(config)]
+    environ |= variables or {}
     process = processes.start(
-        command, cores.under_test, log=log, directory=directory, environ=environ
+        [*(command or [str(program)]), "serve", "--config", str(config)],
+        cores.under_test,
+        log=log,
+        directory=directory,
+        environ=environ,
     )
     try:
         _await_port(port, process, log)
