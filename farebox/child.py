@@ -16,7 +16,6 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import signal
@@ -47,6 +46,7 @@ from farebox.control import (
     ToChild,
     childs_end,
 )
+from farebox.interpreter import settle_in
 from farebox.totals import report_of
 from ledger import link
 from ledger.directory import DirectoryUnavailable
@@ -365,8 +365,7 @@ def main(name: str, descriptor: int) -> int:
         signal.signal(number, signal.SIG_IGN)
     if name.startswith("worker"):  # a ledger needs neither the data plane nor what configures it
         importlib.import_module("farebox.worker")
-    gc.collect()
-    gc.freeze()  # code is not worth scanning at every collection
+    settle_in()
     return trio.run(_live, socket.socket(fileno=descriptor))
 
 

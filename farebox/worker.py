@@ -10,7 +10,6 @@ several workers share them, in another (`farebox.books`).
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import select
@@ -25,6 +24,7 @@ from adapters.catalogue import Catalogue, Rates, Upstream
 from farebox.books import Books
 from farebox.catalogue import BuiltIn, catalogue
 from farebox.config import Config
+from farebox.interpreter import collect_when_idle, settle_in
 from ledger.accounts import Credential
 from ledger.directory import Directory, DirectoryUnavailable, PriceRow
 from ledger.limits import LimitKind, LimitRef
@@ -254,9 +254,8 @@ class Worker:
                 self._answers,
             ):
                 services.start_soon(service.run)
-            # What lives for the whole process is not worth scanning at every collection.
-            gc.collect()
-            gc.freeze()
+            services.start_soon(collect_when_idle, lambda: not gateway.load.exchanges)
+            settle_in()
             task_status.started()
             services.start_soon(self._cut_when_late)
             with self._connections:

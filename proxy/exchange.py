@@ -103,7 +103,7 @@ async def run(gateway: Gateway, connection: Connection, record: Record) -> bool:
             return False
         await serve_exchange(gateway, connection, head, record)
     except APIError as refused:
-        error = refused
+        error = refused.with_traceback(None)  # its frames hold it: only the collector would free it
     except ClientGone:
         record.status = CLIENT_CLOSED
         connection.reusable = False
