@@ -22,7 +22,6 @@ from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.health import Place
 from proxy.memory import Share
-from proxy.metrics import NUSD
 from proxy.record import Record
 from proxy.route import Candidate
 from proxy.transport import RECEIVE_BYTES
@@ -239,7 +238,7 @@ class Attempt:
     def _lose(self, outcome: settle.Lost, status: EventStatus) -> None:
         candidate = self.ask.candidate
         cost = settle.lost(candidate, outcome, self._held.expected(candidate), self._relay)
-        self._gateway.metrics.unbilled(candidate.upstream.provider.name).inc(cost / NUSD)
+        self._gateway.metrics.unbilled(candidate.upstream.provider.name).inc(cost)
         self._held.lost(Loss(candidate, status, self._duration_ms, cost))
 
     @property

@@ -1,28 +1,29 @@
-"""What a worker counts (contract §6), with label children resolved once and kept.
+"""What a worker counts (contract §6), each combination of labels resolved once and kept.
 
-`labels()` costs three times what an increment does, so every combination seen is remembered.
 Label values come from configuration and from tables of this file, never from a request: a name
 that is not in the catalogue is counted as `unknown`.
 
 Money is counted so that ratios can be made of it over any time, by any label and over all workers:
-two counters and a quotient, never a ratio that has to be averaged. What others count they are asked
-at each scrape, in the process that has them (`proxy.figures`). docs/metrics.md says what to make of
-it all.
+two counters and a quotient, never a ratio that has to be averaged. It is counted in nano-dollars,
+and shown in dollars. What others count they are asked at each scrape, in the process that has them
+(`proxy.figures`). docs/metrics.md says what to make of it all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 from ledger.journal import JournalStatistics
 from ledger.money import NANO_PER_USD
 from ledger.server import LedgerStatistics
 from proxy import figures
+from proxy.tallies import Spread, Spreads, Tallies, Tally
 
 if TYPE_CHECKING:  # a ledger's process has metrics, and nothing that workers need
     from proxy.health import UpstreamState
@@ -34,8 +35,6 @@ _FLUSH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 TOKEN_KINDS = ("input", "cached_input", "output", "reasoning")
 ENDINGS = ("settled", "estimated", "cancelled", "review", "free", "voided")
 """How a reservation can end: the status of its settlement, or that there was none."""
-_T = TypeVar("_T")
-NUSD = float(NANO_PER_USD)  # metrics are floats by definition; the books are not made from them
 
 
 class Metrics:
@@ -43,114 +42,97 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        requests = Counter(
+        counter, histogram = partial(Tallies, registry), partial(Spreads, registry)
+        usd = partial(counter, parts=NANO_PER_USD)
+        self._requests = counter(
             "farebox_requests_total",
             "Requests answered, by the status the client saw (499: it had left)",
-            ["surface", "model", "provider", "status"],
-            registry=registry,
+            "surface",
+            "model",
+            "provider",
+            "status",
         )
-        duration = Histogram(
+        self._duration = histogram(
             "farebox_request_duration_seconds",
             "From the request's head to the last byte of its answer",
-            ["surface", "model"],
-            buckets=_SECONDS,
-            registry=registry,
+            "surface",
+            "model",
+            bounds=_SECONDS,
         )
-        overhead = Histogram(
+        self._overhead = histogram(
             "farebox_overhead_seconds",
             "Time Farebox itself added: total minus waiting for upstream and client",
-            buckets=_OVERHEAD,
-            registry=registry,
-        )
-        first_byte = Histogram(
+            bounds=_OVERHEAD,
+        )()
+        self._first_byte = histogram(
             "farebox_time_to_first_byte_seconds",
             "From the request's head to the first byte of its answer",
-            ["surface", "model"],
-            buckets=_SECONDS,
-            registry=registry,
+            "surface",
+            "model",
+            bounds=_SECONDS,
         )
         self.open_streams = Gauge(
             "farebox_open_streams", "Streams being relayed now", registry=registry
         )
-        tokens = Counter(
-            "farebox_tokens_total", "Tokens", ["model", "provider", "kind"], registry=registry
+        self._tokens = counter("farebox_tokens_total", "Tokens", "model", "provider", "kind")
+        self._charged = usd("farebox_charged_usd_total", "Charged", "model", "provider")
+        self._cost = usd(
+            "farebox_provider_cost_usd_total", "What providers bill for it", "model", "provider"
         )
-        charged = Counter(
-            "farebox_charged_usd_total", "Charged", ["model", "provider"], registry=registry
-        )
-        cost = Counter(
-            "farebox_provider_cost_usd_total",
-            "What providers bill for it",
-            ["model", "provider"],
-            registry=registry,
-        )
-        reserved = Counter(
+        self._reserved = usd(
             "farebox_settled_reserved_usd_total",
             "What was reserved for that which was charged or settled as free",
-            ["model", "provider"],
-            registry=registry,
+            "model",
+            "provider",
         )
-        overrun = Counter(
-            "farebox_overrun_usd_total",
-            "Charged above what was reserved",
-            ["model", "provider"],
-            registry=registry,
+        self._overrun = usd(
+            "farebox_overrun_usd_total", "Charged above what was reserved", "model", "provider"
         )
-        unbilled = Counter(
+        self.unbilled = usd(
             "farebox_unbilled_provider_cost_usd_total",
             "What providers bill and no customer was charged for",
-            ["provider"],
-            registry=registry,
+            "provider",
         )
-        settlements = Counter(
+        self._settlements = counter(
             "farebox_settlements_total",
             "Reservations that have ended, by how they were settled",
-            ["model", "provider", "status"],
-            registry=registry,
+            "model",
+            "provider",
+            "status",
         )
-        short_of_credit = Counter(
+        self.short_of_credit = counter(
             "farebox_streams_short_of_credit_total",
             "Streams that were ended because no more credit could be held for them",
-            ["model"],
-            registry=registry,
+            "model",
         )
-        attempts = Counter(
+        self.attempt = counter(
             "farebox_upstream_attempts_total",
             "Attempts at upstreams, by outcome",
-            ["provider", "outcome"],
-            registry=registry,
+            "provider",
+            "outcome",
         )
-        limited = Counter(
-            "farebox_rate_limited_total",
-            "Requests refused by a limit",
-            ["limit"],
-            registry=registry,
-        )
-        self.insufficient_balance = Counter(
-            "farebox_insufficient_balance_total", "Requests refused with 402", registry=registry
-        )
-        self.flush = Histogram(
-            "farebox_ledger_flush_seconds",
-            "One exchange with the database",
-            buckets=_FLUSH,
-            registry=registry,
-        )
-        alarms = Counter(
+        self.limited = counter("farebox_rate_limited_total", "Requests refused by a limit", "limit")
+        self.insufficient_balance = counter(
+            "farebox_insufficient_balance_total", "Requests refused with 402"
+        )()
+        self.flush = histogram(
+            "farebox_ledger_flush_seconds", "One exchange with the database", bounds=_FLUSH
+        )()
+        self.alarm = counter(
             "farebox_upstream_alarms_total",
             "Failures that an operator has to see to",
-            ["provider", "reason"],
-            registry=registry,
+            "provider",
+            "reason",
         )
-        self.retry_budget_denied = Counter(
+        self.retry_budget_denied = counter(
             "farebox_retry_budget_denied_total",
             "Attempts that were not made because there had been too many of their kind",
-            registry=registry,
-        )
-        hedges = Counter(
+        )()
+        self.hedge = counter(
             "farebox_hedges_total",
             "Second attempts beside a slow first one, by what came of them",
-            ["model", "outcome"],
-            registry=registry,
+            "model",
+            "outcome",
         )
         Gauge(
             "farebox_build_info",
@@ -158,26 +140,31 @@ class Metrics:
             ["version"],
             registry=registry,
         ).labels(version("farebox")).set(1)
-        self.attempt = _Remembered(attempts.labels)
-        self.alarm = _Remembered(alarms.labels)
-        self.hedge = _Remembered(hedges.labels)
-        self.unbilled = _Remembered(unbilled.labels)
-        self.short_of_credit = _Remembered(short_of_credit.labels)
-        self.limited = _Remembered(limited.labels)
-        self.exchange = _Remembered(
-            lambda surface, model, provider, status: ExchangeMetrics(
-                requests=requests.labels(surface, model, provider, status),
-                duration=duration.labels(surface, model),
-                first_byte=first_byte.labels(surface, model),
-                overhead=overhead,
-                tokens={kind: tokens.labels(model, provider, kind) for kind in TOKEN_KINDS},
-                charged=charged.labels(model, provider),
-                cost=cost.labels(model, provider),
-                reserved=reserved.labels(model, provider),
-                overrun=overrun.labels(model, provider),
-                unbilled=unbilled.labels(provider),
-                endings={each: settlements.labels(model, provider, each) for each in ENDINGS},
-            )
+        self._exchanges: dict[tuple[str, str, str, str], ExchangeMetrics] = {}
+
+    def exchange(self, surface: str, model: str, provider: str, status: str) -> ExchangeMetrics:
+        """Everything that one kind of exchange is counted in."""
+        kind = surface, model, provider, status
+        known = self._exchanges.get(kind)
+        if known is None:
+            known = self._exchanges[kind] = self._new_exchange(*kind)
+        return known
+
+    def _new_exchange(
+        self, surface: str, model: str, provider: str, status: str
+    ) -> ExchangeMetrics:
+        return ExchangeMetrics(
+            requests=self._requests(surface, model, provider, status),
+            duration=self._duration(surface, model),
+            first_byte=self._first_byte(surface, model),
+            overhead=self._overhead,
+            tokens={kind: self._tokens(model, provider, kind) for kind in TOKEN_KINDS},
+            charged=self._charged(model, provider),
+            cost=self._cost(model, provider),
+            reserved=self._reserved(model, provider),
+            overrun=self._overrun(model, provider),
+            unbilled=self.unbilled(provider),
+            endings={each: self._settlements(model, provider, each) for each in ENDINGS},
         )
 
     def watch_ledger(self, statistics: Callable[[], LedgerStatistics]) -> None:
@@ -201,38 +188,24 @@ class Metrics:
 class ExchangeMetrics:
     """Everything that one kind of exchange is counted in, resolved at once."""
 
-    requests: Counter
-    duration: Histogram
-    first_byte: Histogram
-    overhead: Histogram
-    tokens: Mapping[str, Counter]
-    charged: Counter
-    cost: Counter
-    reserved: Counter
-    overrun: Counter
-    unbilled: Counter
-    endings: Mapping[str, Counter]
+    requests: Tally
+    duration: Spread
+    first_byte: Spread
+    overhead: Spread
+    tokens: Mapping[str, Tally]
+    charged: Tally
+    cost: Tally
+    reserved: Tally
+    overrun: Tally
+    unbilled: Tally
+    endings: Mapping[str, Tally]
 
     def settle(self, *, reserved: int, charge: int, cost: int) -> None:
         """Count one settlement; amounts are nano-dollars."""
-        self.charged.inc(charge / NUSD)
-        self.cost.inc(cost / NUSD)
-        self.reserved.inc(reserved / NUSD)
+        self.charged.inc(charge)
+        self.cost.inc(cost)
+        self.reserved.inc(reserved)
         if charge > reserved:
-            self.overrun.inc((charge - reserved) / NUSD)
+            self.overrun.inc(charge - reserved)
         if cost > charge:
-            self.unbilled.inc((cost - charge) / NUSD)
-
-
-class _Remembered(Generic[_T]):
-    """What `make` gives for label values, made once for each."""
-
-    def __init__(self, make: Callable[..., _T]) -> None:  # type: ignore[explicit-any] # label values
-        self._make = make
-        self._made: dict[tuple[str, ...], _T] = {}
-
-    def __call__(self, *labels: str) -> _T:
-        made = self._made.get(labels)
-        if made is None:
-            made = self._made[labels] = self._make(*labels)
-        return made
+            self.unbilled.inc(cost - charge)
