@@ -9,6 +9,7 @@ therefore exact, and one that has moved on meanwhile costs at most one look.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -17,33 +18,28 @@ import trio
 NEVER = math.inf
 
 
-class Deadline:
-    """A scope that is cancelled when `at` passes; enter it like a scope.
+class Alarm:
+    """A moment at which `ring` is called, unless it moves on before; between `start` and `stop`.
 
-    `expired` tells a passed deadline from any other reason for which the scope was cancelled.
+    `expired`: it has been. Cheaper than a scope where there is something that ends the wait of
+    whoever is too late, like closing what it waits for.
     """
 
-    __slots__ = ("_at", "_deadlines", "expired", "scope")
+    __slots__ = ("_at", "_deadlines", "expired", "ring")
 
-    def __init__(self, deadlines: Deadlines) -> None:
-        self.scope = trio.CancelScope()
+    def __init__(self, deadlines: Deadlines, ring: Callable[[], None]) -> None:
         self.expired = False
+        self.ring = ring
         self._at = NEVER
         self._deadlines = deadlines
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """From now on it may ring."""
         self._deadlines.active.add(self)
-        self.scope.__enter__()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def stop(self) -> None:
+        """It will not ring any more."""
         self._deadlines.active.discard(self)
-        return bool(self.scope.__exit__(kind, error, trace))
 
     @property
     def at(self) -> float:
@@ -57,15 +53,42 @@ class Deadline:
             self._deadlines.wake_at(moment)
 
     def after(self, seconds: float) -> None:
-        """Let it pass so many seconds from now."""
+        """Let it ring so many seconds from now."""
         self.at = trio.current_time() + seconds
+
+
+class Deadline(Alarm):
+    """A scope that is cancelled when `at` passes; enter it like a scope.
+
+    `expired` tells a passed deadline from any other reason for which the scope was cancelled.
+    """
+
+    __slots__ = ("scope",)
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self.scope = trio.CancelScope()
+        super().__init__(deadlines, self.scope.cancel)
+
+    def __enter__(self) -> Self:
+        self.start()
+        self.scope.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self.stop()
+        return bool(self.scope.__exit__(kind, error, trace))
 
 
 class Deadlines:
     """All deadlines of a worker."""
 
     def __init__(self) -> None:
-        self.active: set[Deadline] = set()
+        self.active: set[Alarm] = set()
         self.wakes_at = NEVER
         self._sleep = trio.CancelScope()
 
@@ -81,10 +104,10 @@ class Deadlines:
         """Watch over them until cancelled."""
         while True:
             now = trio.current_time()
-            for deadline in [deadline for deadline in self.active if deadline.at <= now]:
-                deadline.expired = True
-                deadline.scope.cancel()
-                self.active.discard(deadline)
-            self.wakes_at = min((deadline.at for deadline in self.active), default=NEVER)
+            for alarm in [alarm for alarm in self.active if alarm.at <= now]:
+                alarm.expired = True
+                alarm.stop()
+                alarm.ring()
+            self.wakes_at = min((alarm.at for alarm in self.active), default=NEVER)
             with trio.CancelScope(deadline=self.wakes_at) as self._sleep:
                 await trio.sleep_forever()

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from proxy.deadlines import NEVER, Deadlines
+from proxy.deadlines import NEVER, Alarm, Deadlines
 
 
 @pytest.fixture
@@ -73,3 +73,32 @@ async def test_another_reason_is_not_a_passed_deadline(
         await trio.sleep_forever()
     assert deadline.scope.cancelled_caught
     assert not deadline.expired
+
+
+async def test_an_alarm_rings_once_and_on_time(
+    deadlines: Deadlines, autojump_clock: MockClock
+) -> None:
+    rung: list[float] = []
+    alarm = Alarm(deadlines, lambda: rung.append(trio.current_time()))
+    alarm.start()
+    began = trio.current_time()
+    alarm.after(5)
+    await trio.sleep(4)
+    alarm.after(5)
+    await trio.sleep(30)
+    assert rung == [pytest.approx(began + 9)]
+    assert alarm.expired
+    assert not deadlines.active
+
+
+async def test_an_alarm_that_was_stopped_is_silent(
+    deadlines: Deadlines, autojump_clock: MockClock
+) -> None:
+    rung: list[bool] = []
+    alarm = Alarm(deadlines, lambda: rung.append(True))
+    alarm.start()
+    alarm.after(5)
+    alarm.stop()
+    await trio.sleep(10)
+    assert not rung
+    assert not alarm.expired
