@@ -37,7 +37,7 @@ from proxy.exchange import serve_connection
 from proxy.gateway import Gateway, wall_seconds
 from proxy.health import Health
 from proxy.idempotency import Answers
-from proxy.listener import Listener
+from proxy.listener import Listener, Shares
 from proxy.memory import Memory, bound_of
 from proxy.metrics import Metrics
 from proxy.notices import Shown, Teller, remarks, shown
@@ -214,7 +214,7 @@ class Worker:
             listening,
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
-            shared=rows is not None,
+            shares=None if rows is None else Shares(rows),
         )
         return cls(config, directory, books, gateway, listener, stored, answers)
 

@@ -41,9 +41,7 @@ from farebox.served import Settings, packed, unpacked
 from farebox.supervise import SupervisorSettings, unix_sockets
 from farebox.totals import Family, Sample, Totals, merged, report_of, text_of, value_of
 from farebox.worker import write_lines
-from proxy.listener import Listener, bind
 from proxy.metrics import Metrics
-from proxy.transport import Transport
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "farebox.example.toml"
 
@@ -353,33 +351,6 @@ def test_an_end_is_told_in_words() -> None:
 
 
 # -- what workers share ---------------------------------------------------------------------------
-
-
-async def test_workers_share_a_burst_of_connections() -> None:
-    shared = bind("127.0.0.1", 0)
-    served: list[str] = []
-
-    def worker(name: str) -> Listener:
-        async def handler(transport: Transport) -> None:
-            served.append(name)
-            await transport.receive()
-
-        return Listener(shared.dup(), handler, max_connections=100, shared=True)
-
-    workers = [worker("one"), worker("two")]
-    async with trio.open_nursery() as nursery:
-        for each in workers:
-            nursery.start_soon(each.run)
-        clients = [await trio.open_tcp_stream(*shared.getsockname()) for _ in range(40)]
-        with trio.fail_after(10):
-            while len(served) < len(clients):  # noqa: ASYNC110 - real sockets
-                await trio.sleep(0.001)
-        for each in workers:
-            each.stop()
-        for client in clients:
-            await client.aclose()
-    shared.close()
-    assert min(served.count("one"), served.count("two")) > 5
 
 
 @given(st.lists(st.integers(0, 3 * select.PIPE_BUF), max_size=40))
