@@ -98,6 +98,8 @@ class LimitedStream(ABC):
         except UpstreamProtocolViolation as violation:
             self._fail(UpstreamFailure("protocol", str(violation)))
             return b""
+        if len(events) == 1:
+            return self._pass(events[0])
         return b"".join([self._pass(raw) for raw in events])
 
     def close(self) -> bytes:

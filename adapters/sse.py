@@ -83,6 +83,10 @@ class Splitter:
                 return []
             data = bytes(buffer)
             buffer.clear()
+        one = data.endswith(b"\n\n") and data.find(b"\n\n") == len(data) - 2
+        if one and len(data) <= self._event_bytes_max:
+            self._searched = 0
+            return [data]  # one event, as it mostly is
         parts = data.split(b"\n\n")
         buffer += parts.pop()
         self._keep_searching()

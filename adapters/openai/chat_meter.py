@@ -79,6 +79,11 @@ class ChatMeter:
         if answer.usage:
             self._read_usage(answer.usage)
 
+    def add(self, text_bytes: int) -> None:
+        """Add a chunk with so much text that says nothing else that is new."""
+        self.deltas += 1
+        self._text_bytes += text_bytes
+
     @property
     def open_choices(self) -> tuple[int, ...]:
         """Those that have begun and not finished."""
@@ -130,6 +135,18 @@ class ChatMeter:
         if usage is not None:
             self._usage = usage
             self._usage_is_whole = self.finished
+
+
+def piece_bytes(chunk: wire.Answer) -> int | None:
+    """How much text is in a chunk that is nothing but a piece of an answer; None: it is more."""
+    if chunk.error or not chunk.choices or len(chunk.choices) > 1:
+        return None
+    if chunk.usage and bytes(chunk.usage) != b"null":
+        return None
+    choice = chunk.choices[0]
+    if choice.delta is None or choice.delta.audio or choice.finish_reason is not None:
+        return None
+    return _produced_bytes(choice.delta)
 
 
 def _produced_bytes(message: wire.Message) -> int:

@@ -1,9 +1,10 @@
 """Chat answers on their way through: relayed as bytes, read once beside that.
 
-Every event of a stream is read for what it costs and whether it ends or breaks the answer; its
-bytes go on as they came, apart from three things the client must not notice: the upstream's name
-of the model, usage that only we asked for, and the end of the stream, which waits until the money
-is settled. A stream that is cut at a limit ends in chunks of ours, made after the last that passed.
+Every event of a stream is read for what it costs and whether it ends or breaks the answer, or known
+by the form of the one before it (`chat_form`). Its bytes go on as they came, apart from three
+things the client must not notice: the upstream's name of the model, usage that only we asked for,
+and the end of the stream, which waits until the money is settled. A stream that is cut at a limit
+ends in chunks of ours, made after the last that passed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from adapters.codec import EMPTY_ANSWER, Counted, Expected, UpstreamFailure
 from adapters.errors import APIError, UpstreamProtocolViolation
 from adapters.limited import LimitedStream
 from adapters.openai import wire
-from adapters.openai.chat_meter import ChatMeter
+from adapters.openai.chat_form import Form, form_of
+from adapters.openai.chat_meter import ChatMeter, piece_bytes
 from adapters.openai.failure import read_error_object
 from adapters.openai.refusal import OpenAIRefusals
 
@@ -28,6 +30,7 @@ _DONE = b"[DONE]"
 _USAGE = b'"usage"'
 _NULL_USAGE = b',"usage":null'
 _NOT_OF_AN_END = ("choices", "usage", "obfuscation")
+_VAIN_FORMS_MAX = 4  # forms that no event after them had; who is so changeable has none
 _MODEL_SPELLINGS = (b'"model":', b'"model": ')
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -44,6 +47,8 @@ class ChatStreamRelay(LimitedStream):
 
     __slots__ = (
         "_ending",
+        "_form",
+        "_form_deltas",
         "_last",
         "_meter",
         "_model_member",
@@ -52,6 +57,7 @@ class ChatStreamRelay(LimitedStream):
         "_shown_member",
         "_shown_model",
         "_upstream_model",
+        "_vain_forms",
     )
 
     def __init__(
@@ -69,6 +75,9 @@ class ChatStreamRelay(LimitedStream):
         self._shown_member = b'"model":' + _encode(shown_model)
         self._upstream_model = ""  # learnt from the events, with its spelling in them
         self._model_member = b""
+        self._form: Form | None = None  # of the event that passed last
+        self._form_deltas = 0  # that had come when it was made
+        self._vain_forms = 0
         self._last = b""  # chunk that passed, of a stream that may be cut
         self._ending = b""  # of one that was
         self._said_last = False  # behind the cut
@@ -91,6 +100,18 @@ class ChatStreamRelay(LimitedStream):
         if self.ended or self.full:
             self._keep_back(raw)
             return b""
+        if self._form is not None and self._limit is None:
+            filled = self._form.fill(raw)
+            if filled is not None:
+                shown, text_bytes = filled
+                self._meter.add(text_bytes)
+                if self._limited:
+                    self._last = sse.data_of(raw)
+                return shown
+        return self._read(raw)
+
+    def _read(self, raw: bytes) -> bytes:
+        """The same of an event that has to be read."""
         data = sse.data_of(raw)
         if not data:
             return raw  # a comment, or blank lines
@@ -110,6 +131,11 @@ class ChatStreamRelay(LimitedStream):
                 return self._wait(raw)
             self._last = data
         self._meter.read(chunk)
+        self._learn(raw, chunk)
+        return self._shown(raw, chunk)
+
+    def _shown(self, raw: bytes, chunk: wire.Answer) -> bytes:
+        """An event as the client sees it."""
         if chunk.usage and not self._show_usage:
             if not chunk.choices and bytes(chunk.usage) != b"null":
                 return b""  # nothing but the usage that we asked for
@@ -117,6 +143,15 @@ class ChatStreamRelay(LimitedStream):
         if chunk.model != self._shown_model and isinstance(chunk.model, str):
             raw = self._renamed(raw, chunk.model)
         return raw
+
+    def _learn(self, raw: bytes, chunk: wire.Answer) -> None:
+        """Of which form the next events may be. One before it, if any, is over."""
+        if self._form is not None and self._form_deltas + 1 >= self._meter.deltas:
+            self._vain_forms += 1
+        self._form = None
+        if self._vain_forms < _VAIN_FORMS_MAX and piece_bytes(chunk):
+            self._form_deltas = self._meter.deltas
+            self._form = form_of(raw, _piece_bytes_of, lambda sample: self._shown(sample, chunk))
 
     def _end(self) -> None:
         """The upstream's last word: the answer is complete, unless it is none."""
@@ -208,6 +243,14 @@ def with_model(answer: bytes, model: str) -> bytes:
     if "model" in members:
         members["model"] = msgspec.Raw(_encode(model))
     return _encode(members)
+
+
+def _piece_bytes_of(raw: bytes) -> int | None:
+    """`piece_bytes` of a raw event."""
+    try:
+        return piece_bytes(wire.read_answer(sse.data_of(raw)))
+    except UpstreamProtocolViolation:
+        return None
 
 
 def _members(data: bytes) -> dict[str, msgspec.Raw] | None:
