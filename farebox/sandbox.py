@@ -41,9 +41,10 @@ import trio
 
 from adapters import sandbox
 from adapters.errors import APIError
-from proxy.connection import ClientGone, Connection, Head
+from proxy.connection import ClientGone, Connection
 from proxy.deadlines import Deadlines
 from proxy.listener import Listener, bind
+from proxy.request_head import Head
 from proxy.settings import ServerSettings
 from proxy.transport import Transport
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from adapters.errors import AccountSuspended, InvalidAPIKey
 from ledger.client import LimitRef
 from ledger.keys import keyed_hash
-from proxy.connection import Head
+from proxy.request_head import Head
 
 _WEBSOCKET_PREFIX = "openai-insecure-api-key."
 

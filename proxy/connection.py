@@ -1,9 +1,9 @@
-"""An HTTP/1.1 server connection: h11 reads, heads are written by hand.
+"""An HTTP/1.1 server connection: requests are read, answers written, one after the other.
 
-h11 parses every message and decides its framing; responses are serialised here from parts that
-are checked once, which halves the cost of a small answer. An `h11.Connection` serves one message
-and is replaced by the next, fed with what h11 calls trailing data: that way nothing but h11's
-public interface is used although h11 never sees our responses (decision record 0002).
+A head of the plain form is read by `request_head`, every other, and every chunked body, by an
+`h11.Connection` that is made for this one message. What comes behind a message is the beginning of
+the next: that way nothing but h11's public interface is used although h11 never sees our answers
+(decision record 0002), whose heads `answer_head` writes.
 
 A connection is in one of these stages, and moves its deadline as the stage changes:
 
@@ -21,29 +21,23 @@ at once, as practically all do, costs neither a scope nor a turn of the schedule
 from __future__ import annotations
 
 import enum
-import time
-from collections.abc import Callable, Iterable
-from email.utils import formatdate
-from functools import lru_cache
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
 
 import h11
 import trio
 
 from adapters.errors import (
     HeadTooLarge,
-    InternalError,
     InvalidRequest,
     RequestTooLarge,
     UnsupportedEncoding,
 )
+from proxy.answer_head import CHUNKED, CLOSE, Headers, render_head
 from proxy.deadlines import Deadline
+from proxy.request_head import Head, head_of, plain_head
 from proxy.settings import ServerSettings
 from proxy.transport import Transport
 
-Headers = Iterable[tuple[str, str]]
-
-_REASONS = {status.value: status.phrase for status in HTTPStatus} | {529: "Overloaded"}
 STALL_SECONDS = 120.0
 """How long a client may take nothing of its answer before it counts as having left."""
 
@@ -54,11 +48,6 @@ _DRAIN_BYTES_MAX = 262_144  # an unread body up to this size is read away to kee
 _LINGER_SECONDS = 2.0
 _PIECE_BYTES = 65_536
 _CHUNKS_A_TURN = 64  # parsed between two turns of other tasks
-# A request carries these at most once; two values would let two readers see two requests.
-_SINGLE = frozenset(
-    {b"authorization", b"content-type", b"content-encoding", b"idempotency-key", b"host"}
-    | {b"x-api-key", b"x-goog-api-key", b"content-length", b"transfer-encoding"}
-)
 
 
 class ClientGone(Exception):
@@ -72,34 +61,6 @@ class Stage(enum.Enum):
     HEAD = "head"
     BODY = "body"
     SERVING = "serving"
-
-
-class Head:
-    """A request's head: `target` split into path and query, header names in lower case."""
-
-    __slots__ = ("headers", "http_version", "method", "path", "query")
-
-    def __init__(self, event: h11.Request) -> None:
-        self.method = event.method.decode("ascii")
-        path, _, query = event.target.partition(b"?")
-        self.path = path.decode("latin-1")
-        self.query = query.decode("latin-1")
-        self.http_version = event.http_version
-        pairs = event.headers.raw_items()  # a list at once; iterating over h11's type is slow
-        self.headers = {name.lower(): value for name, value in pairs}
-        if len(self.headers) != len(pairs):
-            self._refuse_conflicts(pairs)
-
-    def _refuse_conflicts(self, pairs: list[tuple[bytes, bytes]]) -> None:
-        for raw_name, value in pairs:
-            name = raw_name.lower()
-            if name in _SINGLE and self.headers[name] != value:
-                raise InvalidRequest(f"The header {name.decode()} was sent twice.")
-
-    def header(self, name: bytes) -> str | None:
-        """The value of a header by its lower-case name, or None."""
-        value = self.headers.get(name)
-        return None if value is None else value.decode("latin-1")
 
 
 class Connection:
@@ -119,8 +80,9 @@ class Connection:
         self.response_started = False
         self.outlives_client = False
         self.client_gone = False
-        self._h11 = h11.Connection(h11.SERVER)
-        self._leftover = b""
+        self._parser: h11.Connection | None = None  # of the request that is read, if it needs one
+        self._arrived = b""  # behind the head
+        self._leftover = b""  # behind the body
         self._owed = b""  # of a frame that was sent in part
         self._torn = False  # somewhere inside of what was sent: no frame can follow
         self.body_bytes: int | None = 0  # as declared; None: chunked
@@ -140,10 +102,9 @@ class Connection:
         """
         self.stage = Stage.WAITING
         self.response_started = False
-        self._body_pending = False
-        self._h11 = h11.Connection(
-            h11.SERVER, max_incomplete_event_size=self.settings.max_head_bytes
-        )
+        self._parser = None
+        self._chunked = True
+        self._head_only = self._body_pending = self._continue_awaited = False
         data, self._leftover = self._leftover, b""
         if data:  # requests sent ahead take turns with everybody else's
             await trio.lowlevel.checkpoint()
@@ -152,10 +113,23 @@ class Connection:
             data = await self._receive()
             if not data:
                 return None
+        plain = plain_head(data)
+        if plain is None:
+            return await self._read_odd_head(data)
+        head, self._arrived = plain
+        self._begin_serving(len(data) - len(self._arrived))
+        self._accept(head)
+        return head
+
+    async def _read_odd_head(self, data: bytes) -> Head:
+        """One that is not of the plain form, or does not arrive at once."""
+        parser = self._parser = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=self.settings.max_head_bytes
+        )
         received = len(data)
         while True:
-            self._h11.receive_data(data)
-            event = self._next_event()
+            parser.receive_data(data)
+            event = self._next_event(parser)
             if isinstance(event, h11.Request):
                 break
             if self.stage is Stage.WAITING:
@@ -165,36 +139,37 @@ class Connection:
             if not data:
                 raise ClientGone
             received += len(data)
-        self._begin_serving()
-        if received > self.settings.max_head_bytes:
-            self._refuse_large_head(received)
-        return self._accept(event)
+        self._arrived = parser.trailing_data[0]
+        self._chunked = event.http_version >= b"1.1"
+        self._head_only = event.method == b"HEAD"
+        # h11's own limit counts an incomplete head only.
+        self._begin_serving(received - len(self._arrived))
+        head = head_of(event)
+        self._accept(head)
+        self._continue_awaited = parser.they_are_waiting_for_100_continue
+        return head
 
-    def _begin_serving(self) -> None:
+    def _begin_serving(self, head_bytes: int) -> None:
         self.stage = Stage.SERVING
         self._ends_at = trio.current_time() + self.settings.max_request_seconds
         self.deadline.at = self._ends_at
-
-    def _accept(self, event: h11.Request) -> Head:
-        self._body_pending = True
-        self.body_bytes = 0
-        self._head_only = event.method == b"HEAD"
-        self._chunked = event.http_version >= b"1.1"
         # Until it is certain where this request ends, nothing may be taken for the next one.
         self.reusable = False
-        head = Head(event)
+        if head_bytes > self.settings.max_head_bytes:
+            raise self._head_too_large()
+
+    def _accept(self, head: Head) -> None:
         headers = head.headers
         chunked = b"transfer-encoding" in headers
         if chunked and b"content-length" in headers:
             raise InvalidRequest("Send either Content-Length or Transfer-Encoding, not both.")
         if chunked and not self._chunked:
             raise InvalidRequest("Transfer-Encoding is no part of HTTP/1.0: send Content-Length.")
-        self._continue_awaited = self._h11.they_are_waiting_for_100_continue
         self.body_bytes = None if chunked else int(headers.get(b"content-length", 0))
+        self._body_pending = True
         wish = headers.get(b"connection", b"").lower()
         self.reusable = b"close" not in wish and (self._chunked or b"keep-alive" in wish)
         self._encoding = headers.get(b"content-encoding", _PLAIN).lower()
-        return head
 
     async def read_body(self, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
         """The whole body. One without a declared length is told to `count`, which may raise, chunk
@@ -210,15 +185,19 @@ class Connection:
         return await self._take_body(max_bytes, count)
 
     async def _take_body(self, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
-        if self.body_bytes is not None and self.body_bytes > max_bytes:
+        length = self.body_bytes
+        if length is not None and length > max_bytes:
             raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
         if self._continue_awaited:
             self._continue_awaited = False
             await self.send(_CONTINUE)
-        if self.body_bytes is None:
+        if length is None:
             body = await self._read_chunked(max_bytes, count)
+        elif length <= len(self._arrived):
+            body, self._leftover = self._arrived[:length], self._arrived[length:]
         else:
-            body = await self._read_sized(self.body_bytes)
+            body = await self._read_sized(length)
+        self._arrived = b""
         self._body_pending = False
         if self.stage is Stage.BODY:
             self.stage = Stage.SERVING
@@ -227,9 +206,8 @@ class Connection:
 
     async def _read_sized(self, length: int) -> bytes:
         """A body of known length is counted here: passing through h11 would copy it twice."""
-        data = self._h11.trailing_data[0]
-        parts = [data]
-        missing = length - len(data)
+        parts = [self._arrived]
+        missing = length - len(self._arrived)
         while missing > 0:
             data = await self._receive_body()
             if not data:
@@ -239,13 +217,14 @@ class Connection:
             missing -= len(data)
         if missing < 0:  # the next request follows in the same packet
             parts[-1], self._leftover = data[:missing], data[missing:]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     async def _read_chunked(self, max_bytes: int, count: Callable[[int], None] | None) -> bytes:
+        assert self._parser is not None, "it has read the head"
         body = bytearray()  # not a list: chunks may be of one byte each
         turn = 0
         while True:
-            event = self._next_event()
+            event = self._next_event(self._parser)
             if isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > max_bytes:
@@ -256,9 +235,9 @@ class Connection:
                 if turn % _CHUNKS_A_TURN == 0:
                     await trio.lowlevel.checkpoint()
             elif event is h11.NEED_DATA:
-                self._h11.receive_data(await self._receive_body())
+                self._parser.receive_data(await self._receive_body())
             else:
-                self._leftover = self._h11.trailing_data[0]
+                self._leftover = self._parser.trailing_data[0]
                 return bytes(body)
 
     async def _receive_body(self) -> bytes:
@@ -274,8 +253,7 @@ class Connection:
         """
         if not self._body_pending:
             return
-        hopeless = self.stage in (Stage.HEAD, Stage.BODY) or self._h11.their_state is h11.ERROR
-        if hopeless or self._continue_awaited:
+        if self.stage is Stage.BODY or self._continue_awaited:
             self.reusable = False
             return
         try:
@@ -300,20 +278,14 @@ class Connection:
             except OSError:
                 pass
 
-    def _next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
+    def _next_event(self, parser: h11.Connection) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
         try:
-            return self._h11.next_event()
+            return parser.next_event()
         except h11.RemoteProtocolError as error:
-            self.reusable = False
+            self.reusable = self._body_pending = False  # nothing that follows can be told apart
             if error.error_status_hint == 431:
                 raise self._head_too_large() from error
             raise InvalidRequest(f"The request is not valid HTTP/1.1: {error}.") from error
-
-    def _refuse_large_head(self, received: int) -> None:
-        # h11's limit counts an incomplete head only; one that arrives whole is measured here.
-        if received - len(self._h11.trailing_data[0]) > self.settings.max_head_bytes:
-            self.reusable = False
-            raise self._head_too_large()
 
     def _head_too_large(self) -> HeadTooLarge:
         return HeadTooLarge(
@@ -367,19 +339,19 @@ class Connection:
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole response in one piece."""
-        head = render_head(
-            status,
-            [*headers, ("content-length", str(len(body))), *self._connection_header()],
-        )
-        await self._start(head if self._head_only else head + body)
+        head = self._head(status, headers, f"content-length: {len(body)}\r\n")
+        self.response_started = True
+        await self.send(head if self._head_only else head + body)
 
     async def start_stream(self, status: int, headers: Headers, first: bytes) -> None:
         """Send the head of a response of unknown length together with its first bytes."""
-        await self._start(self._stream_head(status, headers) + self._frame(first))
+        begin = self._stream_head(status, headers) + self._frame(first)
+        self.response_started = True
+        await self.send(begin)
 
-    async def send_chunk(self, data: bytes) -> None:
+    def send_chunk(self, data: bytes) -> Awaitable[None]:
         """Send the next bytes of a stream."""
-        await self.send(self._frame(data))
+        return self.send(self._frame(data))
 
     def beat(self, data: bytes) -> None:
         """Send a few bytes of a stream if there is room for them now.
@@ -413,38 +385,15 @@ class Connection:
         await self.send(self._frame(final) + end)
 
     def _stream_head(self, status: int, headers: Headers) -> bytes:
-        framing = [("transfer-encoding", "chunked")] if self._chunked else []
-        if not self._chunked:
-            self.reusable = False  # the end of the body is the end of the connection
-        return render_head(status, [*headers, *framing, *self._connection_header()])
+        if self._chunked:
+            return self._head(status, headers, CHUNKED)
+        self.reusable = False  # the end of the body is the end of the connection
+        return self._head(status, headers, "")
 
-    async def _start(self, data: bytes) -> None:
-        self.response_started = True
-        await self.send(data)
+    def _head(self, status: int, headers: Headers, framing: str) -> bytes:
+        return render_head(status, headers, framing if self.reusable else framing + CLOSE)
 
     def _frame(self, data: bytes) -> bytes:
         if not data or not self._chunked:
             return data
         return b"%x\r\n%b\r\n" % (len(data), data)
-
-    def _connection_header(self) -> list[tuple[str, str]]:
-        return [] if self.reusable else [("connection", "close")]
-
-
-@lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    """The Date header's value (RFC 9110 §6.6.1), formatted once a second."""
-    return formatdate(second, usegmt=True)
-
-
-def render_head(status: int, headers: list[tuple[str, str]]) -> bytes:
-    """A response head. Raises InternalError where a value would break out of its line."""
-    lines = [
-        f"HTTP/1.1 {status} {_REASONS.get(status, '')}",
-        f"date: {_date(time.time_ns() // 10**9)}",
-    ]
-    lines += [f"{name}: {value}" for name, value in headers]
-    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
-    if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1:
-        raise InternalError("A response header holds a line break.")
-    return head

@@ -60,11 +60,12 @@ from proxy import (
 from proxy.admit import Permit
 from proxy.authenticate import Principal
 from proxy.calls import Calls
-from proxy.connection import ClientGone, Connection, Head, Stage
+from proxy.connection import ClientGone, Connection, Stage
 from proxy.gateway import Gateway
 from proxy.idempotency import Claim
 from proxy.need import Need
 from proxy.record import CLIENT_CLOSED, Record
+from proxy.request_head import Head
 from proxy.transport import Transport
 
 _ERROR_SECONDS = 10.0

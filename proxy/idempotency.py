@@ -54,8 +54,9 @@ from adapters.errors import (
 )
 from proxy.answers import Answer, AnswerStore, Asked, Earlier, State
 from proxy.authenticate import Principal
-from proxy.connection import Connection, Head
+from proxy.connection import Connection
 from proxy.record import Record
+from proxy.request_head import Head
 from proxy.watch import Watch
 
 T = TypeVar("T")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-import h11
 import psycopg
 import pytest
 import trio
@@ -18,8 +17,8 @@ from adapters.errors import InvalidAPIKey, InvalidRequest, Overloaded
 from ledger.directory import Directory
 from proxy import idempotency
 from proxy.answers import Answer, AnswerStore, Asked, PostgresAnswers, State
-from proxy.connection import Head
 from proxy.record import new_request_id
+from proxy.request_head import Head
 from proxy.state import Link, PostgresResponses, Stored
 from tests.fakes.responses import MemoryAnswers
 
@@ -480,8 +479,8 @@ async def test_a_claim_that_was_given_up_leaves_no_row(
 
 
 def head_of(key: bytes | None) -> Head:
-    headers = [(b"host", b"x")] + ([] if key is None else [(b"Idempotency-Key", key)])
-    return Head(h11.Request(method="POST", target="/v1/chat/completions", headers=headers))
+    headers = {b"host": b"x"} | ({} if key is None else {b"idempotency-key": key})
+    return Head("POST", "/v1/chat/completions", "", headers)
 
 
 CHAT = registry.find("POST", "/v1/chat/completions").operation
