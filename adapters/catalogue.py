@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Protocol = Literal["openai", "openai-responses", "anthropic", "gemini"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Auth = Literal["bearer", "api-key", "x-api-key", "x-goog-api-key"]
 Kind = str  # "chat", "embedding", …
 
@@ -50,10 +51,17 @@ class Rates:
 
     Every unit is present: an absent token kind was filled in from `input` or `output` when the
     schedule was built, an absent piece kind costs 0. Hashable, so that equal rows are one row in
-    the books.
+    the books; they are looked up with every request, so the hash is made only once.
     """
 
     components: tuple[tuple[str, int], ...]  # sorted by unit name
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash(self.components))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +69,34 @@ class PriceSchedule:
     """Every price row that may apply at one upstream of one model.
 
     `variants` maps (long-context threshold in input tokens, service tier) to its row; (0, "") is
-    always present. `published` is what the price list shows: decimal strings as configured.
+    always present. `thresholds` are those above 0, the lowest first. `published` is what the price
+    list shows: decimal strings as configured.
     """
 
     variants: Mapping[tuple[int, str], Rates]
     published: Mapping[str, object]
+    thresholds: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        thresholds = {threshold for threshold, _ in self.variants if threshold}
+        object.__setattr__(self, "thresholds", tuple(sorted(thresholds)))
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A provider's model. `weight` counts among equals of one group."""
+    """A provider's model. `weight` counts among equals of one group.
+
+    `name` is `provider/model`, as in configuration, metrics and usage records.
+    """
 
     provider: Provider
     model: str
     prices: PriceSchedule | None
     weight: int = 1
+    name: str = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """`provider/model`, as in configuration, metrics and usage records."""
-        return f"{self.provider.name}/{self.model}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.provider.name}/{self.model}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class Envelopes:
 
     def __init__(self, secret: bytes, account: str) -> None:
         self._secret = secret
-        self._account = account.encode()
+        self._account = account
 
     def seal(self, blob: Blob) -> str:
         """A signature for a client of another protocol."""
@@ -57,7 +57,7 @@ class Envelopes:
 
     def _mac(self, payload: bytes) -> str:
         digest = hashlib.blake2b(
-            self._account + b"\0" + payload,
+            self._account.encode() + b"\0" + payload,
             key=self._secret,
             digest_size=_MAC_BYTES,
             person=_PERSON,

@@ -9,7 +9,7 @@ Whatever has no exact integer is refused when it is configured, never rounded wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from decimal import Context, Decimal
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ from adapters.estimate import Bound
 INPUT_UNITS = ("input", "cached_input", "cache_write", "cache_write_1h", "audio_input")
 OUTPUT_UNITS = ("output", "reasoning", "audio_output")
 PIECE_UNITS = ("image", "request", "web_search", "second")
+_TOKEN_UNITS = (*INPUT_UNITS, *OUTPUT_UNITS)
 
 _NANO_PER_USD = 10**9
 _UNITS_PER_PRICE = 10**6
@@ -28,6 +29,7 @@ _EXACT = Context(prec=60)  # far more digits than any product here has
 _ONE = Decimal(1)
 
 # Tiers that a provider may serve though another was asked for: what it serves is what it bills.
+_STANDARD = ("",)
 _STANDARD_TIERS = ("", "default")
 _ANY_TIER = "auto"
 _SERVED_AS = {"fast": "priority"}
@@ -71,7 +73,10 @@ def variant(schedule: PriceSchedule, input_tokens: int, service_tier: str) -> Ra
     A long-context tier begins strictly above its threshold and holds for the whole request. A
     service tier without a multiplier costs the standard price.
     """
-    threshold = max((t for t, _ in schedule.variants if t < input_tokens), default=0)
+    threshold = 0
+    for higher in schedule.thresholds:
+        if higher < input_tokens:
+            threshold = higher
     tier = _SERVED_AS.get(service_tier, service_tier)
     rates = schedule.variants.get((threshold, tier))
     return rates if rates is not None else schedule.variants[threshold, ""]
@@ -83,24 +88,26 @@ def quantities(usage: Usage) -> dict[str, int]:
     Totals become disjoint parts. Where details exceed their total, the rest is zero, not less.
     Pieces that have no price anywhere are not counted.
     """
-    details_in = {
-        "cached_input": usage.cached_input_tokens,
-        "cache_write": usage.cache_write_tokens,
-        "cache_write_1h": usage.cache_write_1h_tokens,
-        "audio_input": usage.audio_input_tokens,
-    }
-    details_out = {
-        "reasoning": usage.reasoning_tokens,
-        "audio_output": usage.audio_output_tokens,
-    }
-    parts = {
-        "input": usage.input_tokens - sum(details_in.values()),
-        "output": usage.output_tokens - sum(details_out.values()),
-        **details_in,
-        **details_out,
-        "request": 1,
-        **{unit: count for unit, count in usage.pieces.items() if unit in PIECE_UNITS},
-    }
+    details_in = (
+        usage.cached_input_tokens
+        + usage.cache_write_tokens
+        + usage.cache_write_1h_tokens
+        + usage.audio_input_tokens
+    )
+    counts = (
+        usage.input_tokens - details_in,
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.cache_write_1h_tokens,
+        usage.audio_input_tokens,
+        usage.output_tokens - usage.reasoning_tokens - usage.audio_output_tokens,
+        usage.reasoning_tokens,
+        usage.audio_output_tokens,
+    )
+    parts = dict(zip(_TOKEN_UNITS, counts, strict=True))
+    parts["request"] = 1
+    if usage.pieces:
+        parts |= {unit: count for unit, count in usage.pieces.items() if unit in PIECE_UNITS}
     return {unit: count for unit, count in parts.items() if count > 0}
 
 
@@ -120,12 +127,12 @@ def dearest(
     ]
 
 
-def _possible_tiers(schedule: PriceSchedule, asked: str) -> set[str]:
+def _possible_tiers(schedule: PriceSchedule, asked: str) -> Collection[str]:
     if asked in _STANDARD_TIERS:
-        return {""}
+        return _STANDARD
     if asked == _ANY_TIER:
         return {tier for _, tier in schedule.variants}
-    return {"", _SERVED_AS.get(asked, asked)}
+    return ("", _SERVED_AS.get(asked, asked))
 
 
 def _worst(rates: Rates, bound: Bound, output_tokens: int) -> dict[str, int]:

@@ -37,8 +37,8 @@ _UPSTREAMS: Mapping[Protocol, UpstreamCodec] = MappingProxyType(
 # The lowest output cap that a provider takes: lower ones are raised to it.
 OUTPUT_CAP_MIN: Mapping[Protocol, int] = MappingProxyType({"openai-responses": OUTPUT_TOKENS_MIN})
 
-# What words an error where nothing is known of the caller.
-DEFAULT_REFUSALS: Refusals = openai.REFUSALS
+# What is asked where nothing is known yet, with the words for an error there.
+UNKNOWN = Operation("unknown", "", 0, openai.REFUSALS)
 
 _ANTHROPIC, _GEMINI = "/anthropic", "/gemini"
 _MESSAGES = "/v1/messages"
@@ -110,9 +110,21 @@ class _Table:
         return None
 
 
+def _names_models(path: str) -> bool:
+    return path.startswith("/v1/models") and path[10:11] in ("", "/")
+
+
 _OPENAI_TABLE = _Table(openai.ROUTES)
 _ANTHROPIC_TABLE = _Table(anthropic.ROUTES, anthropic.MODEL_ROUTES)
 _SHARED_TABLE = _Table(openai.ROUTES, anthropic.ROUTES)
+# Those of it that are asked most: no id in the path, and no header decides.
+_EXACT: Mapping[tuple[str, str], Match] = MappingProxyType(
+    {
+        (method, path): Match(operation)
+        for (method, path), operation in {**openai.ROUTES, **anthropic.ROUTES}.items()
+        if _ID not in path and not _names_models(path)
+    }
+)
 _EVERY_OPERATION = (*openai.OPERATIONS, *anthropic.OPERATIONS, *gemini.OPERATIONS)
 
 # What the numbers in the books mean: (surface, endpoint).
@@ -127,6 +139,8 @@ def find(method: str, path: str, query: str = "", headers: Mapping[bytes, bytes]
     A slash at the end is ignored. Raises NotFound, or MethodNotAllowed where another method is
     served.
     """
+    if (exact := _EXACT.get((method, path))) is not None:
+        return exact
     path = path.rstrip("/")
     if path.startswith(f"{_ANTHROPIC}/"):
         found = _ANTHROPIC_TABLE.find(method, path[len(_ANTHROPIC) :])
@@ -157,16 +171,12 @@ def refusals(path: str, query: str, headers: Mapping[bytes, bytes]) -> Refusals:
         return anthropic.REFUSALS
     if path.startswith((_GEMINI, "/v1beta/", "/v1alpha/")) or _is_google(query, headers):
         return gemini.REFUSALS
-    return DEFAULT_REFUSALS
+    return UNKNOWN.refusals
 
 
 def upstream_codec(protocol: Protocol) -> UpstreamCodec:
     """The codec for chat models at providers that speak `protocol`; `embedders` has the others."""
     return _UPSTREAMS[protocol]
-
-
-def _names_models(path: str) -> bool:
-    return path.startswith("/v1/models") and path[10:11] in ("", "/")
 
 
 def _find_models(

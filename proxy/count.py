@@ -17,7 +17,7 @@ from typing import cast
 import trio
 
 from adapters import estimate
-from adapters.codec import CountCall, CountingCodec, Headers, Operation, Request
+from adapters.codec import CountCall, CountingCodec, Headers, Request
 from adapters.errors import RequestNotExpressible
 from adapters.expected import expected_input
 from proxy import reserve
@@ -38,17 +38,13 @@ _SECONDS = 10.0  # in all: clients wait for a count before they ask; an estimate
 async def serve(
     gateway: Gateway,
     connection: Connection,
-    operation: Operation,
     route: Route,
     calls: Calls,
     record: Record,
 ) -> None:
     """Answer with a count. Raises RateLimited, AccountSuspended and ClientGone."""
-    assert record.principal is not None, "it was authenticated"
-    codec = cast("CountingCodec", operation.codec)
-    limits = await reserve.admit(
-        gateway.ledger, record.principal, route, record, operation.number, gateway.wall()
-    )
+    codec = cast("CountingCodec", record.operation.codec)
+    limits = await reserve.admit(gateway, route, record)
     headers: Headers = [
         ("content-type", "application/json"),
         *record.id_headers(),

@@ -34,7 +34,7 @@ import traceback
 import trio
 
 from adapters import registry
-from adapters.codec import Ask, Operation, Request
+from adapters.codec import Ask, DownstreamCodec, Request
 from adapters.envelope import Envelopes
 from adapters.errors import (
     APIError,
@@ -125,24 +125,23 @@ async def serve_exchange(
         record.refusals = registry.refusals(head.path, head.query, head.headers)
         raise
     record.enter(operation)
-    principal = authenticate.principal(gateway.keyring, head, gateway.wall())
-    record.principal = principal
+    record.principal = principal = authenticate.principal(gateway.keyring, head, gateway.wall())
     ask = Ask(name, head.query, head.headers)
     if operation.codec is None:
-        await _look_up(gateway, connection, operation, ask, principal, record)
+        await _look_up(gateway, connection, ask, principal, record)
         return
     with gateway.load.admit(gateway.memory, connection.body_bytes) as permit:
         body = await _read_body(connection, permit, record)
         request = operation.codec.decode(body, ask)
         if (key := idempotency.key_of(head, operation)) is None:
-            await _serve(gateway, connection, head, operation, request, record, None)
+            await _serve(gateway, connection, head, operation.codec, request, record)
             return
         printed = await idempotency.fingerprint(gateway.secret, operation, ask, body)
         async with gateway.answers.claim(
             key, printed, principal, record, connection, gateway.watch
         ) as claim:
             if claim.replay is None:
-                await _serve(gateway, connection, head, operation, request, record, claim)
+                await _serve(gateway, connection, head, operation.codec, request, record, claim)
             else:
                 record.ask(request.model, stream=request.stream)
                 await idempotency.replay(connection, record, claim.replay)
@@ -154,15 +153,14 @@ async def _serve(
     gateway: Gateway,
     connection: Connection,
     head: Head,
-    operation: Operation,
+    codec: DownstreamCodec,
     request: Request,
     record: Record,
-    claim: Claim | None,
+    claim: Claim | None = None,
 ) -> None:
     """Steps 6 to 10, for a request that is decoded; `claim` is of its idempotency key."""
     principal = record.principal
     assert principal is not None, "it was authenticated"
-    assert operation.codec is not None, "it was decoded"
     keeper: stored.Keeper | None = None
     if request.protocol == "openai-responses":
         resolved = await stored.resolve(gateway.responses, principal, request)
@@ -171,23 +169,12 @@ async def _serve(
     found = route.find(gateway.snapshot, principal, request.model, request.kind)
     record.ask(found.model.id, stream=request.stream)
     envelopes = Envelopes(gateway.secret, str(principal.account_id))
-    calls = Calls(operation.codec, request, envelopes, int(gateway.wall()))
-    if operation.action == "count":
-        await count.serve(gateway, connection, operation, found, calls, record)
+    calls = Calls(codec, request, envelopes, int(gateway.wall()))
+    if record.operation.action == "count":
+        await count.serve(gateway, connection, found, calls, record)
         return
     need = Need.of(request, found)
-    now = gateway.wall()
-    async with reserve.Hold(
-        gateway.ledger,
-        principal,
-        found,
-        need,
-        record,
-        operation.number,
-        now,
-        claim,
-        gateway.outputs,
-    ) as hold:
+    async with reserve.Hold(gateway, found, need, record, claim) as hold:
         conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
         told = hold.headers(conversation)
         delivery = relay.Delivery(connection, record, calls, told, keeper, claim)
@@ -201,13 +188,13 @@ async def _serve(
 async def _look_up(
     gateway: Gateway,
     connection: Connection,
-    operation: Operation,
     ask: Ask,
     principal: Principal,
     record: Record,
 ) -> None:
     """Answer what needs no model: the list of models, what was used, and responses that were
     kept."""
+    operation = record.operation
     if operation.action == "models":
         body = models.answer(gateway.snapshot, principal, operation, ask)
     elif operation.action == "usage":
@@ -300,5 +287,6 @@ def _finish(gateway: Gateway, record: Record, error: APIError | None) -> None:
         gateway.metrics.limited(str(error.details["limit"])).inc()
     elif isinstance(error, InsufficientBalance):
         gateway.metrics.insufficient_balance.inc()
-    record.count(gateway.metrics)
-    gateway.log.add(record.line())
+    now = trio.current_time()
+    record.count(gateway.metrics, now)
+    gateway.log.add(record.line(now))

@@ -14,7 +14,6 @@ from adapters import estimate, pricing
 from adapters.codec import Expected, Request
 from adapters.estimate import Bound
 from adapters.expected import expected_input
-from adapters.registry import OUTPUT_CAP_MIN
 from ledger.money import cost_and_charge
 from proxy.route import Candidate, Route
 
@@ -23,45 +22,29 @@ class Need(msgspec.Struct, frozen=True, gc=False):
     """What a request may consume at most.
 
     `output_cap` is the limit of each answer, as reserved and as sent upstream (None where the
-    operation has no output tokens); `output_tokens` is over all its `choices`, and more where a
+    operation has no output tokens); `output_tokens` is over all its choices, and more where a
     provider allows no cap as low as that. `is_capped`: the client set the cap.
     """
 
     request: Request
     bound: Bound
-    output_cap: int | None
-    output_tokens: int
-    service_tier: str
-    choices: int = 1
+    output_cap: int | None = None
+    output_tokens: int = 0
     is_capped: bool = True
-    stream: bool = False
 
     @classmethod
     def of(cls, request: Request, route: Route) -> Need:
         """The upper bounds for `request` at whichever upstream of `route` serves it."""
-        model = route.model
-        protocols = [
-            candidate.upstream.provider.protocol_for(request.protocol)
-            for candidate in route.candidates
-        ]
-        native = request.protocol in protocols and not request.foreign
+        model, spoken = route.model, route.spoken[request.protocol]
+        native = spoken.same and not request.foreign
         bound = estimate.bound(request, model.context_window, native=native)
         if request.kind != "chat":
-            return cls(request, bound, None, 0, request.service_tier)
+            return cls(request, bound)
         cap = request.output_cap or model.default_max_output_tokens
         if model.max_output_tokens:
             cap = min(cap, model.max_output_tokens)
-        allowed = max(cap, *(OUTPUT_CAP_MIN.get(protocol, 0) for protocol in protocols))
-        return cls(
-            request,
-            bound,
-            cap,
-            allowed * request.choices,
-            request.service_tier,
-            request.choices,
-            is_capped=request.output_cap is not None,
-            stream=request.stream,
-        )
+        output_tokens = max(cap, spoken.output_cap_min) * request.choices
+        return cls(request, bound, cap, output_tokens, request.output_cap is not None)
 
     def expected(self, candidate: Candidate) -> Expected:
         """The input that the request most probably has at one upstream."""
@@ -71,7 +54,10 @@ class Need(msgspec.Struct, frozen=True, gc=False):
     def capped(self, output_cap: int) -> Need:
         """The same with a lower cap."""
         return msgspec.structs.replace(
-            self, output_cap=output_cap, output_tokens=output_cap * self.choices, is_capped=True
+            self,
+            output_cap=output_cap,
+            output_tokens=output_cap * self.request.choices,
+            is_capped=True,
         )
 
     def amount(self, route: Route) -> int:
@@ -80,7 +66,7 @@ class Need(msgspec.Struct, frozen=True, gc=False):
 
     def amount_of(self, output_tokens: int, route: Route) -> int:
         """The same for so much output."""
-        return max(self.amount_at(candidate, output_tokens) for candidate in route.candidates)
+        return max([self.amount_at(candidate, output_tokens) for candidate in route.candidates])
 
     def affordable_output_tokens(self, route: Route, available: int) -> int:
         """The largest output cap that `available` nano-dollars would cover."""
@@ -88,13 +74,11 @@ class Need(msgspec.Struct, frozen=True, gc=False):
         whole = self.amount(route)
         if available <= fixed or whole <= fixed or not self.output_tokens:
             return 0
-        return (available - fixed) * self.output_tokens // (whole - fixed) // self.choices
+        return (available - fixed) * self.output_tokens // (whole - fixed) // self.request.choices
 
     def amount_at(self, candidate: Candidate, output_tokens: int) -> int:
         """Nano-dollars for so much output at one upstream, with margin."""
-        return max(
-            cost_and_charge(candidate.prices[rates], quantities)[1]
-            for rates, quantities in pricing.dearest(
-                candidate.schedule, self.bound, output_tokens, self.service_tier
-            )
+        rows = pricing.dearest(
+            candidate.schedule, self.bound, output_tokens, self.request.service_tier
         )
+        return max([cost_and_charge(candidate.prices[rates], most)[1] for rates, most in rows])

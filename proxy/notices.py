@@ -61,7 +61,7 @@ def line(notice: Notice, epoch_seconds: int) -> bytes:
             seconds=round(notice.seconds, 3),
             limit=notice.limit,
         )
-    return _ENCODER.encode(told) + b"\n"
+    return _ENCODER.encode(told)
 
 
 @dataclass(frozen=True, slots=True)

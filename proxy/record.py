@@ -7,10 +7,10 @@ task; they name the key by its id, never the key.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from random import getrandbits
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +18,7 @@ import trio
 
 from adapters.canonical import Usage
 from adapters.codec import Headers, Operation, Refusals
-from adapters.registry import DEFAULT_REFUSALS
+from adapters.registry import UNKNOWN
 from ledger.money import format_usd
 from proxy.metrics import Metrics
 
@@ -30,14 +30,16 @@ if TYPE_CHECKING:
 CLIENT_CLOSED = 499
 _ENCODER = msgspec.json.Encoder()
 _LOG_LINES_MAX = 20_000
-_UUID_RANDOM = ~((0xF << 76) | (0x3 << 62))
 _UUID_VERSION_7 = (0x7 << 76) | (0x2 << 62)
 
 
 def new_request_id() -> bytes:
-    """The 16 bytes of a UUIDv7: 48 bits of milliseconds, then 74 random bits."""
-    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
-    return (value & _UUID_RANDOM | _UUID_VERSION_7).to_bytes(16)
+    """The 16 bytes of a UUIDv7: 48 bits of milliseconds, then 74 random bits.
+
+    It has to be unique, not a secret: who asks for a receipt needs the account's key as well.
+    """
+    random = getrandbits(12) << 64 | getrandbits(62)
+    return (time.time_ns() // 1_000_000 << 80 | _UUID_VERSION_7 | random).to_bytes(16)
 
 
 def uuid_text(value: bytes) -> str:
@@ -54,71 +56,41 @@ class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
     duration_ms: int
 
 
-class Record:
+class Record(msgspec.Struct, gc=False, eq=False):
     """The facts of one exchange, from its `start`. Each step of the exchange writes what it learnt.
 
     `upstream_seconds` and `client_seconds` sum up waiting, so that what is left is our own time.
     `reserved` is what was asked for, and once it is settled what was held then. `ending` is one of
-    `metrics.ENDINGS`, "" where nothing was reserved.
+    `metrics.ENDINGS`, "" where nothing was reserved. `failures` is None where there are none.
     """
 
-    __slots__ = (
-        "attempts",
-        "client_seconds",
-        "code",
-        "dropped",
-        "ending",
-        "endpoint",
-        "estimated",
-        "failures",
-        "first_byte",
-        "id",
-        "model",
-        "principal",
-        "provider",
-        "refusals",
-        "request_id",
-        "reserved",
-        "settled",
-        "started",
-        "status",
-        "stream",
-        "surface",
-        "upstream",
-        "upstream_seconds",
-        "usage",
-    )
-
-    def __init__(self) -> None:
-        self.request_id = b""
-        self.id = ""
-        self.started = 0.0
-        self.first_byte = 0.0
-        self.upstream_seconds = 0.0
-        self.client_seconds = 0.0
-        self.surface = "unknown"
-        self.refusals: Refusals = DEFAULT_REFUSALS
-        self.endpoint = ""
-        self.model = "unknown"
-        self.provider = "none"
-        self.upstream = ""
-        self.status = 0
-        self.code = ""
-        self.stream = False
-        self.estimated = False
-        self.attempts = 0
-        self.failures: list[FailedAttempt] | None = None  # hardly any exchange has some
-        self.dropped: tuple[str, ...] = ()
-        self.reserved = 0
-        self.ending = ""
-        self.principal: Principal | None = None
-        self.usage: Usage | None = None
-        self.settled: Settled | None = None
+    request_id: bytes = b""
+    id: str = ""
+    started: float = 0.0
+    first_byte: float = 0.0
+    upstream_seconds: float = 0.0
+    client_seconds: float = 0.0
+    operation: Operation = UNKNOWN
+    refusals: Refusals = UNKNOWN.refusals
+    model: str = "unknown"
+    provider: str = "none"
+    upstream: str = ""
+    status: int = 0
+    code: str = ""
+    stream: bool = False
+    estimated: bool = False
+    attempts: int = 0
+    failures: list[FailedAttempt] | None = None
+    dropped: tuple[str, ...] = ()
+    reserved: int = 0
+    ending: str = ""
+    principal: Principal | None = None
+    usage: Usage | None = None
+    settled: Settled | None = None
 
     def enter(self, operation: Operation) -> None:
         """The path says what is wanted, and in whose words to answer."""
-        self.surface, self.endpoint = operation.surface, operation.name
-        self.refusals = operation.refusals
+        self.operation, self.refusals = operation, operation.refusals
 
     def ask(self, model: str, *, stream: bool) -> None:
         """The body says of which model, and how."""
@@ -159,10 +131,11 @@ class Record:
     def duration_ms(self) -> int:
         return round((trio.current_time() - self.started) * 1000)
 
-    def count(self, metrics: Metrics) -> None:
-        """Add a finished exchange to the metrics."""
-        seen = metrics.exchange(self.surface, self.model, self.provider, str(self.status))
-        total = trio.current_time() - self.started
+    def count(self, metrics: Metrics, now: float) -> None:
+        """Add an exchange that has finished now to the metrics."""
+        surface = self.operation.surface
+        seen = metrics.exchange(surface, self.model, self.provider, str(self.status))
+        total = now - self.started
         seen.requests.inc()
         seen.duration.observe(total)
         seen.overhead.observe(max(0.0, total - self.upstream_seconds - self.client_seconds))
@@ -180,16 +153,16 @@ class Record:
         if self.settled is not None:
             seen.settle(reserved=self.reserved, charge=self.settled.charge, cost=self.settled.cost)
 
-    def line(self) -> bytes:
-        """The exchange as one line of JSON; what is unknown is left out."""
+    def line(self, now: float) -> bytes:
+        """An exchange that has finished now as one line of JSON; what is unknown is left out."""
         caller, usage, settled = self.principal, self.usage, self.settled
-        return _encode(
+        return _ENCODER.encode(
             _Line(
                 time=_timestamp(time.time_ns() // 10**9),
                 event="request",
                 request_id=self.id,
-                surface=self.surface,
-                endpoint=self.endpoint,
+                surface=self.operation.surface,
+                endpoint=self.operation.name,
                 status=self.status,
                 code=self.code,
                 account=caller.account if caller else "",
@@ -207,7 +180,7 @@ class Record:
                 estimated=self.estimated,
                 charge_usd=format_usd(settled.charge) if settled else "0",
                 ttfb_ms=self.ttfb_ms,
-                duration_ms=self.duration_ms,
+                duration_ms=round((now - self.started) * 1000),
                 upstream_ms=round(self.upstream_seconds * 1000),
             )
         )
@@ -238,10 +211,6 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     ttfb_ms: int = 0
     duration_ms: int
     upstream_ms: int = 0
-
-
-def _encode(line: _Line) -> bytes:
-    return _ENCODER.encode(line) + b"\n"
 
 
 @lru_cache(maxsize=2)
@@ -282,6 +251,6 @@ class Log:
 
     def _write_out(self, lines: list[bytes]) -> None:
         try:
-            self._write(b"".join(lines))
+            self._write(b"\n".join(lines) + b"\n")
         except OSError:  # nobody reads the log any more, which is no reason to stop serving
             self.dropped += len(lines)

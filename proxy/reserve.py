@@ -24,7 +24,7 @@ import msgspec
 from adapters import errors
 from adapters.codec import Expected, Headers, Refusals
 from adapters.limits import Left, Unit
-from ledger.client import Ledger, LimitRef, LimitState, Reservation, ReservationRequest, Settled
+from ledger.client import LimitRef, LimitState, Reservation, ReservationRequest, Settled
 from ledger.errors import (
     AccountSuspended,
     InsufficientCredit,
@@ -38,6 +38,7 @@ from proxy import settle
 from proxy.allowance import OUTPUT_TOKENS_MIN, Allowance
 from proxy.attempt import Answer, Loss, StreamAnswer
 from proxy.authenticate import Principal
+from proxy.gateway import Gateway
 from proxy.idempotency import Claim
 from proxy.need import Need
 from proxy.outputs import Outputs
@@ -50,17 +51,14 @@ _UNITS: Sequence[tuple[str, Unit]] = (("rpm", "requests"), ("tpm", "tokens"))
 _ECHOED = re.compile(r"[!-~]([ -~]*[!-~])?")  # what any client reads in a header as it was written
 
 
-async def admit(
-    ledger: Ledger, principal: Principal, route: Route, record: Record, endpoint: int, now: float
-) -> Headers:
+async def admit(gateway: Gateway, route: Route, record: Record) -> Headers:
     """Count a request that costs nothing: limits and suspension hold for it, credit does not.
 
-    The headers tell what is left of the limits; `now` is wall time. Raises APIError.
+    The headers tell what is left of the limits. Raises APIError.
     """
+    now = gateway.wall()
     try:
-        reservation = await ledger.reserve(
-            _request(principal, route, record, endpoint, amount=0, tokens=0)
-        )
+        reservation = await gateway.ledger.reserve(_request(route, record, amount=0, tokens=0))
     except LedgerError as error:
         raise _refusal(error, record.refusals, now) from error
     reservation.void()
@@ -71,15 +69,13 @@ class Hold:
     """A reservation for the time of one exchange. Leaving it settles or gives back, always.
 
     With an answer: what was produced is charged. Without: nothing is, and a provider that was
-    contacted leaves an event that says so. `now` is wall time, for what is said of limits. Where
-    there is a `claim`, nothing is charged before it has kept the answer. `outputs` are those to
-    begin with, and None where the whole cap is held.
+    contacted leaves an event that says so. Where there is a `claim`, nothing is charged before it
+    has kept the answer.
     """
 
     __slots__ = (
         "_begun",
         "_claim",
-        "_clients_cap",
         "_ledger",
         "_loss",
         "_need",
@@ -93,36 +89,30 @@ class Hold:
     )
 
     def __init__(
-        self,
-        ledger: Ledger,
-        principal: Principal,
-        route: Route,
-        need: Need,
-        record: Record,
-        endpoint: int,
-        now: float,
-        claim: Claim | None = None,
-        outputs: Outputs | None = None,
+        self, gateway: Gateway, route: Route, need: Need, record: Record, claim: Claim | None = None
     ) -> None:
-        self._claim = claim
-        self._outputs = outputs
-        self._clients_cap = need.is_capped
-        self._ledger = ledger
+        self._ledger = gateway.ledger
+        self._outputs = gateway.outputs  # those to begin with; None: the whole cap is held
+        self._now = gateway.wall()  # for what is said of limits
         self._route = route
         self._need = need
-        self._now = now
         self._record = record
-        self._begun = need.output_tokens
-        if outputs is not None and need.stream and not need.is_capped:
-            self._begun = min(outputs.start(route.model.id) * need.choices, need.output_tokens)
+        self._claim = claim
+        self._begun = self._first_tokens(need)
         record.reserved = _askable(need.amount_of(self._begun, route))
         tokens = need.bound.input_tokens + self._begun
-        self._request = _request(
-            principal, route, record, endpoint, amount=record.reserved, tokens=tokens
-        )
+        self._request = _request(route, record, amount=record.reserved, tokens=tokens)
         self._loss: Loss | None = None  # the last one: it may be what ends the reservation
         self.answer: Answer | None = None
         self.reservation: Reservation
+
+    def _first_tokens(self, need: Need) -> int:
+        """The output to begin with."""
+        outputs, request = self._outputs, need.request
+        if outputs is None or need.is_capped or not request.stream:
+            return need.output_tokens
+        usual = outputs.start(self._route.model.id) * request.choices
+        return min(usual, need.output_tokens)
 
     async def __aenter__(self) -> Self:
         try:
@@ -271,7 +261,7 @@ class Hold:
     def _lower_cap(self, available: int) -> bool:
         """Need no more than `available` nano-dollars; False where that cannot be."""
         need = self._need
-        if self._outputs is None or need.output_cap is None or self._clients_cap:
+        if self._outputs is None or need.output_cap is None or need.request.output_cap is not None:
             return False
         cap = min(need.affordable_output_tokens(self._route, available), need.output_cap)
         if cap < OUTPUT_TOKENS_MIN:
@@ -291,7 +281,7 @@ class Hold:
         if self._need.is_capped or not isinstance(answer, StreamAnswer) or answer.relay.cut:
             return
         output_tokens = answer.relay.output_tokens
-        outputs.add(self._route.model.id, output_tokens // self._need.choices)
+        outputs.add(self._route.model.id, output_tokens // self._need.request.choices)
 
     def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:
         affordable = self._need.affordable_output_tokens(self._route, error.available)
@@ -314,11 +304,10 @@ class Hold:
         )
 
 
-def _request(
-    principal: Principal, route: Route, record: Record, endpoint: int, *, amount: int, tokens: int
-) -> ReservationRequest:
+def _request(route: Route, record: Record, *, amount: int, tokens: int) -> ReservationRequest:
     """What is said to the ledger; until it is known who serves, the first candidate stands."""
-    first = route.candidates[0]
+    principal, first = record.principal, route.candidates[0]
+    assert principal is not None, "it was authenticated"
     return ReservationRequest(
         request_id=record.request_id,
         account_id=principal.account_id,
@@ -330,7 +319,7 @@ def _request(
         model_id=route.model_id,
         provider_id=first.provider_id,
         price_id=first.base_price.price_id,
-        endpoint=endpoint,
+        endpoint=record.operation.number,
     )
 
 

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from adapters.catalogue import Catalogue, Model, PriceSchedule, Rates, Upstream
+from adapters.catalogue import (
+    PROTOCOLS,
+    Catalogue,
+    Model,
+    PriceSchedule,
+    Protocol,
+    Rates,
+    Upstream,
+)
 from adapters.errors import InvalidRequest, ModelNotAvailable, PermissionDenied
+from adapters.registry import OUTPUT_CAP_MIN
 from ledger.money import Price
 from proxy.authenticate import Principal
 
@@ -19,22 +29,41 @@ _VIRTUAL = ("auto", "balanced", "cost-saver")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An upstream that may serve a request, with its price rows as the books know them."""
+    """An upstream that may serve a request, with its price rows as the books know them.
+
+    `base_price` is the row that applies without long context or a service tier.
+    """
 
     upstream: Upstream
     schedule: PriceSchedule
     provider_id: int
     prices: Mapping[Rates, Price]
+    base_price: Price = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base_price", self.prices[self.schedule.variants[0, ""]])
 
     @property
     def weight(self) -> int:
         """Its share of the requests, among the equals of its group."""
         return self.upstream.weight
 
-    @property
-    def base_price(self) -> Price:
-        """The row that applies without long context or a service tier."""
-        return self.prices[self.schedule.variants[0, ""]]
+
+class Spoken(NamedTuple):
+    """What the upstreams of a route speak with a client of one protocol.
+
+    `same`: one of them speaks that protocol too. `output_cap_min` is the lowest output cap that all
+    of them take.
+    """
+
+    same: bool
+    output_cap_min: int
+
+    @classmethod
+    def by(cls, candidates: Iterable[Candidate], asked: Protocol) -> Spoken:
+        """By these, where the client speaks `asked`."""
+        protocols = {each.upstream.provider.protocol_for(asked) for each in candidates}
+        return cls(asked in protocols, max(OUTPUT_CAP_MIN.get(each, 0) for each in protocols))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +73,7 @@ class Route:
     `candidates` are all of them, in the order in which they are configured. `has_equals`: some
     group has more than one. `has_choice`: there are equals, or a provider with several API keys, so
     that it matters which request goes where. `is_timed`: how soon its upstreams answer decides
-    something. `reason` says why these, for virtual models.
+    something. `spoken` is by the client's protocol. `reason` says why these, for virtual models.
     """
 
     model: Model
@@ -55,6 +84,7 @@ class Route:
     has_equals: bool = field(init=False)
     has_choice: bool = field(init=False)
     is_timed: bool = field(init=False)
+    spoken: Mapping[Protocol, Spoken] = field(init=False)
 
     def __post_init__(self) -> None:
         candidates = tuple(candidate for group in self.groups for candidate in group)
@@ -65,6 +95,8 @@ class Route:
         object.__setattr__(self, "has_choice", has_equals or several_keys)
         is_timed = has_equals or self.model.hedge_after_percentile > 0
         object.__setattr__(self, "is_timed", is_timed)
+        spoken = {asked: Spoken.by(candidates, asked) for asked in PROTOCOLS}
+        object.__setattr__(self, "spoken", spoken)
 
 
 @dataclass(frozen=True, slots=True)
