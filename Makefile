@@ -21,10 +21,10 @@ SEED ?=
 # The environment as it is: with the tools if they are there, else just what runs.
 RUN_STAMP = $(if $(wildcard .venv/.dev),.venv/.dev,.venv/.run)
 
-.PHONY: help serve demo test check simulate crash chaos bench mutants lock clean
+.PHONY: help serve demo test check simulate crash chaos bench bench-peers mutants lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(RUN_STAMP) ## a running gateway, with its own Postgres and an API key to try it
 	@exec $(BIN)/farebox serve $(ARGS)
@@ -55,6 +55,9 @@ chaos: .venv/.dev ## MINUTES=10 of providers that fail in every way; SEED=n repe
 
 bench: .venv/.dev ## what the gateway costs, next to calling the provider directly
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: .venv/.dev ## install what make bench ARGS="--targets all" compares with, into .bench
+	@$(BIN)/python -m benchmarks.peers
 
 lock: .venv/.uv ## resolve the requirements again; ARGS=--upgrade takes newer versions
 	@$(COMPILE) $(ARGS) requirements/uv.in --output-file requirements/uv.lock

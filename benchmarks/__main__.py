@@ -1,110 +1,162 @@
-"""`python -m benchmarks`: direct, nginx and Farebox in one run; a table, and JSON with `--save`."""
+"""`python -m benchmarks`: what the gateway costs, next to others, in one run."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import datetime as dt
-import json
+import shlex
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import parts, processes, report, targets
+from benchmarks import parts, peers, processes, report, targets
+from benchmarks.parts import Bench, Sample
 from benchmarks.processes import Cores
+from benchmarks.targets import Provider, Target, TargetFailed
 
-_RESULTS = Path(__file__).with_name("results")
-_TARGETS = ("direct", "nginx", "farebox")
+_TARGETS = ("direct", *peers.PEERS, "farebox")
+_USUAL_TARGETS = ("direct", "nginx", "farebox")
+_OPTIONAL = frozenset(peers.PEERS)
 
 
 def main() -> int:
     options = _options()
     processes.allow_many_files()
     cores = Cores.of_this_machine()
-    plan = parts.QUICK if options.quick else parts.FULL
-    facts = report.machine()
-    samples: list[parts.Sample] = []
+    plan = parts.QUICK if options.quick else parts.FULL if options.full else parts.NORMAL
+    facts = report.machine() | _gateways(options)
+    samples: list[Sample] = []
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farebox-bench-")))
         provider = stack.enter_context(targets.provider(cores))
-        under_test = [provider] if "direct" in options.targets else []
-        for name, start in (("nginx", targets.nginx), ("farebox", targets.farebox)):
-            if name not in options.targets:
-                continue
-            try:
-                under_test.append(stack.enter_context(start(provider.port, directory, cores)))
-            except targets.TargetFailed as error:
-                print(f"without {name}: {error}", file=sys.stderr)
+        under_test = list(_started(stack, options, provider, directory, cores))
+        bench = Bench(plan, cores, provider, targets.direct(provider))
         try:
-            chosen = [name for name in parts.PARTS if name in options.parts]
-            for sample in parts.measure(chosen, under_test, plan, cores):
+            for sample in parts.measure(options.parts, under_test, bench):
                 samples.append(sample)
                 print(_progress(sample), file=sys.stderr, flush=True)
-        except parts.RunFailed as error:
+        except (parts.RunFailed, TargetFailed) as error:
             print(f"stopped: {error}", file=sys.stderr)
     samples = report.with_added_latency(samples)
     print(report.text(samples, facts))
     print(f"\n{time.monotonic() - begun:.0f} s")
-    if options.save:
-        print(f"saved as {_save(samples, facts, plan)}")
-    missing = set(options.targets) - {sample.target for sample in samples} - {"nginx"}
-    return 1 if missing or any(sample.figures["errors"] for sample in samples) else 0
+    if options.save and samples:
+        command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+        print(f"saved as {report.save(samples, facts, plan, command)}")
+    missing = set(options.targets) - {sample.target for sample in samples} - _OPTIONAL
+    return 1 if missing or any(sample.figures.get("errors") for sample in samples) else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, about a minute")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="one short round")
+    length.add_argument("--full", action="store_true", help="five rounds, every size and pair")
     parser.add_argument(
         "--parts",
         type=_Among(tuple(parts.PARTS)),
-        default=list(parts.PARTS),
-        help=f"some of {','.join(parts.PARTS)}",
+        default=list(parts.USUAL),
+        help=f"all, or some of {','.join(parts.PARTS)}; usually {','.join(parts.USUAL)}",
     )
     parser.add_argument(
         "--targets",
         type=_Among(_TARGETS),
-        default=list(_TARGETS),
-        help=f"some of {','.join(_TARGETS)}",
+        default=list(_USUAL_TARGETS),
+        help=f"all, or some of {','.join(_TARGETS)}; usually {','.join(_USUAL_TARGETS)}",
+    )
+    parser.add_argument(
+        "--farebox",
+        type=Path,
+        default=targets.PROGRAM,
+        metavar="PROGRAM",
+        help="the `farebox` to measure, which also says on which Python; usually this checkout's",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="PROGRAM",
+        help="the `farebox` of another checkout, to be measured beside it as `before`",
     )
     parser.add_argument("--save", action="store_true", help="write JSON into benchmarks/results")
     return parser.parse_args()
 
 
 class _Among:
-    """A comma-separated choice."""
+    """A comma-separated choice, in the order of what there is."""
 
     def __init__(self, known: tuple[str, ...]) -> None:
         self._known = known
 
     def __call__(self, value: str) -> list[str]:
-        names = value.split(",")
+        names = self._known if value == "all" else value.split(",")
         unknown = [name for name in names if name not in self._known]
         if unknown:
             raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(self._known)}")
-        return names
+        return [name for name in self._known if name in names]
 
 
-def _progress(sample: parts.Sample) -> str:
+def _started(
+    stack: contextlib.ExitStack,
+    options: argparse.Namespace,
+    provider: Provider,
+    directory: Path,
+    cores: Cores,
+) -> Iterator[Target]:
+    """The targets that are wanted and can be had."""
+    for name in options.targets:
+        if name == "direct":
+            yield targets.direct(provider)
+            continue
+        try:
+            if name in peers.PEERS:
+                yield stack.enter_context(peers.PEERS[name](provider, directory, cores))
+                continue
+            for program, called in ((options.against, "before"), (options.farebox, "farebox")):
+                if program:
+                    gateway = targets.farebox(
+                        provider, directory, cores, name=called, program=program.absolute()
+                    )
+                    yield stack.enter_context(gateway)
+        except TargetFailed as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+
+
+def _gateways(options: argparse.Namespace) -> dict[str, str]:
+    """Which gateways are measured, and the Python that each runs on."""
+    facts = {"farebox": _python_of(options.farebox)}
+    if options.against:
+        facts["before"] = _python_of(options.against)
+    return facts
+
+
+def _python_of(program: Path) -> str:
+    """Its version and the compiler that built it."""
+    command = [str(program.with_name("python")), "-c", "import sys; print(*sys.version.split())"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return f"Python {done.stdout.strip()}"
+
+
+def _progress(sample: Sample) -> str:
     figures = sample.figures
-    rate = f"{figures['requests_per_second']:.0f} requests/s" if figures["p50_ms"] else "held"
-    return f"  {sample.part} {sample.target} {sample.round + 1}: {rate}"
+    figure = next((name for name in _PROGRESS if figures.get(name)), "")
+    shown = f"{_PROGRESS[figure]} {figures[figure]:.1f}" if figure else "done"
+    return f"  {sample.part} {sample.target} {sample.round + 1}: {shown}"
 
 
-def _save(samples: list[parts.Sample], facts: dict[str, str], plan: parts.Plan) -> Path:
-    now = dt.datetime.now(dt.UTC)
-    _RESULTS.mkdir(exist_ok=True)
-    path = _RESULTS / f"{now:%Y-%m-%d-%H%M%S}-{facts['commit']}.json"
-    content = {
-        "time": now.isoformat(timespec="seconds"),
-        "machine": facts,
-        "plan": dataclasses.asdict(plan),
-        "samples": [dataclasses.asdict(sample) for sample in samples],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+_PROGRESS = {
+    "start_seconds": "seconds",
+    "kib_per_stream": "KiB/stream",
+    "cpu_us_per_event_worker": "CPU µs/event",
+    "cpu_us_per_request_worker": "CPU µs/request",
+    "p50_ms": "p50 ms",
+}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from adapters import registry
@@ -24,122 +23,11 @@ from adapters.catalogue import Protocol, Provider
 from adapters.codec import Ask, StreamRelay, Target
 from adapters.envelope import Envelopes
 from adapters.translate import Translation
+from benchmarks.answers import Json, stream
 
 PASSING_US_MAX = 10.0
 TRANSLATED_US_MAX = 40.0
-WORD = " lorem ipsum"
 _ENVELOPES = Envelopes(b"b" * 32, "1")
-
-Json = dict[str, object]
-
-
-def _named(event: Json) -> bytes:
-    return f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
-
-
-def _unnamed(event: Json) -> bytes:
-    return f"data: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
-
-
-# -- one text answer of `words` deltas, as each protocol streams it --------------------------------
-
-
-def _chat(words: int) -> Iterator[bytes]:
-    def chunk(delta: Json, **more: object) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": None, **more}
-        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1}
-        return _unnamed({**head, "model": "m", "choices": [choice], "usage": None})
-
-    yield chunk({"role": "assistant", "content": ""})
-    for _ in range(words):
-        yield chunk({"content": WORD})
-    yield chunk({}, finish_reason="stop")
-    usage = {"prompt_tokens": 9, "completion_tokens": words, "total_tokens": 9 + words}
-    yield _unnamed({"id": "chatcmpl-1", "model": "m", "choices": [], "usage": usage})
-    yield b"data: [DONE]\n\n"
-
-
-def _responses(words: int) -> Iterator[bytes]:
-    number = iter(range(words + 100))
-
-    def event(kind: str, **more: object) -> bytes:
-        return _named({"type": f"response.{kind}", "sequence_number": next(number), **more})
-
-    text = WORD * words
-    response = {"id": "resp_1", "object": "response", "model": "m", "status": "in_progress"}
-    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress"}
-    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-    part = {"type": "output_text", "annotations": [], "text": ""}
-    yield event("created", response={**response, "output": []})
-    yield event("in_progress", response={**response, "output": []})
-    yield event("output_item.added", output_index=0, item={**item, "content": []})
-    yield event("content_part.added", **place, part=part)
-    for _ in range(words):
-        yield event("output_text.delta", **place, delta=WORD, logprobs=[])
-    yield event("output_text.done", **place, text=text, logprobs=[])
-    yield event("content_part.done", **place, part={**part, "text": text})
-    done = {**item, "status": "completed", "content": [{**part, "text": text}]}
-    yield event("output_item.done", output_index=0, item=done)
-    usage = {
-        "input_tokens": 9,
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": words,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": words + 9,
-    }
-    yield event(
-        "completed", response={**response, "status": "completed", "output": [done], "usage": usage}
-    )
-
-
-def _messages(words: int) -> Iterator[bytes]:
-    message: Json = {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "model": "m",
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": {"input_tokens": 9, "output_tokens": 1},
-    }
-    yield _named({"type": "message_start", "message": message})
-    block = {"type": "text", "text": ""}
-    yield _named({"type": "content_block_start", "index": 0, "content_block": block})
-    for _ in range(words):
-        delta = {"type": "text_delta", "text": WORD}
-        yield _named({"type": "content_block_delta", "index": 0, "delta": delta})
-    yield _named({"type": "content_block_stop", "index": 0})
-    ending = {"stop_reason": "end_turn", "stop_sequence": None}
-    yield _named({"type": "message_delta", "delta": ending, "usage": {"output_tokens": words}})
-    yield _named({"type": "message_stop"})
-
-
-def _gemini(words: int) -> Iterator[bytes]:
-    def chunk(at: int, **more: object) -> bytes:
-        content = {"parts": [{"text": WORD}], "role": "model"}
-        usage = {"promptTokenCount": 9, "candidatesTokenCount": at, "totalTokenCount": 9 + at}
-        candidate = {"content": content, "index": 0, **more}
-        event = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "m"}
-        return f"data: {json.dumps(event | {'responseId': 'r'})}\r\n\r\n".encode()
-
-    for at in range(1, words):
-        yield chunk(at)
-    yield chunk(words, finishReason="STOP")
-
-
-_STREAMS: dict[Protocol, Callable[[int], Iterator[bytes]]] = {
-    "openai": _chat,
-    "openai-responses": _responses,
-    "anthropic": _messages,
-    "gemini": _gemini,
-}
-
-
-def stream(protocol: Protocol, words: int) -> Iterator[bytes]:
-    """The events of one text answer of `words` deltas, as a provider of `protocol` sends them."""
-    return _STREAMS[protocol](words)
-
 
 _HELLO: list[Json] = [{"role": "user", "content": "Hello"}]
 _REQUESTS: dict[Protocol, tuple[str, Json]] = {
@@ -185,7 +73,7 @@ class Pair:
         return Translation(codec, upstream, request, prompt, target, _ENVELOPES).stream()
 
 
-PAIRS = [Pair(surface, provider) for surface in _REQUESTS for provider in _STREAMS]
+PAIRS = [Pair(surface, provider) for surface in _REQUESTS for provider in _REQUESTS]
 
 
 def cost_us(pair: Pair, events: list[bytes]) -> float:
@@ -223,7 +111,7 @@ def main() -> int:
     options = parser.parse_args()
     print(f"{'surface':17} {'provider':17} {'µs/event':>9} {'at 10 MB':>9} {'KiB held per MB':>16}")
     exceeded = 0
-    short = {name: list(stream(name, options.words)) for name in _STREAMS}
+    short = {name: list(stream(name, options.words)) for name in _REQUESTS}
     costs: dict[Pair, list[float]] = {pair: [] for pair in PAIRS}
     for _ in range(options.rounds):
         for pair in PAIRS:

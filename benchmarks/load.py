@@ -1,4 +1,4 @@
-"""Clients: a closed loop, an open loop at a rate, and a holder of idle streams.
+"""Clients: a closed loop, an open loop at a rate, a holder of idle streams, a flood of keys.
 
 One thread, one epoll; results go to standard output as JSON lines: `{"event": "begin"}` when the
 measured window starts (after the warm-up, or when all idle streams stand), `{"event": "end"}`
@@ -8,7 +8,9 @@ when it closes, then the result.
   Says how much fits; its latencies describe a saturated server.
 - Open loop: requests are due at fixed times, whatever became of the earlier ones. Latency counts
   from the *scheduled* time, so a stalled server is not flattered by a client that waits for it.
+- Flood: so many requests, 64 at a time, each with a key that nobody has ever had.
 
+Where a delta carries the provider's time of sending, each one's way through the server is measured.
 A request counts if its answer completed inside the window. Everything ends by itself: an answer
 that is still missing `PATIENCE_SECONDS` after the last request ends the run with an error.
 """
@@ -17,23 +19,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 import select
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import requests
+from benchmarks.provider import STAMP
+from benchmarks.requests import Ask
 
 PATIENCE_SECONDS = 20.0
+FLOOD_CONNECTIONS = 64
 
 _RECEIVE_BYTES = 262_144
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
-_DONE = b"data: [DONE]"
-_PROMPT = "Summarise the following paragraph in one sentence for a busy reader. " * 9
+_STAMP_BYTES = 19
+_AT_ONCE_BYTES = 65536  # what a connection's buffers take without waiting
 
 
 class LoadFailed(Exception):
@@ -45,7 +54,8 @@ class Result:
     """What the clients saw inside the window; latencies are milliseconds.
 
     `events` counts the `data:` lines that arrived, also of streams that began before the window or
-    were still running after it; `incomplete` the streams that ended without `[DONE]`.
+    were still running after it; `incomplete` the streams that ended without their last event.
+    `first_…` is the time to a stream's first event, `token_…` a delta's way from the provider.
     """
 
     seconds: float
@@ -58,6 +68,10 @@ class Result:
     p90_ms: float
     p99_ms: float
     max_ms: float
+    first_p50_ms: float
+    first_p99_ms: float
+    token_p50_ms: float
+    token_p99_ms: float
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -66,37 +80,6 @@ def percentile(ordered: Sequence[float], share: float) -> float:
         return 0.0
     rank = -int(-share * len(ordered) // 1)
     return ordered[max(rank, 1) - 1]
-
-
-def request_bytes(model: str, key: str) -> bytes:
-    """A chat request as an SDK sends it: about 900 bytes of JSON, nine headers."""
-    stream = model.startswith("stream") or model == "idle"
-    fields: dict[str, object] = {
-        "model": model,
-        "messages": [
-            {"role": "system", "content": "You are a helpful assistant."},
-            {"role": "user", "content": _PROMPT},
-        ],
-        "temperature": 0.2,
-        "max_tokens": 256,
-        "user": "benchmark",
-    }
-    if stream:
-        fields |= {"stream": True, "stream_options": {"include_usage": True}}
-    body = json.dumps(fields, separators=(",", ":")).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1",
-        "host: 127.0.0.1",
-        "accept: application/json",
-        "accept-encoding: identity",
-        "connection: keep-alive",
-        "content-type: application/json",
-        "user-agent: benchmark/1.0",
-        "x-stainless-lang: python",
-        f"authorization: Bearer {key}",
-        f"content-length: {len(body)}",
-    )
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
 def decode_chunks(body: bytes) -> bytes:
@@ -118,11 +101,13 @@ class _Client:
     received: bytearray = field(default_factory=bytearray)
     head: int = 0  # its length with the empty line; 0: not complete yet
     length: int = -1  # of the body; -1: chunked
+    first: float = 0.0  # when the first event came; 0: not yet
 
     def start(self, request: bytes, begun: float) -> None:
-        self.begun, self.busy, self.head, self.length = begun, True, 0, -1
+        self.begun, self.busy, self.head, self.length, self.first = begun, True, 0, -1, 0.0
         self.received.clear()
-        self.socket.setblocking(True)  # a request of a kilobyte goes out at once
+        at_once = len(request) <= _AT_ONCE_BYTES
+        self.socket.settimeout(None if at_once else PATIENCE_SECONDS)
         self.socket.sendall(request)
         self.socket.setblocking(False)
 
@@ -146,13 +131,18 @@ class _Client:
 class Load:
     """The clients of one run against one server."""
 
-    def __init__(self, port: int, request: bytes, *, stream: bool) -> None:
+    def __init__(self, port: int, ask: Ask, keys: Iterator[str], *, expected: int = 200) -> None:
         self._address = ("127.0.0.1", port)
-        self._request = request
-        self._stream = stream
+        self._ask = ask
+        self._keys = keys
+        self._stream = ask.stream
+        self._last_event = requests.LAST_EVENT[ask.surface]
+        self._expected = b"HTTP/1.1 %d" % expected
         self._epoll = select.epoll()
         self._clients: dict[int, _Client] = {}
         self._latencies: list[float] = []
+        self._firsts: list[float] = []
+        self._tokens: list[float] = []
         self._errors = 0
         self._incomplete = 0
         self._events = 0
@@ -164,7 +154,7 @@ class Load:
         first = time.perf_counter()
         for number in range(connections):
             self._serve_until(first + warm_up * number / connections)
-            self._connect().start(self._request, time.perf_counter())
+            self._start(self._connect())
         self._serve_until(first + warm_up)
         begin = self._begin()
         self._serve_until(begin + seconds)
@@ -182,7 +172,7 @@ class Load:
                 begin = self._begin()
             idle = [client for client in idle if client.socket.fileno() >= 0]
             client = idle.pop() if idle else self._connect()
-            client.start(self._request, due)
+            self._start(client, due)
         begin = begin or self._begin()
         self._serve_until(first + warm_up + seconds, idle)
         self._finish(idle)
@@ -201,11 +191,30 @@ class Load:
         begun = time.perf_counter()
         for _ in range(streams):
             client = self._connect()
-            client.start(self._request, time.perf_counter())
+            self._start(client)
             self._await_first_event(client)
         begin = self._begin()
         self._serve_until(begin + seconds)
         return dataclasses.replace(self._end(begin), requests=streams, max_ms=_ms(begin - begun))
+
+    def flood(self) -> Result:
+        """Send a request with each key there is, and wait for all answers."""
+        begin = self._begin()
+        idle = [self._connect() for _ in range(FLOOD_CONNECTIONS)]
+        patience = begin
+        for key in self._keys:
+            while not idle:
+                self._serve_until(time.perf_counter() + 0.001, idle)
+                if time.perf_counter() > patience:
+                    raise LoadFailed(f"no answer for {PATIENCE_SECONDS:.0f} s")
+            patience = time.perf_counter() + PATIENCE_SECONDS
+            idle.pop().start(self._ask.request(key), time.perf_counter())
+        self._finish(idle)
+        return self._end(begin)
+
+    def _start(self, client: _Client, begun: float | None = None) -> None:
+        request = self._ask.request(next(self._keys))
+        client.start(request, time.perf_counter() if begun is None else begun)
 
     def _await_first_event(self, client: _Client) -> None:
         client.socket.settimeout(PATIENCE_SECONDS)
@@ -234,7 +243,7 @@ class Load:
                 client = self._clients.get(descriptor)
                 if client is not None and self._receive(client):
                     if idle is None:
-                        client.start(self._request, time.perf_counter())
+                        self._start(client)
                     else:
                         idle.append(client)
 
@@ -249,8 +258,8 @@ class Load:
         if not data:
             self._lose(client)
             return False
-        if self._measuring and self._stream:  # the five bytes before may begin an event
-            self._events += (client.received[-5:] + data).count(b"data: ")
+        if self._stream:
+            self._watch(client, data)
         client.received += data
         if not client.busy or not client.complete():
             return False
@@ -260,14 +269,30 @@ class Load:
         return True
 
     def _count(self, client: _Client, latency: float) -> None:
-        if not client.received.startswith(b"HTTP/1.1 200"):
+        if not client.received.startswith(self._expected):
             self._fail(bytes(client.received[:600]))
             return
         self._latencies.append(latency)
         if self._stream:
             body = bytes(client.received[client.head :])
             text = body if client.length >= 0 else decode_chunks(body)
-            self._incomplete += _DONE not in text
+            self._incomplete += self._last_event not in text
+            self._firsts.append(client.first - client.begun)
+
+    def _watch(self, client: _Client, data: bytes) -> None:
+        """What a piece of a stream tells: its first event's time, its events, their way here."""
+        now = time.perf_counter()
+        before = bytes(client.received[-_STAMP_BYTES:])  # may begin an event or a stamp
+        if not client.first and b"data: " in before + data:
+            client.first = now
+        if not self._measuring:
+            return
+        self._events += (before[-5:] + data).count(b"data: ")
+        if self._ask.stamped:
+            arrived = time.monotonic_ns()
+            for stamp in STAMP.finditer(before + data):
+                if stamp.end() > len(before) and (sent := int(stamp[1])):
+                    self._tokens.append((arrived - sent) / 1e9)
 
     def _lose(self, client: _Client) -> None:
         """The server closed: an error in the middle of an answer, else its good right."""
@@ -276,7 +301,7 @@ class Load:
         del self._clients[client.socket.fileno()]
         client.socket.close()
         if client.busy:
-            self._connect().start(self._request, time.perf_counter())
+            self._start(self._connect())
 
     def _fail(self, evidence: bytes) -> None:
         self._errors += 1
@@ -291,6 +316,7 @@ class Load:
         seconds = time.perf_counter() - begin
         _say({"event": "end"})
         ordered = sorted(self._latencies)
+        firsts, tokens = sorted(self._firsts), sorted(self._tokens)
         return Result(
             seconds=seconds,
             requests=len(ordered),
@@ -302,6 +328,10 @@ class Load:
             p90_ms=_ms(percentile(ordered, 0.90)),
             p99_ms=_ms(percentile(ordered, 0.99)),
             max_ms=_ms(ordered[-1] if ordered else 0.0),
+            first_p50_ms=_ms(percentile(firsts, 0.50)),
+            first_p99_ms=_ms(percentile(firsts, 0.99)),
+            token_p50_ms=_ms(percentile(tokens, 0.50)),
+            token_p99_ms=_ms(percentile(tokens, 0.99)),
         )
 
 
@@ -315,24 +345,33 @@ def _say(message: dict[str, object]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Load for one server.")
-    parser.add_argument("mode", choices=("closed", "open", "hold"))
+    parser.add_argument("mode", choices=("closed", "open", "hold", "flood"))
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--key", default="none")
-    parser.add_argument("--amount", type=float, required=True, help="connections, rate or streams")
+    parser.add_argument(
+        "--amount", type=float, required=True, help="connections, rate, streams, keys"
+    )
     parser.add_argument("--warm-up", type=float, default=0.5)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--key", default="none")
+    parser.add_argument("--keys", type=Path, help="a file of keys to take in turn")
+    parser.add_argument("--expect", type=int, default=200, help="the status of a good answer")
+    requests.add_arguments(parser)
     options = parser.parse_args()
-    request = request_bytes(options.model, options.key)
-    load = Load(options.port, request, stream=b'"stream":true' in request)
+    if options.mode == "flood":
+        keys = requests.unknown_keys(int(options.amount))
+    else:
+        keys = itertools.cycle(options.keys.read_text().split() if options.keys else [options.key])
+    load = Load(options.port, requests.from_arguments(options), keys, expected=options.expect)
     try:
         match options.mode:
             case "closed":
                 result = load.closed(int(options.amount), options.warm_up, options.seconds)
             case "open":
                 result = load.open(options.amount, options.warm_up, options.seconds)
-            case _:
+            case "hold":
                 result = load.hold(int(options.amount), options.seconds)
+            case _:
+                result = load.flood()
     except (LoadFailed, OSError) as error:
         print(error, file=sys.stderr)
         return 1

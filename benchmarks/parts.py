@@ -1,22 +1,46 @@
-"""What is measured: four parts, each a list of samples (target, round, figures).
+"""What is measured: parts, each a list of samples (target, round, figures).
 
 Targets take turns within a round, and every second round runs in reverse order, so that whatever
 else the machine does hits all alike and ratios can be taken inside a round.
+
+A target takes part where it can: who knows no models translates nothing, and who serves a few
+hundred requests a second is not asked to hold ten thousand events a second.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from benchmarks import processes
+from benchmarks import processes, requests
+from benchmarks.answers import Protocol
 from benchmarks.processes import Cores
-from benchmarks.targets import Target
+from benchmarks.requests import Ask
+from benchmarks.targets import PROTOCOLS, START_SECONDS, Provider, Target, Way
+
+Figures = dict[str, float]
 
 _SETTLE_SECONDS = 1.0
+_SLOW_TIMES = 3  # longer windows for who serves little
+_WRK_SCRIPT = Path(__file__).with_name("wrk.lua")
+_WRK_MARGIN_SECONDS = 1.0  # it runs longer than the window on it
+_SPARE_FILES = 500
+_SHORT: dict[Protocol, str] = {
+    "openai": "chat",
+    "openai-responses": "responses",
+    "anthropic": "messages",
+    "gemini": "gemini",
+}
 
 
 class RunFailed(Exception):
@@ -30,15 +54,49 @@ class Plan:
     rounds: int
     seconds: float
     latency_seconds: float
-    idle_streams: int
+    idle_streams: tuple[int, ...]
+    unknown_keys: int
+    known_keys: int
+    pairs: tuple[tuple[Protocol, Protocol], ...]
     connections: int = 64
+    clients: tuple[int, ...] = (1, 16, 256)
     streams: int = 32
-    paced_streams: int = 100
-    rates: tuple[int, ...] = (20, 200)
+    rates: tuple[int, ...] = (20, 50)
+    half_rate_max: float = 2000.0  # what clients in Python send without being late themselves
+    prompts: tuple[int, ...] = (1_000, 10_000, 400_000)
+    prompt_connections: int = 16
+    image_bytes: int = 5_000_000
+    image_connections: int = 4
 
 
-FULL = Plan(rounds=3, seconds=2.0, latency_seconds=4.0, idle_streams=1000)
-QUICK = Plan(rounds=1, seconds=1.5, latency_seconds=2.5, idle_streams=300)
+_ALL_PAIRS = tuple((mine, theirs) for mine in PROTOCOLS for theirs in PROTOCOLS if mine != theirs)
+FULL = Plan(
+    rounds=5,
+    seconds=2.0,
+    latency_seconds=5.0,
+    idle_streams=(1_000, 10_000),
+    unknown_keys=100_000,
+    known_keys=10_000,
+    pairs=_ALL_PAIRS,
+)
+NORMAL = replace(
+    FULL,
+    rounds=3,
+    latency_seconds=4.0,
+    idle_streams=(1_000,),
+    unknown_keys=20_000,
+    known_keys=1_000,
+    pairs=tuple(pair for pair in _ALL_PAIRS if pair[0] == "openai"),
+)
+QUICK = replace(
+    NORMAL,
+    rounds=1,
+    seconds=1.5,
+    latency_seconds=2.5,
+    idle_streams=(300,),
+    unknown_keys=2_000,
+    known_keys=100,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,77 +106,272 @@ class Sample:
     part: str
     target: str
     round: int
-    figures: dict[str, float]
+    figures: Figures
 
 
-Measure = Callable[[Target, Plan, Cores], Iterator[tuple[str, dict[str, float]]]]
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where and how long to measure; `plain` is the provider without anything in front of it."""
+
+    plan: Plan
+    cores: Cores
+    provider: Provider
+    plain: Target
+
+    def seconds(self, target: Target) -> float:
+        """How long to look at it."""
+        return self.plan.seconds * (_SLOW_TIMES if target.slow else 1)
 
 
-def plain(target: Target, plan: Plan, cores: Cores) -> Iterator[tuple[str, dict[str, float]]]:
+Measured = Iterator[tuple[str, Figures]]
+Measure = Callable[[Target, Bench], Measured]
+
+
+# -- whole answers ---------------------------------------------------------------------------------
+
+
+def plain(target: Target, bench: Bench) -> Measured:
     """Whole answers in a closed loop: how many fit, and what one costs."""
-    figures = _load(target, cores, "closed", "plain", plan.connections, plan.seconds)
-    _per(figures, "request", figures["requests"])
-    yield "plain", figures
+    yield "plain", _repeated(target, bench, bench.plan.connections)
 
 
-def latency(target: Target, plan: Plan, cores: Cores) -> Iterator[tuple[str, dict[str, float]]]:
+def clients(target: Target, bench: Bench) -> Measured:
+    """The same with few and with many clients."""
+    for connections in bench.plan.clients:
+        yield f"clients-{connections}", _repeated(target, bench, connections)
+
+
+def latency(target: Target, bench: Bench) -> Measured:
     """Whole answers at fixed rates far below saturation: how long one takes."""
-    for rate in plan.rates:
-        yield (
-            f"latency-{rate}",
-            _load(target, cores, "open", "plain", rate, plan.latency_seconds),
-        )
+    for rate in bench.plan.rates:
+        figures = _load(target, bench, "open", _PLAIN, rate, bench.plan.latency_seconds)
+        yield f"latency-{rate}", figures
 
 
-def streams(target: Target, plan: Plan, cores: Cores) -> Iterator[tuple[str, dict[str, float]]]:
-    """Streams without a gap, and paced ones (a wake-up per event): what one event costs."""
-    for model, count in (("stream-200-0ms", plan.streams), ("stream-64-20ms", plan.paced_streams)):
-        figures = _load(target, cores, "closed", model, count, plan.seconds, warm_up=1.5)
-        figures["events_per_second"] = figures["events"] / figures["seconds"]
-        _per(figures, "event", figures["events"])
-        yield model, figures
-
-
-def idle(target: Target, plan: Plan, cores: Cores) -> Iterator[tuple[str, dict[str, float]]]:
-    """Streams that say nothing: what holding one costs in memory."""
-    if target.root is None:
+def half(target: Target, bench: Bench) -> Measured:
+    """Whole answers at half of the rate that the target reaches, and at once without it."""
+    if target.server is None:
         return
-    _load(target, cores, "closed", "plain", plan.connections, 0.5)  # as after some traffic
-    processes.pause(_SETTLE_SECONDS)
-    before = processes.proportional_bytes(target.roles()["worker"])
-    during: list[int] = []
+    most = _repeated(target, bench, bench.plan.connections)["requests_per_second"]
+    rate = min(most / 2, bench.plan.half_rate_max)
+    seconds = bench.plan.latency_seconds
+    figures = _load(target, bench, "open", _PLAIN, rate, seconds)
+    without = _load(bench.plain, bench, "open", _PLAIN, rate, seconds)
+    figures["rate"] = rate
+    for name in ("p50_ms", "p99_ms"):
+        figures[f"added_{name}"] = figures[name] - without[name]
+    yield "half", figures
 
-    def look() -> None:
+
+def prompts(target: Target, bench: Bench) -> Measured:
+    """Longer and longer prompts."""
+    for size in bench.plan.prompts:
+        ask = replace(_PLAIN, prompt_bytes=size)
+        yield f"prompt-{size}", _counted(target, bench, ask, bench.plan.prompt_connections)
+
+
+def images(target: Target, bench: Bench) -> Measured:
+    """Bodies with a large image: what one costs, and how much memory they take at their peak."""
+    ask = replace(_PLAIN, image_bytes=bench.plan.image_bytes)
+    workers = target.roles()["worker"]
+    before = processes.resident_bytes(workers)
+    processes.forget_peak(workers)
+    figures = _counted(target, bench, ask, bench.plan.image_connections)
+    if workers:
+        figures["growth_mib"] = (processes.peak_bytes(workers) - before) / (1 << 20)
+    yield "image", figures
+
+
+def failover(target: Target, bench: Bench) -> Measured:
+    """A first upstream that answers 500, next to one that answers."""
+    if not target.can("openai", "failover"):
+        return
+    connections = bench.plan.prompt_connections
+    yield "failover-not", _counted(target, bench, _PLAIN, connections)
+    yield "failover-always", _counted(target, bench, _PLAIN, connections, "failover")
+
+
+def keys(target: Target, bench: Bench) -> Measured:
+    """Keys that nobody was given, each another one; then many that somebody was."""
+    if not target.known_keys:
+        return
+    plan = bench.plan
+    before = processes.resident_bytes(target.roles()["worker"])
+    expect = ("--expect", "401")
+    figures = _load(target, bench, "flood", _PLAIN, plan.unknown_keys, 0, options=expect)
+    _per(figures, "request", figures["requests"])
+    after = processes.resident_bytes(target.roles()["worker"])
+    figures["growth_mib"] = (after - before) / (1 << 20)
+    yield "keys-unknown", figures
+    with tempfile.TemporaryDirectory(prefix="farebox-bench-") as directory:
+        file = Path(directory) / "keys"
+        command = [*target.known_keys, str(plan.known_keys), str(file)]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise RunFailed(f"no keys: {made.stderr.strip()[-500:]}")
+        processes.pause(_SETTLE_SECONDS)  # the gateway hears of them within a second
+        taken = ("--keys", str(file))
+        figures = _load(
+            target, bench, "closed", _PLAIN, plan.connections, plan.seconds, options=taken
+        )
+    _per(figures, "request", figures["requests"])
+    yield "keys-known", figures
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+def streams(target: Target, bench: Bench) -> Measured:
+    """Streams without a gap, and streams of 64 events, 20 ms apart: what one event costs."""
+    yield "stream-200-0ms", _streamed(target, bench, "stream-200-0ms", bench.plan.streams)
+    yield "stream-64-20ms", _streamed(target, bench, "stream-64-20ms", 20 if target.slow else 100)
+
+
+def paced(target: Target, bench: Bench) -> Measured:
+    """Ten thousand events a second, each a wake-up of its own: on 100 streams, and on 512."""
+    if target.slow:
+        return
+    yield "paced-100", _streamed(target, bench, "stream-500-10ms", 100)
+    yield "paced-512", _streamed(target, bench, "stream-200-50ms", 512)
+
+
+def translated(target: Target, bench: Bench) -> Measured:
+    """Streams without a gap between clients and providers of different protocols."""
+    for surface, protocol in bench.plan.pairs:
+        if target.can(surface, protocol):
+            ask = Ask("stream-200-0ms", surface)
+            figures = _streamed_as(target, bench, ask, bench.plan.streams, protocol)
+            yield f"translated-{_SHORT[surface]}-{_SHORT[protocol]}", figures
+
+
+def tls(target: Target, bench: Bench) -> Measured:
+    """The provider behind TLS: whole answers, and streams without a gap."""
+    if not target.can("openai", "tls"):
+        return
+    yield "tls-plain", _counted(target, bench, _PLAIN, bench.plan.connections, "tls")
+    ask = Ask("stream-200-0ms")
+    yield "tls-stream", _streamed_as(target, bench, ask, bench.plan.streams, "tls")
+
+
+def idle(target: Target, bench: Bench) -> Measured:
+    """Streams that say nothing: what holding one costs in memory."""
+    if target.server is None:
+        return
+    for wanted in bench.plan.idle_streams:
+        if target.slow and wanted > bench.plan.idle_streams[0]:
+            return
+        # Each has a socket on both sides of the target.
+        count = min(wanted, (processes.open_files_max() - _SPARE_FILES) // 2)
+        _load(target, bench, "closed", _PLAIN, bench.plan.connections, 0.5)  # as after traffic
         processes.pause(_SETTLE_SECONDS)
-        during.append(processes.proportional_bytes(target.roles()["worker"]))
+        before = processes.proportional_bytes(target.roles()["worker"])
+        during: list[int] = []
 
-    seconds = _SETTLE_SECONDS + 0.5
-    figures = _load(target, cores, "hold", "idle", plan.idle_streams, seconds, at_begin=look)
-    figures["kib_per_stream"] = (during[0] - before) / 1024 / plan.idle_streams
-    yield "idle", figures
+        def look(during: list[int] = during) -> None:
+            processes.pause(_SETTLE_SECONDS)
+            during.append(processes.proportional_bytes(target.roles()["worker"]))
 
+        seconds = _SETTLE_SECONDS + 0.5
+        figures = _load(target, bench, "hold", Ask("idle"), count, seconds, at_begin=look)
+        figures["kib_per_stream"] = (during[0] - before) / 1024 / count
+        yield f"idle-{wanted}", figures
+
+
+# -- start -----------------------------------------------------------------------------------------
+
+
+def cold(target: Target, bench: Bench) -> Measured:
+    """From the start of the process to its first answer, and its memory then."""
+    server = target.server
+    if server is None:
+        return
+    server.stop()
+    begun = time.monotonic()
+    server.start()
+    ask = target.ask(_PLAIN)
+    headers = ask.header_fields() | {"authorization": f"Bearer {target.key}"}
+    while time.monotonic() < begun + START_SECONDS:
+        server.check()
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=5)
+            connection.request("POST", ask.path, ask.body, headers)
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                break
+        processes.pause(0.01)
+    else:
+        raise RunFailed(f"{target.name}: no answer {START_SECONDS:.0f} s after its start")
+    figures = {"start_seconds": time.monotonic() - begun, "requests": 1.0, "errors": 0.0}
+    roles = target.roles()
+    for role, pids in roles.items():
+        figures[f"cpu_seconds_{role}"] = processes.cpu_seconds(pids)
+        figures[f"rss_mib_{role}"] = processes.resident_bytes(pids) / (1 << 20)
+    yield "cold", figures
+
+
+_PLAIN = Ask("plain")
 
 # In this order: memory that other parts have freed would hide what idle streams need.
 PARTS: dict[str, Measure] = {
+    "cold": cold,
     "idle": idle,
     "plain": plain,
+    "clients": clients,
     "latency": latency,
+    "half": half,
     "streams": streams,
+    "paced": paced,
+    "translated": translated,
+    "tls": tls,
+    "prompts": prompts,
+    "images": images,
+    "failover": failover,
+    "keys": keys,
 }
+USUAL = ("idle", "plain", "latency", "streams")
+_ONCE = frozenset({"idle", "keys"})
 
 
-def measure(
-    names: Sequence[str], targets: Sequence[Target], plan: Plan, cores: Cores
-) -> Iterator[Sample]:
+def measure(names: Sequence[str], under_test: Sequence[Target], bench: Bench) -> Iterator[Sample]:
     """All parts over all targets, in turns."""
     for name in names:
-        for round_ in range(1 if name == "idle" else plan.rounds):
-            for target in targets if round_ % 2 == 0 else reversed(targets):
-                for part, figures in PARTS[name](target, plan, cores):
+        for round_ in range(1 if name in _ONCE else bench.plan.rounds):
+            for target in under_test if round_ % 2 == 0 else reversed(under_test):
+                for part, figures in PARTS[name](target, bench):
                     yield Sample(part, target.name, round_, figures)
 
 
-def _per(figures: dict[str, float], unit: str, count: float) -> None:
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def _repeated(target: Target, bench: Bench, connections: int) -> Figures:
+    """Whole answers in a closed loop, by the fastest clients there are."""
+    if shutil.which("wrk"):
+        return _wrk(target, bench, _PLAIN, connections)
+    return _counted(target, bench, _PLAIN, connections)
+
+
+def _counted(
+    target: Target, bench: Bench, ask: Ask, connections: int, way: Way = "openai"
+) -> Figures:
+    seconds = bench.seconds(target)
+    figures = _load(target, bench, "closed", ask, connections, seconds, way=way)
+    _per(figures, "request", figures["requests"])
+    return figures
+
+
+def _streamed(target: Target, bench: Bench, model: str, connections: int) -> Figures:
+    return _streamed_as(target, bench, Ask(model), connections, "openai")
+
+
+def _streamed_as(target: Target, bench: Bench, ask: Ask, connections: int, way: Way) -> Figures:
+    seconds = bench.seconds(target)
+    figures = _load(target, bench, "closed", ask, connections, seconds, way=way, warm_up=1.5)
+    figures["events_per_second"] = figures["events"] / figures["seconds"]
+    _per(figures, "event", figures["events"])
+    return figures
+
+
+def _per(figures: Figures, unit: str, count: float) -> None:
     """CPU microseconds per request or event, for each role."""
     for name in [name for name in figures if name.startswith("cpu_seconds_")]:
         role = name.removeprefix("cpu_seconds_")
@@ -127,38 +380,83 @@ def _per(figures: dict[str, float], unit: str, count: float) -> None:
 
 def _load(
     target: Target,
-    cores: Cores,
+    bench: Bench,
     mode: str,
-    model: str,
+    ask: Ask,
     amount: float,
     seconds: float,
     *,
+    way: Way = "openai",
     warm_up: float = 0.5,
+    options: Sequence[str] = (),
     at_begin: Callable[[], None] | None = None,
-) -> dict[str, float]:
-    """One run of the clients; adds the CPU of each role inside the window, and memory after it."""
-    command = [sys.executable, "-m", "benchmarks.load", mode, "--port", str(target.port)]
-    command += ["--model", model, "--key", target.key, "--amount", str(amount)]
-    command += ["--seconds", str(seconds), "--warm-up", str(warm_up)]
-    process = processes.start(command, cores.rest)
+) -> Figures:
+    """One run of our clients; adds the CPU of each role inside the window, and memory after it."""
+    port = target.routes[way].port
+    command = [sys.executable, "-m", "benchmarks.load", mode, "--port", str(port)]
+    command += [*requests.arguments(target.ask(ask, way)), "--key", target.key]
+    command += ["--amount", str(amount), "--seconds", str(seconds), "--warm-up", str(warm_up)]
+    process = processes.start([*command, *options], bench.cores.rest)
     try:
         begun = _cpu_at(process, "begin", target)
         if at_begin:
             at_begin()
         ended = _cpu_at(process, "end", target)
-        figures = _result(process, f"{target.name}, {model}")
+        figures = _result(process, f"{target.name}, {ask.model}")
     finally:
         processes.stop(process)
-    for role, used in ended.items():
-        figures[f"cpu_seconds_{role}"] = used - begun[role]
+    return figures | _used(target, begun, ended)
+
+
+def _wrk(target: Target, bench: Bench, ask: Ask, connections: int) -> Figures:
+    """One run of wrk.
+
+    The window is ours: what was answered in it is what the provider answered in it, so that work on
+    answers which are still to come when wrk ends is counted nowhere.
+    """
+    seconds, warm_up = bench.seconds(target), 1.0
+    asked = target.ask(ask)
+    with tempfile.TemporaryDirectory(prefix="farebox-bench-") as directory:
+        body = Path(directory) / "body"
+        body.write_bytes(asked.body)
+        headers = asked.header_fields() | {"authorization": f"Bearer {target.key}"}
+        command = ["wrk", "--threads", "1", "--connections", str(connections), "--latency"]
+        command += ["--duration", f"{warm_up + seconds + _WRK_MARGIN_SECONDS:.0f}s"]
+        command += ["--timeout", "60s", "--script", str(_WRK_SCRIPT)]
+        command += [f"--header={name}: {headers[name]}" for name in headers]
+        command.append(f"http://127.0.0.1:{target.port}{asked.path}")
+        environ = os.environ | {"BENCHMARK_BODY": str(body)}
+        process = processes.start(command, bench.cores.rest, environ=environ)
+        try:
+            processes.pause(warm_up)
+            begun, first, since = _cpu(target), bench.provider.answered(), time.monotonic()
+            processes.pause(seconds)
+            ended, last, until = _cpu(target), bench.provider.answered(), time.monotonic()
+            output, complaint = process.communicate()
+        finally:
+            processes.stop(process)
+    if process.returncode:
+        raise RunFailed(f"{target.name}: wrk: {complaint.strip()}")
+    figures: Figures = json.loads(output.splitlines()[-1])
+    answered = last - first
+    figures |= {"seconds": until - since, "requests": answered}
+    figures["requests_per_second"] = answered / (until - since)
+    figures |= _used(target, begun, ended)
+    _per(figures, "request", answered)
+    return figures
+
+
+def _used(target: Target, begun: Figures, ended: Figures) -> Figures:
+    """CPU seconds of each role between two looks, and its memory now."""
+    figures = {f"cpu_seconds_{role}": ended[role] - begun.get(role, 0.0) for role in ended}
     if ended:
-        figures["cpu_seconds_total"] = sum(ended.values()) - sum(begun.values())
+        figures["cpu_seconds_total"] = sum(figures.values())
         for role, pids in target.roles().items():
             figures[f"rss_mib_{role}"] = processes.resident_bytes(pids) / (1 << 20)
     return figures
 
 
-def _result(process: subprocess.Popen[str], title: str) -> dict[str, float]:
+def _result(process: subprocess.Popen[str], title: str) -> Figures:
     """The clients' last line; their complaints are passed on."""
     assert process.stdout is not None
     assert process.stderr is not None
@@ -167,16 +465,20 @@ def _result(process: subprocess.Popen[str], title: str) -> dict[str, float]:
         raise RunFailed(f"{title}: {complaint}")
     if complaint:
         print(f"{title}: {complaint}", file=sys.stderr)
-    figures: dict[str, float] = json.loads(line)
+    figures: Figures = json.loads(line)
     return figures
 
 
-def _cpu_at(process: subprocess.Popen[str], event: str, target: Target) -> dict[str, float]:
+def _cpu_at(process: subprocess.Popen[str], event: str, target: Target) -> Figures:
     """Wait for an event of the clients; the CPU that each role has used until then."""
     assert process.stdout is not None
     assert process.stderr is not None
     line = process.stdout.readline()  # the clients are bounded in time, so this is
     if not line or json.loads(line) != {"event": event}:
         raise RunFailed(f"{target.name}: {process.stderr.read().strip()}")
-    roles = target.roles() if target.root else {}
+    return _cpu(target)
+
+
+def _cpu(target: Target) -> Figures:
+    roles = target.roles() if target.server else {}
     return {role: processes.cpu_seconds(pids) for role, pids in roles.items()}

@@ -36,6 +36,11 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def open_files_max() -> int:
+    """How many files a process started here may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def pause(seconds: float) -> None:
     """Wait in a program without an event loop."""
     threading.Event().wait(seconds)
@@ -123,6 +128,26 @@ def resident_bytes(pids: Sequence[int]) -> int:
         with contextlib.suppress(OSError):
             total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     return total
+
+
+def forget_peak(pids: Sequence[int]) -> None:
+    """Let `peak_bytes` count from now on."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak_bytes(pids: Sequence[int]) -> int:
+    """The most physical memory that each has had, added up."""
+    return sum(_status_kib(pid, "VmHWM") for pid in pids) * 1024
+
+
+def _status_kib(pid: int, name: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1])
+    return 0
 
 
 def proportional_bytes(pids: Sequence[int]) -> int:
