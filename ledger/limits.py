@@ -130,64 +130,68 @@ class LimiterPort(Protocol):
 class Limiter:
     """Every counted scope of one node. A request must not name the same scope and kind twice."""
 
-    __slots__ = ("_open", "_sweep_at", "_tat")
+    __slots__ = ("_counters", "_sweep_at")
 
     def __init__(self) -> None:
-        self._tat: dict[tuple[str, LimitKind], float] = {}
-        self._open: dict[str, int] = {}
+        # By scope: slots that are taken, or the theoretical arrival time.
+        self._counters: dict[LimitKind, dict[str, float]] = {"rpm": {}, "tpm": {}, "concurrent": {}}
         self._sweep_at = _SWEEP_MIN
 
     def __len__(self) -> int:
-        return len(self._tat) + len(self._open)
+        return sum(map(len, self._counters.values()))
 
     def admit(
         self, now: float, refs: Sequence[LimitRef], tokens: int
     ) -> tuple[LimitState, ...] | Denied:
         """Consume one request, `tokens` tokens and one slot, or deny and consume nothing."""
         worst: LimitRef | None = None
-        longest = wait = 0.0
-        levels = []  # how far each counter would be with this request: slots, or seconds ahead
-        for ref in refs:
-            limit = ref.limit
-            if ref.kind == "concurrent":
-                level: float = self._open.get(ref.scope, 0) + 1
+        longest = 0.0
+        moved: list[tuple[dict[str, float], str, float]] = []  # counters, and where to
+        states: list[LimitState] = []
+        for ref in refs:  # once for everything: three rounds cost twice as much
+            kind, scope, limit = ref.kind, ref.scope, ref.limit
+            counters = self._counters[kind]
+            if kind == "concurrent":
+                level = counters.get(scope, 0) + 1
                 if level <= limit:
-                    wait = 0.0
-                else:
-                    wait = CONCURRENT_RETRY_SECONDS if limit > 0 else math.inf
+                    moved.append((counters, scope, level))
+                    states.append(LimitState(kind, limit, limit - int(level), 0.0))
+                    continue
+                wait = CONCURRENT_RETRY_SECONDS if limit > 0 else math.inf
             else:
-                weight = 1 if ref.kind == "rpm" else tokens
+                weight = 1 if kind == "rpm" else tokens
                 if limit >= weight and limit > 0:
-                    ahead = self._tat.get((ref.scope, ref.kind), now) - now
+                    ahead = counters.get(scope, now) - now
                     level = (ahead if ahead > 0 else 0.0) + weight * WINDOW_SECONDS / limit
                     wait = level - WINDOW_SECONDS
+                    if wait <= _ROUNDING:
+                        moved.append((counters, scope, now + level))
+                        states.append(LimitState(kind, limit, _left(limit, level), level))
+                        continue
                 else:
-                    level = wait = math.inf
-            if wait > _ROUNDING and wait > longest:
+                    wait = math.inf
+            if wait > longest:
                 worst, longest = ref, wait
-            levels.append(level)
         if worst is not None:
             return self._denied(now, refs, worst, longest)
-        for ref, level in zip(refs, levels, strict=True):
-            if ref.kind == "concurrent":
-                self._open[ref.scope] = int(level)
-            else:
-                self._tat[ref.scope, ref.kind] = now + level
-        if len(self._tat) >= self._sweep_at:
+        for counters, scope, level in moved:
+            counters[scope] = level
+        if len(self._counters["rpm"]) + len(self._counters["tpm"]) >= self._sweep_at:
             self._forget_idle(now)
-        return tuple([_state(ref, level) for ref, level in zip(refs, levels, strict=True)])
+        return tuple(states)
 
     def _denied(self, now: float, refs: Sequence[LimitRef], worst: LimitRef, wait: float) -> Denied:
         """The refusal, with what is left of each limit. An infinite wait is a request too large."""
-        states = tuple([_state(ref, self._level(now, ref)) for ref in refs])
+        states = tuple([self._state(now, ref) for ref in refs])
         never = wait == math.inf
         return Denied(worst, WINDOW_SECONDS if never else wait, never, states)
 
     def occupy(self, refs: Sequence[LimitRef]) -> None:
         """A request that is under way takes its slots again, after a restart."""
+        slots = self._counters["concurrent"]
         for ref in refs:
             if ref.kind == "concurrent":
-                self._open[ref.scope] = self._open.get(ref.scope, 0) + 1
+                slots[ref.scope] = slots.get(ref.scope, 0) + 1
 
     def settle(self, refs: Sequence[LimitRef], reserved_tokens: int, used_tokens: int) -> None:
         """The request ended: free its slots, correct its tokens."""
@@ -226,38 +230,40 @@ class Limiter:
     def lost(self, now: float) -> None:
         """Nothing was asked for."""
 
-    def _level(self, now: float, ref: LimitRef) -> float:
-        """How far a counter is: slots taken, or seconds that the limit is spent ahead."""
+    def _state(self, now: float, ref: LimitRef) -> LimitState:
+        """What is left of a limit."""
+        counters = self._counters[ref.kind]
         if ref.kind == "concurrent":
-            return self._open.get(ref.scope, 0)
-        return max(self._tat.get((ref.scope, ref.kind), now) - now, 0.0)
+            left = ref.limit - int(counters.get(ref.scope, 0))
+            return LimitState(ref.kind, ref.limit, max(left, 0), 0.0)
+        level = max(counters.get(ref.scope, now) - now, 0.0)
+        return LimitState(ref.kind, ref.limit, max(_left(ref.limit, level), 0), level)
 
     def _shift(self, ref: LimitRef, weight: int) -> None:
-        key = ref.scope, ref.kind
-        tat = self._tat.get(key)
+        counters = self._counters[ref.kind]
+        tat = counters.get(ref.scope)
         if tat is not None and ref.limit > 0:
-            self._tat[key] = tat + weight * WINDOW_SECONDS / ref.limit
+            counters[ref.scope] = tat + weight * WINDOW_SECONDS / ref.limit
 
     def _release(self, scope: str) -> None:
-        used = self._open.get(scope, 0)
+        slots = self._counters["concurrent"]
+        used = slots.get(scope, 0)
         if used > 1:
-            self._open[scope] = used - 1
+            slots[scope] = used - 1
         else:
-            self._open.pop(scope, None)
+            slots.pop(scope, None)
 
     def _forget_idle(self, now: float) -> None:
-        """Amortised: runs when the table has doubled since the last time."""
-        self._tat = {key: tat for key, tat in self._tat.items() if tat > now}
-        self._sweep_at = max(_SWEEP_MIN, 2 * len(self._tat))
+        """Amortised: runs when the tables have doubled since the last time."""
+        kept = 0
+        for kind in ("rpm", "tpm"):
+            counters = {scope: tat for scope, tat in self._counters[kind].items() if tat > now}
+            self._counters[kind] = counters
+            kept += len(counters)
+        self._sweep_at = max(_SWEEP_MIN, 2 * kept)
 
 
-def _state(ref: LimitRef, level: float) -> LimitState:
-    """What is left of a limit whose counter is at `level`."""
-    limit = ref.limit
-    if ref.kind == "concurrent":
-        left = limit - int(level)
-        level = 0.0
-    else:
-        left = int((WINDOW_SECONDS + _ROUNDING - level) * limit / WINDOW_SECONDS)
-        left = min(left, limit)
-    return LimitState(ref.kind, limit, max(left, 0), level)
+def _left(limit: int, level: float) -> int:
+    """What is left of a rate that is spent `level` seconds ahead: below 0 after a correction."""
+    left = int((WINDOW_SECONDS + _ROUNDING - level) * limit / WINDOW_SECONDS)
+    return min(left, limit)
