@@ -174,7 +174,6 @@ class Journal:
         self._retention_bytes = retention_bytes
         self._number = last_number  # of the newest segment file, spare included
         self._noted = 0  # the durable position that the log itself knows of
-        self._buffer = bytearray()
         self._retired = deque(history)
         self._spare: _Segment | None = None
         self._failure: JournalFailed | None = None
@@ -378,10 +377,8 @@ class Journal:
 
     def _write(self, records: Sequence[Record]) -> None:
         self._check()
-        if self._noted < self.synced:
-            frames = self._frames((Synced(self.synced), *records))
-        else:
-            frames = self._frames(records)
+        noted = (Synced(self.synced), *records) if self._noted < self.synced else records
+        frames = encode_records(noted, self._segment.number)
         try:
             if len(frames) <= self._segment.free:
                 self._put(frames)
@@ -390,7 +387,7 @@ class Journal:
         except OSError:  # a bad place on this disk: what was written of it is a torn tail
             self._rescues += 1
         self._roll()
-        frames = self._frames(records)  # another segment, another seed
+        frames = encode_records(records, self._segment.number)  # another segment, another seed
         if len(frames) > self._segment.free:
             raise JournalFull(f"{len(frames)} bytes of records do not fit into a segment")
         try:
@@ -398,14 +395,10 @@ class Journal:
         except OSError as error:
             raise self._fail(error) from error
 
-    def _put(self, frames: bytes | bytearray) -> None:
+    def _put(self, frames: bytes) -> None:
         segment = self._segment
         self._files.write(segment.file, frames, segment.offset)
         segment.offset += len(frames)
-
-    def _frames(self, records: Sequence[Record | Synced]) -> bytearray:
-        encode_records(self._buffer, records, self._segment.number)
-        return self._buffer
 
     def _roll(self) -> None:
         """Go on in the next segment. Raises `JournalFull` and leaves everything as it is."""

@@ -308,17 +308,14 @@ def encode_header(header: Header) -> bytes:
     return _MAGIC + frame + payload + _PADDING[len(payload) & 7]
 
 
-def encode_records(buffer: bytearray, records: Sequence[Record | Synced], seed: int) -> None:
-    """Replace the content of `buffer` by one frame per record, for the segment number `seed`."""
-    offset = 0
+def encode_records(records: Sequence[Record | Synced], seed: int) -> bytes:
+    """One frame per record, for the segment number `seed`."""
+    frames: list[bytes] = []
     for record in records:
-        begin = offset + _FRAME.size
-        _encoder.encode_into(record, buffer, begin)  # cuts or extends the buffer to its end
-        length = len(buffer) - begin
-        _FRAME.pack_into(buffer, offset, length, zlib.crc32(buffer[begin:], seed))
-        buffer.extend(_PADDING[length & 7])
-        offset = len(buffer)
-    del buffer[offset:]
+        payload = _encoder.encode(record)
+        length = len(payload)
+        frames += _FRAME.pack(length, zlib.crc32(payload, seed)), payload, _PADDING[length & 7]
+    return b"".join(frames)
 
 
 # -- reading ------------------------------------------------------------------------------------
