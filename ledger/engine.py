@@ -30,12 +30,11 @@ from typing import TYPE_CHECKING
 from ledger.book import Book, request_of
 from ledger.errors import LedgerError, RateLimited, ReservationClosed
 from ledger.lanes import EngineSettings, Lanes, Phase
-from ledger.limits import Denied, Limiter, LimiterPort, LimitState, NotYet
+from ledger.limits import Denied, Limiter, LimiterPort, LimitState
 from ledger.pool import HolderPool
 from ledger.records import Attempt, Record, Settle, Void, Worker, WorkerGone
 from ledger.reservation import (
     Hold,
-    HoldState,
     ReservationRequest,
     Settlement,
     Waiter,
@@ -50,6 +49,9 @@ if TYPE_CHECKING:  # the journal does I/O; only its state is read here
     from ledger.segments import RecoveredState
 
 __all__ = ["Engine", "EngineSettings", "EngineStatistics"]
+
+_SERVING = Phase.SERVING  # what every request asks for: in an enum's class it takes a while to find
+_REVIEW = EventStatus.REVIEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,9 @@ class Engine:
         pools = self._pools_of(request, now)
         states = self._admit(now, request)
         if states is not None and affordable(pools, request.amount):
-            return self._bind(now, Hold(reservation_id, request, pools, states, now))
+            hold = Hold(reservation_id, request, pools, states, now)
+            self.book.bind(now, hold)
+            return hold
         waiter = Waiter(reservation_id, request, request.amount, pools, states or (), None)
         return self._defer(waiter) if states is None else self._await_credit(now, waiter)
 
@@ -155,7 +159,7 @@ class Engine:
         if hold.extension is not None:
             self._withdraw(hold.extension)
         extra = amount - hold.amount
-        if extra <= 0 or hold.state is not HoldState.OPEN:
+        if extra <= 0 or hold.state != "open":
             return hold.amount
         if all(pool.free >= extra for pool in hold.pools):
             self.book.grow(now, hold, extra)
@@ -179,7 +183,7 @@ class Engine:
 
     def settle(self, now: float, hold: Hold, settlement: Settlement) -> None:
         """Post the charge. A second call changes nothing. Raises ReservationClosed after `void`."""
-        if hold.state is HoldState.SETTLED:
+        if hold.state == "settled":
             return
         self._refuse_closed(hold)
         reserved = hold.amount
@@ -187,7 +191,7 @@ class Engine:
         event = self.book.add_event(now, hold, settlement, reserved=reserved, covered=covered)
         self.book.records.append(Settle(hold.id, event))
         used = settlement.tokens.input + settlement.tokens.output
-        if settlement.status is EventStatus.REVIEW:
+        if settlement.status is _REVIEW:
             used = hold.request.tokens
         self._closed(hold, max(used, 0))
 
@@ -210,7 +214,7 @@ class Engine:
 
         Does nothing if it is closed.
         """
-        if hold.state is not HoldState.OPEN:
+        if hold.state != "open":
             return
         reserved = hold.amount
         self.book.release(now, hold)
@@ -404,7 +408,7 @@ class Engine:
         lanes, book = self.lanes, self.book
         if book.halted:
             raise lanes.unavailable(book.halted)
-        if lanes.phase is not Phase.SERVING:
+        if lanes.phase is not _SERVING:
             raise lanes.unavailable(lanes.phase.value)
         # Right after the start nothing can be bound yet, but callers may wait for the store.
         if now >= lanes.valid_until and (lanes.known or lanes.is_given_up(now)):
@@ -416,9 +420,9 @@ class Engine:
         return tuple([self.book.pool(pool_id, now) for pool_id in request.pools])
 
     def _refuse_closed(self, hold: Hold) -> None:
-        if hold.state is not HoldState.OPEN:
+        if hold.state != "open":
             self._refused_settlements += 1
-            raise ReservationClosed(f"reservation {hold.id} is {hold.state.value}")
+            raise ReservationClosed(f"reservation {hold.id} is {hold.state}")
 
     def refused_settlement(self) -> None:
         """A settlement for a reservation that is not known (any more) changes nothing."""
@@ -432,11 +436,13 @@ class Engine:
     def _admit(self, now: float, request: ReservationRequest) -> tuple[LimitState, ...] | None:
         """The limits admit it now; None if they have to be asked first. Raises RateLimited."""
         states = self.limiter.admit(now, request.limits, request.tokens)
+        if type(states) is tuple:
+            return states
         if isinstance(states, Denied):
             raise RateLimited(
                 states.limit, states.retry_after, states.states, never_fits=states.never_fits
             )
-        return None if isinstance(states, NotYet) else states
+        return None
 
     def _defer(self, waiter: Waiter) -> Waiter:
         if len(self.room) >= self.settings.waiters_max:

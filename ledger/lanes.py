@@ -354,7 +354,8 @@ class Lanes:
             for pool_id, part, rest in zip(event.pools, event.covered, event.short, strict=True):
                 covered[pool_id] = covered.get(pool_id, 0) + part
                 short[pool_id] = short.get(pool_id, 0) + rest
-                book.active[book.pool(pool_id, now)] = None
+        for pool_id in covered:
+            book.active[book.pool(pool_id, now)] = None
         reports = [
             report
             for pool in self._pools_to_report(now)

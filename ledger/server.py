@@ -64,17 +64,6 @@ class LedgerStatistics(EngineStatistics):
     workers: int
 
 
-class _Batch:
-    """Messages that are handled together: one write to the journal, then the answers."""
-
-    __slots__ = ("grown", "made", "replies")
-
-    def __init__(self) -> None:
-        self.replies: list[Reply] = []
-        self.made: list[Hold] = []
-        self.grown: list[tuple[Hold, int]] = []
-
-
 class LedgerServer:
     """One lease holder. Belongs to one trio thread; `run` must be running for anything to flow."""
 
@@ -175,17 +164,17 @@ class LedgerServer:
         if self._scribe.failure is not None:
             return
         now = self._clock()
-        batch = _Batch()
+        replies: list[Reply] = []
         for message in said:
             match message:
                 case messages.Reserve():
-                    self._reserve(now, batch, message)
+                    self._reserve(now, replies, message)
                 case messages.Settle():
-                    self._settle(now, batch, message)
+                    self._settle(now, replies, message)
                 case messages.Void():
-                    self._void(now, batch, message)
+                    self._void(now, replies, message)
                 case messages.Extend():
-                    self._extend(now, batch, message)
+                    self._extend(now, replies, message)
                 case messages.Attempt():
                     self._attempt(now, message)
                 case messages.Flush():
@@ -194,13 +183,13 @@ class LedgerServer:
                     self.engine.credit_hint(message.account_id)
                 case messages.Hello():
                     raise AssertionError("a worker introduces itself once a link")
-        written = self._journalise(now, batch)
+        answers = self._journalise(now, replies)
         if self.engine.pending_events >= self.settings.flush_events:
             self._sessions.hurry()
-        if written and batch.replies:
-            peer.send(batch.replies)
+        if answers:
+            peer.send(answers)
 
-    def _reserve(self, now: float, batch: _Batch, message: messages.Reserve) -> None:
+    def _reserve(self, now: float, replies: list[Reply], message: messages.Reserve) -> None:
         engine, number = self.engine, message.reservation_id
         hold = engine.find(number)
         if hold is None:
@@ -211,7 +200,7 @@ class LedgerServer:
                     raise self.engine.lanes.unavailable("the journal is full")
                 outcome = engine.reserve(now, number, message.request)
             except LedgerError as error:
-                batch.replies.append(messages.Refused(number, facts_of(error)))
+                replies.append(messages.Refused(number, facts_of(error)))
                 return
             if type(outcome) is Waiter:
                 self._sessions.want_credit()
@@ -220,13 +209,12 @@ class LedgerServer:
                 return
             assert type(outcome) is Hold
             hold = outcome
-            batch.made.append(hold)
-        batch.replies.append(messages.Reserved(number, hold.amount, hold.limits))
+        replies.append(messages.Reserved(number, hold.amount, hold.limits))
 
-    def _extend(self, now: float, batch: _Batch, message: messages.Extend) -> None:
+    def _extend(self, now: float, replies: list[Reply], message: messages.Extend) -> None:
         hold = self.engine.find(message.reservation_id)
         if hold is None:
-            batch.replies.append(messages.Extended(message.reservation_id, message.amount, 0))
+            replies.append(messages.Extended(message.reservation_id, message.amount, 0))
             return
         before = hold.amount
         wanted = message.amount if self._scribe.has_room() else before
@@ -234,9 +222,7 @@ class LedgerServer:
         if isinstance(outcome, Waiter):
             self._sessions.want_credit()
             return
-        if outcome > before:
-            batch.grown.append((hold, outcome - before))
-        batch.replies.append(messages.Extended(hold.id, message.amount, outcome))
+        replies.append(messages.Extended(hold.id, message.amount, outcome))
 
     def _attempt(self, now: float, message: messages.Attempt) -> None:
         hold = self.engine.find(message.reservation_id)
@@ -245,7 +231,7 @@ class LedgerServer:
         else:
             self.engine.attempt(now, hold, message.ordinal, message.settlement)
 
-    def _settle(self, now: float, batch: _Batch, message: messages.Settle) -> None:
+    def _settle(self, now: float, replies: list[Reply], message: messages.Settle) -> None:
         hold = self.engine.find(message.reservation_id)
         balance = None
         if hold is None:  # settled before, or its worker was taken for dead
@@ -254,16 +240,16 @@ class LedgerServer:
             self.engine.settle(now, hold, message.settlement)
             self._return_scarce(now, hold)
             balance = self.engine.balance(hold.request.account_id)
-        batch.replies.append(messages.Closed(message.reservation_id, balance))
+        replies.append(messages.Closed(message.reservation_id, balance))
 
-    def _void(self, now: float, batch: _Batch, message: messages.Void) -> None:
+    def _void(self, now: float, replies: list[Reply], message: messages.Void) -> None:
         hold = self.engine.find(message.reservation_id)
         if hold is None:
             self.engine.withdraw(message.reservation_id)
         else:
             self.engine.void(now, hold, message.settlement)
             self._return_scarce(now, hold)
-        batch.replies.append(messages.Closed(message.reservation_id, None))
+        replies.append(messages.Closed(message.reservation_id, None))
 
     def _return_scarce(self, now: float, hold: Hold) -> None:
         """What it no longer holds of a scarce pool is worth an exchange of its own."""
@@ -378,50 +364,56 @@ class LedgerServer:
             if peer is not None:
                 peer.send([_told(waiter)])
 
-    def _journalise(self, now: float, batch: _Batch) -> bool:
-        """Where the journal has no room nothing new is admitted, but settlements proceed.
+    def _journalise(self, now: float, replies: list[Reply]) -> Sequence[Reply]:
+        """Write down what was done; what may be answered, which is nothing if that failed.
 
-        Returns whether all that is left to be answered is written.
+        Where the journal has no room nothing new is admitted, but settlements proceed.
         """
         records = self.engine.take_records()
         try:
             self._scribe.write(records)
-        except (JournalFull, JournalFailed) as error:
-            if isinstance(error, JournalFailed):
-                self._scribe.lose(error)
-                return False
-            refused = self._undo(now, batch, str(error))
-            return self._scribe.settle(
-                [
-                    record
-                    for record in records
-                    if not (
-                        isinstance(record, Reserve | Extend) and record.reservation_id in refused
-                    )
-                ]
-            )
-        return True
+        except JournalFailed as error:
+            self._scribe.lose(error)
+            return []
+        except JournalFull as error:
+            taken = [record for record in records if isinstance(record, Reserve | Extend)]
+            answers = self._undo(now, taken, replies, str(error))
+            kept = [record for record in records if not isinstance(record, Reserve | Extend)]
+            return answers if self._scribe.settle(kept) else []
+        return replies
 
-    def _undo(self, now: float, batch: _Batch, reason: str) -> set[int]:
-        """Take back what the batch reserved; the ids of the reservations concerned."""
-        for hold, extra in batch.grown:
-            if hold.open:
-                self.engine.book.shrink(hold, extra)
-        for hold in batch.made:
-            if hold.open:
+    def _undo(
+        self,
+        now: float,
+        taken: Sequence[Reserve | Extend],
+        replies: Sequence[Reply],
+        reason: str,
+    ) -> list[Reply]:
+        """Take back what was reserved and what was added; what is answered instead of `replies`.
+
+        What has ended by now needs no taking back.
+        """
+        made = {record.reservation_id for record in taken if isinstance(record, Reserve)}
+        grown: dict[int, int] = {}
+        for record in taken:
+            if isinstance(record, Extend):
+                hold = self.engine.find(record.reservation_id)
+                if hold is not None:
+                    self.engine.book.shrink(hold, record.extra)
+                grown[record.reservation_id] = hold.amount if hold is not None else 0
+        for number in made:
+            hold = self.engine.find(number)
+            if hold is not None:
                 self.engine.undo(now, hold)
-        made = {hold.id for hold in batch.made}
-        grown = {hold.id: hold.amount for hold, _ in batch.grown}
         facts = facts_of(self.engine.lanes.unavailable(reason))
-        batch.replies = [
+        return [
             messages.Refused(reply.reservation_id, facts)
             if isinstance(reply, messages.Reserved) and reply.reservation_id in made
             else messages.Extended(reply.reservation_id, reply.asked, grown[reply.reservation_id])
             if isinstance(reply, messages.Extended) and reply.reservation_id in grown
             else reply
-            for reply in batch.replies
+            for reply in replies
         ]
-        return made | grown.keys()
 
 
 def _told(waiter: Waiter) -> Reply:

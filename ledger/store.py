@@ -48,7 +48,7 @@ class PoolStatus(enum.IntEnum):
     CLOSED = 3
 
 
-class UsageEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True, array_like=True):
+class UsageEvent(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One settled (or failed) attempt: exactly one row of the usage history.
 
     `pools` are the pools it was reserved from (the account's first); `covered` and `short` say,

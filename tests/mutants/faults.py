@@ -41,7 +41,7 @@ ENGINE = (
     Mutant(
         "suspended-account-served",
         "ledger/reservation.py",
-        "if pool.free < amount or pool.status != PoolStatus.OPEN:",
+        "if pool.free < amount or pool.status != _OPEN:",
         "if pool.free < amount:",
         "a suspended account would go on spending what is leased for it",
         _ENGINE,
@@ -49,7 +49,7 @@ ENGINE = (
     Mutant(
         "settle-after-void",
         "ledger/engine.py",
-        'raise ReservationClosed(f"reservation {hold.id} is {hold.state.value}")',
+        'raise ReservationClosed(f"reservation {hold.id} is {hold.state}")',
         "return",
         "a reservation that was given back could still be charged",
         _ENGINE,
@@ -58,7 +58,7 @@ ENGINE = (
     Mutant(
         "settle-twice",
         "ledger/engine.py",
-        "if hold.state is HoldState.SETTLED:\n            return",
+        'if hold.state == "settled":\n            return',
         "pass",
         "a repeated settlement would be an error instead of nothing",
         _ENGINE,
@@ -630,8 +630,8 @@ LIMITS = (
     Mutant(
         "release-frees-all",
         "ledger/limits.py",
-        "self._open[scope] = used - 1",
-        "del self._open[scope]",
+        "slots[scope] = used - 1",
+        "del slots[scope]",
         "the end of one request would free the slots of all",
         _LIMITS,
     ),
@@ -783,18 +783,26 @@ SERVER = (
     Mutant(
         "answered-before-journalled",
         "ledger/server.py",
-        "        written = self._journalise(now, batch)\n",
-        "        peer.send(batch.replies)\n        written = self._journalise(now, batch)\n"
-        "        batch.replies = []\n",
+        "        answers = self._journalise(now, replies)\n",
+        "        peer.send(replies)\n        answers = self._journalise(now, replies)[:0]\n",
         "a permit, or a receipt, would be given for what a crash can still lose",
         _CLIENT,
     ),
     Mutant(
         "confirmed-without-a-journal",
         "ledger/server.py",
-        "if written and batch.replies:",
-        "if batch.replies:",
+        "self._scribe.lose(error)\n            return []",
+        "self._scribe.lose(error)\n            return replies",
         "a receipt would be given for what the successor will not know",
+        _CLIENT,
+        within="def _journalise",
+    ),
+    Mutant(
+        "confirmed-without-room",
+        "ledger/server.py",
+        "return answers if self._scribe.settle(kept) else []",
+        "self._scribe.settle(kept)\n            return answers",
+        "a receipt would be given for what even a second journal could not take",
         _CLIENT,
     ),
     Mutant(
