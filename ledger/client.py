@@ -9,7 +9,6 @@ fall into it: the message is on its way, and is said again until the ledger conf
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -284,20 +283,27 @@ class Reservation:
         if not permitted:
             raise LedgerUnavailable(RETRY_AFTER_SECONDS, "the ledger did not answer in time")
 
-    def hear(self, reply: Reply) -> None:
-        """A reply that concerns this reservation."""
-        match reply:
-            case messages.Reserved():
-                self._granted = True
-                self.amount, self.limits = reply.amount, reply.limits
-            case messages.Extended():
-                self.amount = max(self.amount, reply.amount)
-                if reply.asked == self._asked:
-                    self._asked = 0 if reply.amount >= reply.asked else -1
-            case messages.Closed():
-                self.balance = reply.balance
-            case messages.Refused():
-                self._refusal = refusal_of(reply.facts)
+    def hear_permit(self, permit: messages.Reserved) -> None:
+        """It is reserved."""
+        self._granted = True
+        self.amount, self.limits = permit.amount, permit.limits
+        self._shard.lounge.wake(self)
+
+    def hear_refusal(self, refused: messages.Refused) -> None:
+        """It is not reserved, and never will be."""
+        self._refusal = refusal_of(refused.facts)
+        self._shard.lounge.wake(self)
+
+    def hear_extended(self, extended: messages.Extended) -> None:
+        """What is reserved by now."""
+        self.amount = max(self.amount, extended.amount)
+        if extended.asked == self._asked:
+            self._asked = 0 if extended.amount >= extended.asked else -1
+        self._shard.lounge.wake(self)
+
+    def hear_closed(self, closed: messages.Closed) -> None:
+        """Its end is in the journal."""
+        self.balance = closed.balance
         self._shard.lounge.wake(self)
 
     def unanswered(self) -> list[Message]:
@@ -340,7 +346,7 @@ class _Lounge:
         self, reservation: Reservation, enough: Callable[[], bool], seconds: float
     ) -> None:
         """Until `enough` or for `seconds`; looks whenever the reservation has heard something."""
-        last = self._rounds + math.ceil(seconds / SWEEP_SECONDS) + 1
+        last = self._rounds + int(seconds / SWEEP_SECONDS) + 2
         if self._swept:
             await self._wait(reservation, enough, last)
         else:
@@ -374,8 +380,9 @@ class _Lounge:
             return trio.lowlevel.Abort.SUCCEEDED
 
         while not enough() and self._rounds < last:
+            if not self._waiting:
+                self._occupied.set()
             self._waiting[reservation] = place
-            self._occupied.set()
             await trio.lowlevel.wait_task_rescheduled(leave)
 
 
@@ -426,20 +433,24 @@ class _Shard:
         return reservation.id in self._reservations
 
     def hear(self, replies: Sequence[Reply]) -> None:
+        known = self._reservations
         for reply in replies:
             match reply:
-                case messages.Reserved() | messages.Extended():
-                    reservation = self._reservations.get(reply.reservation_id)
-                case messages.Closed() | messages.Refused():
-                    reservation = self._reservations.pop(reply.reservation_id, None)
+                case messages.Reserved():
+                    if reservation := known.get(reply.reservation_id):
+                        reservation.hear_permit(reply)
+                case messages.Closed():
+                    if reservation := known.pop(reply.reservation_id, None):
+                        reservation.hear_closed(reply)
+                case messages.Refused():
+                    if reservation := known.pop(reply.reservation_id, None):
+                        reservation.hear_refusal(reply)
+                case messages.Extended():
+                    if reservation := known.get(reply.reservation_id):
+                        reservation.hear_extended(reply)
                 case messages.Flushed():
                     if (flushed := self._flushes.get(reply.number)) is not None:
                         flushed.set()
-                    continue
-                case _:
-                    continue
-            if reservation is not None:
-                reservation.hear(reply)
 
     def introduce(self) -> tuple[list[OpenReservation], list[Message]]:
         open_reservations: list[OpenReservation] = []
@@ -514,11 +525,12 @@ def bill(
     cost (`reserved`, or `plausible` where that is more): the provider is wrong, and the customer
     must not pay for it before somebody has looked. FREE costs the customer nothing.
     """
-    negative = min(quantities.values(), default=0) < 0
+    negative = bool(quantities) and min(quantities.values()) < 0
     if negative:
         quantities = {unit: max(quantity, 0) for unit, quantity in quantities.items()}
     cost, charge = cost_and_charge(price, quantities)
-    cost, charge = min(cost, AMOUNT_MAX), min(charge, AMOUNT_MAX)
+    if cost > AMOUNT_MAX or charge > AMOUNT_MAX:
+        cost, charge = min(cost, AMOUNT_MAX), min(charge, AMOUNT_MAX)
     if status is EventStatus.FREE:
         return cost, 0, status
     if negative or charge > IMPLAUSIBLE_FACTOR * max(reserved, plausible):

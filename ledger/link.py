@@ -124,6 +124,11 @@ class _Outgoing:
         self._said: list[Message | Reply] = []
         self._some = trio.Event()
 
+    def say(self, message: Message) -> None:
+        if not self._said:
+            self._some.set()
+        self._said.append(message)
+
     def add(self, said: Sequence[Message | Reply]) -> None:
         if not self._said:
             self._some.set()
@@ -200,7 +205,7 @@ class StreamLink:
     def post(self, message: Message) -> None:
         """Sent at the end of this tick; dropped while there is no connection (see `Listener`)."""
         if self._outgoing is not None:
-            self._outgoing.add((message,))
+            self._outgoing.say(message)
 
     @property
     def connected(self) -> bool:
@@ -250,7 +255,7 @@ class StreamLink:
         while not self._rejected and (data := await stream.receive_some(_RECEIVE_BYTES)):
             for payload in frames.feed(data):
                 replies = _reply_decoder.decode(payload)
-                self._rejected = any(isinstance(reply, messages.Rejected) for reply in replies)
+                self._rejected = messages.Rejected in map(type, replies)
                 self._listener.hear(replies)
 
 
@@ -344,7 +349,7 @@ class _House:
                             if instance == 0 and said:
                                 hello, *said = said
                                 instance = await self._welcome(door, hello, nursery)
-                            if any(isinstance(message, messages.Hello) for message in said):
+                            if messages.Hello in map(type, said):
                                 raise _Stranger("it introduces itself twice")
                             self._server.handle(door, said)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
