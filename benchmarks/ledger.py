@@ -39,6 +39,7 @@ from benchmarks.load import percentile
 from benchmarks.parts import Sample
 from benchmarks.processes import Cores
 from farebox.embedded import EmbeddedPostgres
+from farebox.interpreter import settle_in
 from ledger.accounts import Budget
 from ledger.client import Ledger, Reservation
 from ledger.directory import Directory, PriceRow
@@ -257,6 +258,7 @@ def _settle(reservation: Reservation) -> None:
 
 def cycle(made: Books, cores: Cores, plan: Plan) -> Runs:
     """The whole of what the ledger does for a request, in a closed loop."""
+    settle_in()  # as a worker does
 
     def socket(concurrent: int) -> Figures:
         with ledgerd(made, made.journal(), cores) as (path, pid):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import trio
 
+from farebox.interpreter import settle_in
 from ledger import link
 from ledger.journal import Journal
 from ledger.link import is_alive
@@ -46,4 +47,5 @@ async def main(path: Path, journal: Path, conninfo: str) -> None:
 
 
 if __name__ == "__main__":
+    settle_in()
     trio.run(main, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
