@@ -58,6 +58,7 @@ class Plan:
     unknown_keys: int
     known_keys: int
     pairs: tuple[tuple[Protocol, Protocol], ...]
+    warm_up_seconds: float = 5.0
     connections: int = 64
     clients: tuple[int, ...] = (1, 16, 256)
     streams: int = 32
@@ -92,6 +93,7 @@ QUICK = replace(
     NORMAL,
     rounds=1,
     seconds=1.5,
+    warm_up_seconds=1.0,
     latency_seconds=2.5,
     idle_streams=(300,),
     unknown_keys=2_000,
@@ -333,11 +335,23 @@ _ONCE = frozenset({"idle", "keys"})
 
 def measure(names: Sequence[str], under_test: Sequence[Target], bench: Bench) -> Iterator[Sample]:
     """All parts over all targets, in turns."""
+    warm = False
     for name in names:
+        if name != "cold" and not warm:
+            warm_up(under_test, bench)
+            warm = True
         for round_ in range(1 if name in _ONCE else bench.plan.rounds):
             for target in under_test if round_ % 2 == 0 else reversed(under_test):
                 for part, figures in PARTS[name](target, bench):
                     yield Sample(part, target.name, round_, figures)
+
+
+def warm_up(under_test: Sequence[Target], bench: Bench) -> None:
+    """Let whoever compiles, imports or connects at leisure have done so."""
+    for target in under_test:
+        if target.server:
+            seconds = bench.plan.warm_up_seconds * (_SLOW_TIMES if target.slow else 1)
+            _load(target, bench, "closed", _PLAIN, bench.plan.connections, seconds)
 
 
 # -- runs ------------------------------------------------------------------------------------------
