@@ -21,6 +21,7 @@ at once, as practically all do, costs neither a scope nor a turn of the schedule
 from __future__ import annotations
 
 import enum
+import io
 from collections.abc import Awaitable, Callable
 
 import h11
@@ -205,29 +206,34 @@ class Connection:
         return body
 
     async def _read_sized(self, length: int) -> bytes:
-        """A body of known length is counted here: passing through h11 would copy it twice."""
-        parts = [self._arrived]
+        """A body of known length is counted here: passing through h11 would copy it twice.
+
+        There is room for all of it from the beginning, so that it is copied once, to its place;
+        the kernel provides what has been written to.
+        """
+        body = io.BytesIO(bytes(length))
+        body.write(self._arrived)
         missing = length - len(self._arrived)
         while missing > 0:
             data = await self._receive_body()
             if not data:
                 self.reusable = False
                 raise InvalidRequest("The body ended before its Content-Length.")
-            parts.append(data)
+            if len(data) > missing:  # the next request follows in the same packet
+                data, self._leftover = data[:missing], data[missing:]
+            body.write(data)
             missing -= len(data)
-        if missing < 0:  # the next request follows in the same packet
-            parts[-1], self._leftover = data[:missing], data[missing:]
-        return b"".join(parts)
+        return body.getvalue()
 
     async def _read_chunked(self, max_bytes: int, count: Callable[[int], None] | None) -> bytes:
         assert self._parser is not None, "it has read the head"
-        body = bytearray()  # not a list: chunks may be of one byte each
+        body = io.BytesIO()  # not a list: chunks may be of one byte each
         turn = 0
         while True:
             event = self._next_event(self._parser)
             if isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > max_bytes:
+                body.write(event.data)
+                if body.tell() > max_bytes:
                     raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
                 if count is not None:
                     count(len(event.data))
@@ -238,7 +244,7 @@ class Connection:
                 self._parser.receive_data(await self._receive_body())
             else:
                 self._leftover = self._parser.trailing_data[0]
-                return bytes(body)
+                return body.getvalue()
 
     async def _receive_body(self) -> bytes:
         self.stage = Stage.BODY

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -243,6 +245,31 @@ async def test_a_body_that_ends_early_is_refused() -> None:
     with pytest.raises(InvalidRequest):
         await connection.read_body(100)
     assert not connection.reusable
+
+
+async def test_a_large_body_is_held_once_and_ends_where_it_said() -> None:
+    client, connection = opened()
+    body = b"0123456789" * 500_000
+    pieces = [POST.replace(b"4", b"%d" % len(body), 1).replace(b"body", body[:9]), body[9:] + POST]
+
+    async def pour() -> None:
+        for piece in pieces:
+            await client.send(piece)
+
+    tracemalloc.start()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pour)
+            assert await read(connection) is not None
+            assert connection.body_bytes == len(body)
+            received = await connection.read_body(len(body))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert received == body
+    assert peak_bytes < 1.5 * len(body)
+    await read(connection)
+    assert await connection.read_body(100) == b"body"
 
 
 async def test_a_closed_connection_is_no_request() -> None:
