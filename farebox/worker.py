@@ -14,6 +14,7 @@ import os
 import random
 import select
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -55,36 +56,55 @@ from proxy.upstream import Upstreams
 from proxy.watch import platform_watch
 
 _REFRESH_SECONDS = 0.25
+_KEYS_A_TURN = 500  # taken over between two turns of other tasks
 _DAY_SECONDS = 86_400
 _LOG_FD = 1
 
 
-def principal(
-    credential: Credential, tiers: Mapping[str, TierSettings], default_tier: str
-) -> Principal:
-    """What the data plane needs of a key, with the limits of its account's tier."""
-    tier = credential.tier or default_tier
-    settings = tiers.get(tier, TierSettings())
-    scope = f"account:{credential.account_id}"
+def principals(
+    credentials: list[Credential], tiers: Mapping[str, TierSettings], default_tier: str
+) -> list[tuple[bytes, Principal]]:
+    """What the data plane needs of live keys, with their hashes and the limits of their tiers.
+
+    There may be a hundred thousand: what is equal in many is one object, and `credentials` are
+    taken away one by one, as no thread can do anything while a long list is freed.
+    """
+    limits: dict[tuple[str, str], tuple[LimitRef, ...]] = {}
+    same: dict[tuple[int, ...], tuple[int, ...]] = {}
+    found: list[tuple[bytes, Principal]] = []
+    while credentials:
+        each = credentials.pop()
+        if each.revoked:
+            continue
+        tier = each.tier or default_tier
+        scope = f"account:{each.account_id}"
+        if (scope, tier) not in limits:
+            limits[scope, tier] = _limits(scope, tiers.get(tier, TierSettings()))
+        principal = Principal(
+            key_id=each.key_id,
+            key_name=each.key_name,
+            account_id=each.account_id,
+            account=sys.intern(each.account),
+            project_id=each.project_id,
+            project=sys.intern(each.project),
+            tier=sys.intern(tier),
+            suspended=each.suspended,
+            expires_at=each.expires_at.timestamp() if each.expires_at else 0,
+            models=each.models,
+            pools=same.setdefault(each.pools, each.pools),
+            limits=limits[scope, tier],
+        )
+        found.append((each.key_hash, principal))
+    return found
+
+
+def _limits(scope: str, settings: TierSettings) -> tuple[LimitRef, ...]:
     sizes: list[tuple[LimitKind, int]] = [
         ("rpm", settings.rpm),
         ("tpm", settings.tpm),
         ("concurrent", settings.concurrent),
     ]
-    return Principal(
-        key_id=credential.key_id,
-        key_name=credential.key_name,
-        account_id=credential.account_id,
-        account=credential.account,
-        project_id=credential.project_id,
-        project=credential.project,
-        tier=tier,
-        suspended=credential.suspended,
-        expires_at=credential.expires_at.timestamp() if credential.expires_at else 0,
-        models=credential.models,
-        pools=credential.pools,
-        limits=tuple(LimitRef(scope, kind, size) for kind, size in sizes if size),
-    )
+    return tuple(LimitRef(scope, kind, size) for kind, size in sizes if size)
 
 
 def snapshot(config: Config, served: Catalogue, directory: Directory) -> Snapshot:
@@ -154,6 +174,7 @@ class Worker:
         self._responses = responses
         self._answers = answers
         self._version = 0
+        self._refreshing = trio.Lock()
         self._draining = trio.Event()
         self._connections = trio.CancelScope()
         self.metrics = gateway.metrics
@@ -296,8 +317,7 @@ class Worker:
         elif self._gateway.outputs is None:
             self._gateway.outputs = Outputs()
         self._config = config
-        self._version = 0  # every key anew: tiers may mean other limits
-        await self.refresh()
+        await self.refresh(anew=True)  # tiers may mean other limits
 
     async def _cut_when_late(self) -> None:
         await self._draining.wait()
@@ -311,20 +331,28 @@ class Worker:
             with contextlib.suppress(DirectoryUnavailable):  # the keys we know go on working
                 await self.refresh()
 
-    async def refresh(self) -> None:
-        """Take over what has changed in the directory since the last time."""
-        self._version, changed = await trio.to_thread.run_sync(
-            self._directory.changes_since, self._version
-        )
-        tiers, default_tier = self._config.tiers, self._config.limits.default_tier
-        self._gateway.keyring.update(
-            [
-                (credential.key_hash, principal(credential, tiers, default_tier))
-                for credential in changed
-                if not credential.revoked
-            ],
-            removed=[credential.key_id for credential in changed if credential.revoked],
-        )
+    async def refresh(self, *, anew: bool = False) -> None:
+        """Take over what has changed in the directory since the last time, or all that it has.
+
+        One at a time, or what was true before could come after what is true now.
+        """
+        async with self._refreshing:
+            since = 0 if anew else self._version
+            version, keys, revoked = await trio.to_thread.run_sync(self._changes, since)
+            keyring = self._gateway.keyring
+            keyring.update((), removed=revoked)
+            while keys:
+                keyring.update(keys[-_KEYS_A_TURN:])
+                del keys[-_KEYS_A_TURN:]
+                await trio.lowlevel.checkpoint()
+            self._version = version
+
+    def _changes(self, since: int) -> tuple[int, list[tuple[bytes, Principal]], list[int]]:
+        """Since a version of the directory: its version, live keys, ids of others. Blocks."""
+        version, changed = self._directory.changes_since(since)
+        revoked = [each.key_id for each in changed if each.revoked]
+        keys = principals(changed, self._config.tiers, self._config.limits.default_tier)
+        return version, keys, revoked
 
 
 def worker_count(server: ServerSettings) -> int:

@@ -400,8 +400,13 @@ class Directory:
             elif current == version:
                 return version, []
             # Version and keys come from one statement, hence from one moment.
-            rows = tx.execute(_CREDENTIALS, {"since": version}).fetchall()
-            return rows[0][0], [_credential(row[1:]) for row in rows if row[1] is not None]
+            # Read one by one: `fetchall` lets no other thread run until the last is there.
+            found: list[Credential] = []
+            for row in tx.execute(_CREDENTIALS, {"since": version}):
+                current = row[0]
+                if row[1] is not None:
+                    found.append(_credential(row[1:]))
+            return current, found
 
     def register_catalogue(
         self, models: Sequence[str], providers: Sequence[str], prices: Sequence[PriceRow]
