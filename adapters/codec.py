@@ -175,8 +175,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(msgspec.Struct, frozen=True, gc=False):
     """Usage to settle with; `estimated` where it is (partly) our own count."""
 
     usage: Usage
@@ -462,8 +461,7 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, gc=False):
     """Where a prompt goes: the provider, what it calls the model, and the cap that was reserved."""
 
     provider: Provider

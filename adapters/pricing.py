@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from decimal import Context, Decimal
-from functools import lru_cache
+
+import msgspec
 
 from adapters.canonical import Usage
 from adapters.catalogue import Kind, PriceSchedule, Rates
@@ -29,7 +30,6 @@ _EXACT = Context(prec=60)  # far more digits than any product here has
 _ONE = Decimal(1)
 
 # Tiers that a provider may serve though another was asked for: what it serves is what it bills.
-_STANDARD = ("",)
 _STANDARD_TIERS = ("", "default")
 _ANY_TIER = "auto"
 _SERVED_AS = {"fast": "priority"}
@@ -111,44 +111,34 @@ def quantities(usage: Usage) -> dict[str, int]:
     return {unit: count for unit, count in parts.items() if count > 0}
 
 
-def dearest(
-    schedule: PriceSchedule, bound: Bound, output_tokens: int, service_tier: str
-) -> list[tuple[Rates, dict[str, int]]]:
-    """What a request may cost at most: each row that may apply, with the quantities to hold.
+class Ceiling(msgspec.Struct, frozen=True, gc=False):
+    """The most that a row takes, where it may apply: to input of more than `above` tokens.
 
-    The amount to reserve is the largest of their costs. `service_tier` is what was asked for.
+    All input is of its dearest kind, and all output likewise; of the kinds that may occur.
     """
-    output_tokens += bound.predicted_tokens
-    tiers = _possible_tiers(schedule, service_tier)
-    return [
-        (rates, _worst(rates, bound, output_tokens))
-        for (threshold, tier), rates in schedule.variants.items()
-        if tier in tiers and (threshold == 0 or threshold < bound.input_tokens)
-    ]
+
+    rates: Rates
+    above: int
+    input_unit: str
+    output_unit: str
+
+    def quantities(self, bound: Bound, output_tokens: int) -> dict[str, int]:
+        """What to hold for a request with so much output, beyond what is `predicted`."""
+        return {
+            self.input_unit: bound.input_tokens,
+            self.output_unit: output_tokens + bound.predicted_tokens,
+            "request": 1,
+            **bound.pieces,
+        }
 
 
-def _possible_tiers(schedule: PriceSchedule, asked: str) -> Collection[str]:
-    if asked in _STANDARD_TIERS:
-        return _STANDARD
-    if asked == _ANY_TIER:
-        return {tier for _, tier in schedule.variants}
-    return ("", _SERVED_AS.get(asked, asked))
+def ceilings(
+    schedule: PriceSchedule, service_tier: str, *, audio: bool, long_cache: bool
+) -> list[Ceiling]:
+    """Every row that may apply where `service_tier` was asked for.
 
-
-def _worst(rates: Rates, bound: Bound, output_tokens: int) -> dict[str, int]:
-    """All input as its dearest kind, all output likewise; of those that may occur."""
-    dearest_input, dearest_output = _dearest_units(rates, bound.audio, bound.long_cache)
-    return {
-        dearest_input: bound.input_tokens,
-        dearest_output: output_tokens,
-        "request": 1,
-        **bound.pieces,
-    }
-
-
-@lru_cache(maxsize=4096)
-def _dearest_units(rates: Rates, audio: bool, long_cache: bool) -> tuple[str, str]:
-    price = dict(rates.components)
+    The amount to reserve is the largest of what they take.
+    """
     inputs = ["input", "cached_input", "cache_write"]
     outputs = ["output", "reasoning"]
     if long_cache:
@@ -156,7 +146,28 @@ def _dearest_units(rates: Rates, audio: bool, long_cache: bool) -> tuple[str, st
     if audio:
         inputs.append("audio_input")
         outputs.append("audio_output")
-    return max(inputs, key=price.__getitem__), max(outputs, key=price.__getitem__)
+    tiers = _possible_tiers(schedule, service_tier)
+    found = []
+    for (above, tier), rates in schedule.variants.items():
+        if tier in tiers:
+            price = dict(rates.components).__getitem__
+            found.append(Ceiling(rates, above, max(inputs, key=price), max(outputs, key=price)))
+    return found
+
+
+def asked_tier(schedule: PriceSchedule, service_tier: str) -> str:
+    """Of the words for a service tier that mean the same ceilings, one; there are only so many."""
+    tier = _SERVED_AS.get(service_tier, service_tier)
+    known = tier == _ANY_TIER or (tier not in _STANDARD_TIERS and (0, tier) in schedule.variants)
+    return tier if known else ""
+
+
+def _possible_tiers(schedule: PriceSchedule, asked: str) -> Collection[str]:
+    if asked in _STANDARD_TIERS:
+        return ("",)
+    if asked == _ANY_TIER:
+        return {tier for _, tier in schedule.variants}
+    return ("", _SERVED_AS.get(asked, asked))
 
 
 def _amounts(table: Mapping[str, object], where: str) -> dict[str, Decimal]:

@@ -87,7 +87,5 @@ def parse_usd(text: str) -> NanoUsd:
 
 def format_usd(amount: NanoUsd) -> str:
     """The exact decimal string of an amount: `0`, `12.5`, `-0.000000001`; never an exponent."""
-    sign = "-" if amount < 0 else ""
-    whole, fraction = divmod(abs(amount), NANO_PER_USD)
-    decimals = f"{fraction:09d}".rstrip("0")
-    return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
+    digits = str(amount).zfill(10 if amount >= 0 else 11)  # a whole dollar, and the sign
+    return f"{digits[:-9]}.{digits[-9:]}".rstrip("0").rstrip(".")

@@ -101,15 +101,14 @@ def principal(keyring: Keyring, head: Head, now: float) -> Principal:
 
 def _keys(headers: Mapping[bytes, bytes], query: str) -> set[str]:
     """Every distinct key that a request carries (protocols §1.1)."""
-    found: set[bytes] = set()
+    keys: set[str] = set()
     if authorization := headers.get(b"authorization"):
         scheme, _, token = authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and token.strip():
-            found.add(token.strip())
+        if scheme.lower() == b"bearer" and (key := token.strip()):
+            keys.add(key.decode("latin-1"))
     for name in (b"x-api-key", b"x-goog-api-key"):
         if value := headers.get(name):
-            found.add(value)
-    keys = {value.decode("latin-1") for value in found}
+            keys.add(value.decode("latin-1"))
     if "key=" in query:
         keys.update(value for name, value in parse_qsl(query) if name == "key" and value)
     if protocols := headers.get(b"sec-websocket-protocol"):

@@ -6,8 +6,6 @@ than the client. Nothing is sent here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 from adapters import registry
@@ -45,8 +43,10 @@ class Calls:
         Raises RequestNotExpressible where its provider's protocol has no place for something that
         was asked, and InvalidRequest where the body is malformed.
         """
-        with _depth_is_bounded():
+        try:
             return self._at(candidate, output_cap)
+        except RecursionError:
+            raise _too_deep() from None
 
     def is_long(self, candidate: Candidate) -> bool:
         """Whether the call of a candidate takes so long to make that others would notice."""
@@ -60,16 +60,20 @@ class Calls:
         Raises as `at` does.
         """
         upstream, target = self._upstream(candidate), self._target(candidate, None)
-        with _depth_is_bounded():
+        try:
             if self._passes(candidate):
                 return upstream.counting_passing(self.request, target)
             return upstream.counting(self.prompt(), target)
+        except RecursionError:
+            raise _too_deep() from None
 
     def prompt(self) -> Prompt:
         """The canonical request."""
         if self._prompt is None:
-            with _depth_is_bounded():
+            try:
                 self._prompt = self.codec.prompt(self.request, self._envelopes)
+            except RecursionError:
+                raise _too_deep() from None
         return self._prompt
 
     def signers_first(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
@@ -131,10 +135,6 @@ class Calls:
         return Target(upstream.provider, upstream.model, output_cap, self.request.stream)
 
 
-@contextmanager
-def _depth_is_bounded() -> Iterator[None]:
+def _too_deep() -> InvalidRequest:
     """What could be read may still be too deep to be written, from where the stack is deeper."""
-    try:
-        yield
-    except RecursionError:
-        raise InvalidRequest("The request body is nested too deeply.") from None
+    return InvalidRequest("The request body is nested too deeply.")

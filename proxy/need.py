@@ -10,7 +10,7 @@ from functools import partial
 
 import msgspec
 
-from adapters import estimate, pricing
+from adapters import estimate
 from adapters.codec import Expected, Request
 from adapters.estimate import Bound
 from adapters.expected import expected_input
@@ -78,7 +78,12 @@ class Need(msgspec.Struct, frozen=True, gc=False):
 
     def amount_at(self, candidate: Candidate, output_tokens: int) -> int:
         """Nano-dollars for so much output at one upstream, with margin."""
-        rows = pricing.dearest(
-            candidate.schedule, self.bound, output_tokens, self.request.service_tier
+        bound = self.bound
+        ceilings = candidate.ceilings(self.request.service_tier, bound.audio, bound.long_cache)
+        return max(
+            [
+                cost_and_charge(price, ceiling.quantities(bound, output_tokens))[1]
+                for ceiling, price in ceilings
+                if not ceiling.above or ceiling.above < bound.input_tokens
+            ]
         )
-        return max([cost_and_charge(candidate.prices[rates], most)[1] for rates, most in rows])

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from adapters import pricing
 from adapters.catalogue import (
     PROTOCOLS,
     Catalogue,
@@ -20,10 +21,12 @@ from adapters.catalogue import (
     Upstream,
 )
 from adapters.errors import InvalidRequest, ModelNotAvailable, PermissionDenied
+from adapters.pricing import Ceiling
 from adapters.registry import OUTPUT_CAP_MIN
 from ledger.money import Price
 from proxy.authenticate import Principal
 
+Ceilings = tuple[tuple[Ceiling, Price], ...]
 _VIRTUAL = ("auto", "balanced", "cost-saver")
 
 
@@ -39,6 +42,9 @@ class Candidate:
     provider_id: int
     prices: Mapping[Rates, Price]
     base_price: Price = field(init=False)
+    _ceilings: dict[tuple[str, bool, bool], Ceilings] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_price", self.prices[self.schedule.variants[0, ""]])
@@ -47,6 +53,18 @@ class Candidate:
     def weight(self) -> int:
         """Its share of the requests, among the equals of its group."""
         return self.upstream.weight
+
+    def ceilings(self, service_tier: str, audio: bool, long_cache: bool) -> Ceilings:
+        """As of `pricing.ceilings`, with their prices: made once, and kept."""
+        known = self._ceilings.get((service_tier, audio, long_cache))
+        return known or self._new_ceilings(service_tier, audio, long_cache)
+
+    def _new_ceilings(self, service_tier: str, audio: bool, long_cache: bool) -> Ceilings:
+        tier = pricing.asked_tier(self.schedule, service_tier)  # not whatever a client may say
+        found = pricing.ceilings(self.schedule, tier, audio=audio, long_cache=long_cache)
+        made = tuple((each, self.prices[each.rates]) for each in found)
+        self._ceilings[tier, audio, long_cache] = made
+        return made
 
 
 class Spoken(NamedTuple):

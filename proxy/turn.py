@@ -99,14 +99,11 @@ class Means:
     monotonic: Callable[[], float]
 
 
-class _Tried:
+class _Tried(msgspec.Struct, gc=False):
     """What a request knows of one upstream that it has asked."""
 
-    __slots__ = ("asked", "ready_at")
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.ready_at = 0.0  # NEVER: it is not asked again
+    asked: int = 0
+    ready_at: float = 0.0  # NEVER: it is not asked again
 
 
 class Turn:

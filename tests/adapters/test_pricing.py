@@ -15,8 +15,9 @@ from adapters.pricing import (
     INPUT_UNITS,
     OUTPUT_UNITS,
     PIECE_UNITS,
+    asked_tier,
     build_schedule,
-    dearest,
+    ceilings,
     quantities,
     variant,
 )
@@ -206,6 +207,18 @@ def test_details_that_exceed_their_total_leave_nothing_below_zero() -> None:
 # -- the bound ------------------------------------------------------------------------------------
 
 
+def dearest(
+    schedule: PriceSchedule, bound: Bound, output_tokens: int, tier: str
+) -> list[tuple[Rates, dict[str, int]]]:
+    """What may be billed at most, by each row that may apply."""
+    rows = ceilings(schedule, tier, audio=bound.audio, long_cache=bound.long_cache)
+    return [
+        (row.rates, row.quantities(bound, output_tokens))
+        for row in rows
+        if not row.above or row.above < bound.input_tokens
+    ]
+
+
 @st.composite
 def usages_within(draw: st.DrawFn, bound: Bound, output_tokens: int) -> Usage:
     """Some usage of no more than was reserved for."""
@@ -277,3 +290,14 @@ def test_the_dearest_is_not_looser_than_it_has_to_be() -> None:
     assert len(dearest(schedule_of(TIERS), bound, 10, "")) == 1
     assert len(dearest(schedule_of(TIERS), bound, 10, "flex")) == 2
     assert len(dearest(schedule_of(TIERS), bound, 10, "auto")) == 3
+
+
+@pytest.mark.parametrize("tier", ["", "default", "auto", "flex", "priority", "fast", "unheard"])
+@pytest.mark.parametrize("price", [SIMPLE, LONG, TIERS])
+def test_words_for_the_same_tier_are_one(price: Price, tier: str) -> None:
+    schedule = schedule_of(price)
+    word = asked_tier(schedule, tier)
+    assert word in ("", "auto", "flex", "priority")
+    assert ceilings(schedule, word, audio=True, long_cache=True) == ceilings(
+        schedule, tier, audio=True, long_cache=True
+    )
