@@ -1,11 +1,11 @@
 """Proxy: the data plane. One exchange, from its first byte to settled.
 
 Files in the order in which a request meets them: `listener` (accept), `connection` (HTTP/1.1 over a
-`transport`), `exchange` (the life of one request: start here), `authenticate`, `admit` (with
-`memory`), `idempotency` (with `answers`, where they are kept, and `presence`, for when their maker
-dies), `route`, `calls` (the request as each candidate gets it), `need` and `reserve`, `fallback`
-(with `balance`, `turn` and `budget`, which decide whom to ask, and `refusal`, for where nobody
-serves), `attempt`, `upstream` (with `pool`, `api_keys`, `upstream_connection`, `transport` and
+`transport`, with `request_head` and `answer_head`), `exchange` (the life of one request: start
+here), `authenticate`, `admit` (with `memory`), `idempotency` (with `answers`, where they are kept,
+and `presence`, for when their maker dies), `route`, `calls` (the request as each candidate gets
+it), `need` and `reserve`, `fallback` (with `balance`, `turn` and `budget`, which decide whom to
+ask, and `refusal`, for where nobody serves), `attempt`, `upstream` (with `pool`, `api_keys`, `upstream_connection`, `transport` and
 `resolve`), `relay` (with `allowance` and `outputs`, for streams that hold less than their cap),
 `settle`, `record`.
 

@@ -61,6 +61,7 @@ SUSPECTS = {
     "no space behind the colon": with_line(b"Content-Length:4"),
     "no name": with_line(b": 4"),
     "no colon": with_line(b"Content-Length 4"),
+    "a name alone": with_line(b"Cookie"),
     "no value": with_line(b"Content-Length: "),
     "only spaces": with_line(b"A:    "),
     "spaces around": with_line(b"Content-Length:   4  "),
