@@ -25,6 +25,7 @@ from pathlib import Path
 from benchmarks import processes, requests
 from benchmarks.answers import Protocol
 from benchmarks.processes import Cores
+from benchmarks.provider import FAILING_SHARE
 from benchmarks.requests import Ask
 from benchmarks.targets import PROTOCOLS, START_SECONDS, Provider, Target, Way
 
@@ -185,12 +186,16 @@ def images(target: Target, bench: Bench) -> Measured:
 
 
 def failover(target: Target, bench: Bench) -> Measured:
-    """A first upstream that answers 500, next to one that answers."""
+    """A first upstream that answers two of five requests with 500, next to one that is well."""
     if not target.can("openai", "failover"):
         return
     connections = bench.plan.prompt_connections
-    yield "failover-not", _counted(target, bench, _PLAIN, connections)
-    yield "failover-always", _counted(target, bench, _PLAIN, connections, "failover")
+    without = _counted(target, bench, _PLAIN, connections)
+    yield "failover-not", without
+    figures = _counted(target, bench, _PLAIN, connections, "failover")
+    cpu = "cpu_us_per_request_worker"
+    figures["cpu_us_per_failover"] = (figures[cpu] - without[cpu]) / FAILING_SHARE
+    yield "failover-often", figures
 
 
 def keys(target: Target, bench: Bench) -> Measured:

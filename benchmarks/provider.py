@@ -6,7 +6,7 @@ It speaks the four protocols, told apart by path. The model's name says what com
   HTTP chunk per event. A delta that is sent on its own carries the time of sending as its text:
   `@` and 18 digits of the monotonic clock's nanoseconds, which every process on the machine shares.
 - `idle`: what comes before the first delta, and that delta, then silence until the client leaves.
-- `failing`: 500, but for one request in a hundred, so that nobody takes the provider for dead.
+- `failing`: 500 for two requests of five: for fewer than would make a gateway give it up.
 - anything else: a whole answer of about 600 bytes with usage.
 
 `GET /answered` says how many requests were answered so far. It trusts its clients: valid requests
@@ -40,7 +40,8 @@ _MODEL = re.compile(rb'"model"\s*:\s*"([^"]*)"')
 _GEMINI_MODEL = re.compile(rb"/models/([^:/ ]+):")
 _USAGE_WANTED = re.compile(rb'"include_usage"\s*:\s*true')
 _STREAM = re.compile(r"stream-(\d+)-(\d+)ms")
-_SUCCESS_EVERY = 100
+_FAILS = (True, False, True, False, False)
+FAILING_SHARE = sum(_FAILS) / len(_FAILS)
 
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
@@ -144,7 +145,7 @@ class Provider:
         self._timers: list[tuple[float, int, _Stream]] = []
         self._order = itertools.count()
         self._answered = 0
-        self._failures = 0
+        self._fails = itertools.cycle(_FAILS)
 
     def _listen(self, port: int, context: ssl.SSLContext | None) -> int:
         listener = socket.create_server(("127.0.0.1", port), backlog=4096)
@@ -224,9 +225,8 @@ class Provider:
         model = named[1].decode() if named else "none"
         stream = _STREAM.fullmatch(model)
         if model == "failing":
-            self._failures += 1
-            failed = self._failures % _SUCCESS_EVERY
-            self._send(connection, _FAILURE if failed else _whole_answer(protocol, model))
+            answer = _FAILURE if next(self._fails) else _whole_answer(protocol, model)
+            self._send(connection, answer)
         elif model == "idle":
             script = _script(protocol, model, 1, False)
             self._send(connection, script.opening + script.delta(0))

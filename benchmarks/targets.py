@@ -1,8 +1,8 @@
 """What the clients talk to: the provider itself, Farebox in front of it; others are in `peers`.
 
 A target is a server on a port, with the routes by which it reaches the provider: one for each
-protocol, one over TLS, one whose first upstream fails. All keep their files in a temporary
-directory; leaving the context manager ends what it started.
+protocol, one over TLS, one whose first upstream fails now and then. All keep their files in a
+temporary directory; leaving the context manager ends what it started.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ protocol = "{protocol}"
 base_url = "{base_url}"
 api_key = "benchmark"
 max_connections = 20000
-failures_to_open = 1000
 """
 _MODEL = """
 [[models]]
@@ -298,7 +297,7 @@ def farebox(
 
 
 def _farebox_config(behind: Provider, directory: Path, port: int, admin: int) -> str:
-    """Each model at each protocol, over TLS, and behind an upstream that fails."""
+    """Each model at each protocol, over TLS, and one behind an upstream that fails."""
     text = _FAREBOX.format(port=port, admin=admin, directory=directory)
     ways: tuple[Way, ...] = (*PROTOCOLS, "tls")
     for way in ways:
