@@ -6,9 +6,9 @@ Two things of Python's own can hold a loop that has something better to do.
 millisecond, but at *all* that was made since the start when a quarter has been added: some 95 of
 them for each open stream, at a microsecond each. With 2,000 streams all of them stood still for
 180 ms, with 512 for 45. Nothing of ours needs it: what ends is freed by its reference count, of
-which `tests/rules/test_garbage.py` makes sure. So a look at all is made while nobody is served
-(`collect_when_idle`), or, where that is never, after a thousand times the interval. The young are
-looked at in smaller portions instead. A higher first threshold, which is often recommended, only
+which `tests/rules/test_garbage.py` makes sure. So a look at all is made now and then while nobody is
+served (`collect_when_idle`), or, where that is never, ten times less often. The young are looked at
+in smaller portions instead. A higher first threshold, which is often recommended, only
 makes each pause longer: 50,000 objects take 25 ms.
 
 *Threads.* The database's answers are read, and metrics rendered, in threads. Whoever comes back
@@ -27,6 +27,7 @@ import trio
 _YOUNG_OBJECTS = 700
 _YOUNG_COLLECTIONS = 3  # before those that survived them are looked at once more
 _MIDDLE_COLLECTIONS = 1_000  # before all are, if nobody ever rests
+_MIDDLE_COLLECTIONS_IDLE = 100  # else: after some 200,000 requests, or 3,000 streams
 _SWITCH_SECONDS = 0.001
 _LOOK_SECONDS = 5.0
 
@@ -44,5 +45,5 @@ async def collect_when_idle(idle: Callable[[], bool]) -> None:
     while True:
         await trio.sleep(_LOOK_SECONDS)
         *_, middle = gc.get_count()
-        if middle and idle():
+        if middle >= _MIDDLE_COLLECTIONS_IDLE and idle():
             gc.collect()
