@@ -6,10 +6,10 @@ Two things of Python's own can hold a loop that has something better to do.
 millisecond, but at *all* that was made since the start when a quarter has been added: some 95 of
 them for each open stream, at a microsecond each. With 2,000 streams all of them stood still for
 180 ms, with 512 for 45. Nothing of ours needs it: what ends is freed by its reference count, of
-which `tests/rules/test_garbage.py` makes sure. So a look at all is made now and then while nobody is
-served (`collect_when_idle`), or, where that is never, ten times less often. The young are looked at
-in smaller portions instead. A higher first threshold, which is often recommended, only
-makes each pause longer: 50,000 objects take 25 ms.
+which `tests/rules/test_garbage.py` makes sure. So a look at all is made now and then while nobody
+is served (`collect_when_idle`), or, where that is never, ten times less often. The young are looked
+at in smaller portions instead. A higher first threshold, which is often recommended, only makes
+each pause longer: 50,000 objects take 25 ms.
 
 *Threads.* The database's answers are read, and metrics rendered, in threads. Whoever comes back
 from a system call, and a request makes a dozen, waits for one that computes, by default for 5 ms
