@@ -66,7 +66,7 @@ http {{
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
   client_max_body_size 64m;
-  client_body_buffer_size 1m;
+  client_body_buffer_size 8m;
   keepalive_requests 1000000;
   proxy_http_version 1.1;
   proxy_set_header Connection "";
