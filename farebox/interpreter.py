@@ -1,5 +1,8 @@
 """How the interpreter is set for a process that serves: pauses are kept small and few.
 
+And `allow_many_files`: a connection is a file, of which most systems give a process 1,024 at first,
+and more where it asks.
+
 Two things of Python's own can hold a loop that has something better to do.
 
 *The cyclic collector.* It looks at young objects every 700 allocations, which takes a tenth of a
@@ -18,7 +21,9 @@ each time.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import resource
 import sys
 from collections.abc import Callable
 
@@ -30,6 +35,13 @@ _MIDDLE_COLLECTIONS = 1_000  # before all are, if nobody ever rests
 _MIDDLE_COLLECTIONS_IDLE = 100  # else: after some 200,000 requests, or 3,000 streams
 _SWITCH_SECONDS = 0.001
 _LOOK_SECONDS = 5.0
+
+
+def allow_many_files() -> None:
+    """Take as many open files as we may have; children inherit that."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where "no limit" is more than the kernel's
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def settle_in() -> None:

@@ -27,6 +27,7 @@ from farebox.books import Holder, HolderTerms, OwnBooks, shard_directories
 from farebox.catalogue import BuiltIn, catalogue, demo_provider, sandbox_provider
 from farebox.config import Config, ConfigError, kept, load, restart_needed
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from farebox.interpreter import allow_many_files
 from farebox.secret import ensure_secret
 from farebox.supervise import Supervisor, keep_leftovers
 from farebox.worker import Worker, example_model, snapshot, worker_count
@@ -79,6 +80,7 @@ def main(config_path: Path | None, *, demo_model: bool = False) -> int:
     """
     environ = dict(os.environ)
     postgres: EmbeddedPostgres | None = None
+    allow_many_files()
     try:
         config = load(config_path, environ)
         conninfo = config.database.url
