@@ -116,6 +116,10 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     how often tools of the provider may make the model read everything again, `pieces` what they
     may cost by the piece. `long_cache`: cached for an hour, at a price of its own. `window` is the
     one that the request asks for where its model has several, 0 where it does not.
+
+    And one thing that is no matter of the price. `signed`: there is reasoning in it, or its place,
+    that not every provider can read, so who gets it is chosen by that, and what passes is looked
+    through.
     """
 
     text_bytes: int = 0
@@ -129,6 +133,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
     pieces: Mapping[str, int] = {}
     long_cache: bool = False
     window: int = 0
+    signed: bool = False
 
 
 class Ask(msgspec.Struct, frozen=True):

@@ -116,7 +116,7 @@ class Calls:
         )
 
     def _holds_envelopes(self) -> bool:
-        if self.request.kind != "chat":
+        if not self.request.scan.signed:
             return False
         values = map(bytes, self.request.fields.values())
         return any(mark in value for value in values for mark in MARKS)

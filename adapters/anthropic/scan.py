@@ -11,17 +11,16 @@ import re
 import msgspec
 
 from adapters.codec import Scan
+from adapters.envelope import MARKS
 from adapters.media import document_tokens, image_tokens
 from adapters.openai.body import Fields
-from adapters.raw import UNREADABLE, count_items, hides_words, size_of
+from adapters.raw import UNREADABLE, begins, count_items, hides_words, size_of
 
 PASSES_DEFAULT = 10  # how often a tool of the provider may run where no limit is given
 PASSES_MAX = 100  # no request is served with more, whatever it says
 
 _BUILT_IN_TOKENS = 2_000  # what the provider renders for a tool that it describes itself
-_TEXT_TYPES = frozenset(
-    {"text", "thinking", "redacted_thinking", "tool_use", "tool_reference", "browser_state"}
-)
+_TEXT_TYPES = frozenset({"text", "tool_use", "tool_reference", "browser_state"})
 _HOSTED = re.compile(
     r"(web_search|web_fetch|code_execution|tool_search_tool\w*|advisor|mcp_toolset)(?:_\d{8})?"
 )
@@ -31,6 +30,8 @@ _BY_REFERENCE = ("container", "thread", "mcp_servers")
 # A beta that widens the window of models with a smaller one.
 _LONG_CONTEXT, _LONG_CONTEXT_TOKENS = b"context-1m", 1_000_000
 _LONG_TTL = re.compile(rb'"ttl"\s*:\s*"1h"')
+_SCANNED = ("messages", "system")  # whose blocks are looked at one by one
+_UNSIGNED = b'""'
 _ABSENT = msgspec.Raw()
 _NULL = msgspec.Raw(b"null")
 
@@ -43,6 +44,9 @@ class _Block(msgspec.Struct, gc=False):
     type: object = None
     source: msgspec.Raw = _ABSENT
     content: msgspec.Raw = _NULL
+    cache_control: msgspec.Raw = _ABSENT
+    signature: msgspec.Raw = _ABSENT
+    data: msgspec.Raw = _ABSENT
 
 
 class _Source(msgspec.Struct, gc=False):
@@ -65,20 +69,31 @@ _decode_tools = msgspec.json.Decoder(list[_Tool]).decode
 class _Found:
     """What is in a body beside text. `media_bytes` is its share of the body."""
 
-    __slots__ = ("hidden", "media_bytes", "media_tokens", "passes", "searches")
+    __slots__ = (
+        "hidden",
+        "long_cache",
+        "media_bytes",
+        "media_tokens",
+        "passes",
+        "searches",
+        "signed",
+    )
 
     def __init__(self) -> None:
         self.media_bytes = 0
         self.media_tokens = 0
         self.hidden = False  # something that only the provider can see
+        self.long_cache = False
         self.passes = 1
         self.searches = 0
+        self.signed = False
 
 
 def scanned(fields: Fields, betas: bytes = b"") -> Scan:
     """What `fields` may cost, with the betas that the client asks for. Never raises."""
     found = _Found()
     _scan_messages(found, fields.get("messages", _NULL))
+    _scan_system(found, fields.get("system", _NULL))
     tools = _scan_tools(found, fields.get("tools"))
     found.hidden = found.hidden or any(_is_given(fields, name) for name in _BY_REFERENCE)
     if _is_given(fields, "mcp_servers"):
@@ -97,8 +112,10 @@ def scanned(fields: Fields, betas: bytes = b"") -> Scan:
         tools=tools,
         passes=min(found.passes, PASSES_MAX),
         pieces={"web_search": found.searches} if found.searches else {},
-        long_cache=any(_may_keep_long(raw) for raw in fields.values()),
+        long_cache=found.long_cache
+        or any(_may_keep_long(raw) for name, raw in fields.items() if name not in _SCANNED),
         window=_LONG_CONTEXT_TOKENS if _LONG_CONTEXT in betas.lower() else 0,
+        signed=found.signed,
     )
 
 
@@ -107,16 +124,30 @@ def _scan_messages(found: _Found, messages: msgspec.Raw) -> None:
         for message in _decode_messages(messages):
             _scan_blocks(found, message.content)
     except UNREADABLE:
-        found.hidden = True
+        found.hidden = found.signed = found.long_cache = True
+
+
+def _scan_system(found: _Found, system: msgspec.Raw) -> None:
+    """Its blocks are text; whatever else is in it has its bytes for a bound."""
+    try:
+        for block in _decode_blocks(system) if begins(system, b"[") else ():
+            _note_cache_mark(found, block.cache_control)
+    except UNREADABLE:
+        found.long_cache = True
 
 
 def _scan_blocks(found: _Found, content: msgspec.Raw) -> None:
-    if bytes(memoryview(content)[:1]) != b"[":
+    if not begins(content, b"["):
         return
     for block in _decode_blocks(content):
+        _note_cache_mark(found, block.cache_control)
         if isinstance(block.type, str) and block.type in _TEXT_TYPES:
             continue
-        if block.type == "image":
+        if block.type == "thinking":
+            _note_signature(found, block.signature)
+        elif block.type == "redacted_thinking":
+            _note_signature(found, block.data)
+        elif block.type == "image":
             _scan_image(found, block.source)
         elif block.type == "document":
             _scan_document(found, block.source)
@@ -124,6 +155,19 @@ def _scan_blocks(found: _Found, content: msgspec.Raw) -> None:
             _scan_blocks(found, block.content)
         else:
             found.hidden = True
+            found.long_cache = found.long_cache or _may_keep_long(block.content)
+
+
+def _note_cache_mark(found: _Found, mark: msgspec.Raw) -> None:
+    if mark:
+        found.long_cache = found.long_cache or _may_keep_long(mark)
+
+
+def _note_signature(found: _Found, value: msgspec.Raw) -> None:
+    """Whether it is somebody else's signature, or the place of one."""
+    signature = bytes(value)
+    if signature == _UNSIGNED or any(mark in signature for mark in MARKS):
+        found.signed = True
 
 
 def _scan_image(found: _Found, raw: msgspec.Raw) -> None:

@@ -8,7 +8,6 @@ is given up for this request instead of the conversation.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -20,8 +19,8 @@ from adapters.anthropic.passing import MessagesManner, renamed
 from adapters.anthropic.reader import MessagesReader
 from adapters.anthropic.thinking import BUDGET_MIN, fitting_budget
 from adapters.canonical import Prompt
-from adapters.codec import CountCall, Encoded, Request, Target, UpstreamFailure
-from adapters.envelope import MARKS, Envelopes, is_sealed
+from adapters.codec import CountCall, Encoded, Request, Scan, Target, UpstreamFailure
+from adapters.envelope import Envelopes, is_sealed
 from adapters.losses import Losses
 from adapters.openai.body import Fields
 from adapters.passing import PassingCall
@@ -36,7 +35,6 @@ _NOT_COUNTED = frozenset(
     {"max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "metadata"}
     | {"service_tier", "container", "inference_geo", "diagnostics", "fallbacks", "tags"}
 )
-_EMPTY_SIGNATURE = re.compile(rb'"signature"\s*:\s*""')
 _THINKING = ("thinking", "redacted_thinking")
 
 
@@ -85,7 +83,7 @@ class MessagesUpstream:
         only_warms = bytes(fields.get("max_tokens", b"")) == b"0"
         if target.output_cap is not None and not only_warms:
             fields["max_tokens"] = msgspec.Raw(b"%d" % target.output_cap)
-        dropped = _take_out_what_was_signed_elsewhere(fields)
+        dropped = _take_out_what_was_signed_elsewhere(fields, request.scan)
         dropped += _fit_budget(fields, request, target.output_cap)
         return PassingCall(
             PATH,
@@ -108,7 +106,7 @@ class MessagesUpstream:
     def counting_passing(self, request: Request, target: Target) -> CountCall:
         fields = {name: raw for name, raw in request.fields.items() if name not in _NOT_COUNTED}
         fields["model"] = msgspec.Raw(_encode(target.model))
-        _take_out_what_was_signed_elsewhere(fields)
+        _take_out_what_was_signed_elsewhere(fields, request.scan)
         return CountCall(COUNT_PATH, _encode(fields), _read_count, request.forward)
 
     def read_error(
@@ -128,18 +126,16 @@ def _read_count(body: bytes) -> int | None:
 # -- reasoning of others --------------------------------------------------------------------------
 
 
-def _take_out_what_was_signed_elsewhere(fields: Fields) -> tuple[str, ...]:
+def _take_out_what_was_signed_elsewhere(fields: Fields, scan: Scan) -> tuple[str, ...]:
     """Change the messages of `fields`, and the wish to think where it cannot be met any more;
     returns what is to be reported."""
     raw = fields["messages"]
-    body = bytes(raw)
-    foreign = any(mark in body for mark in MARKS) or _EMPTY_SIGNATURE.search(body) is not None
     by_budget = _budget_of(fields) is not None
-    if not foreign and not by_budget:
+    if not scan.signed and not by_budget:
         return ()
     try:
         messages = _decode_members(raw)
-        if foreign:
+        if scan.signed:
             messages = [_without_foreign_thinking(message) for message in messages]
             fields["messages"] = msgspec.Raw(_encode(messages))
         if by_budget and _has_lost_reasoning(messages):

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from adapters.errors import InvalidRequest
-from adapters.openai.body import Fields, read_fields
+from adapters.openai.body import Fields, read_members
 from adapters.raw import UNREADABLE
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def members(raw: msgspec.Raw, where: str) -> Fields:
 def raw_members(raw: msgspec.Raw, where: str) -> Fields:
     """The members of an object under the keys they came with. Raises as `members` does."""
     try:
-        return read_fields(bytes(raw))
+        return read_members(raw)
     except InvalidRequest as error:
         if error.param is None:
             raise InvalidRequest(f"{where} must be an object.", param=where) from None

@@ -14,7 +14,7 @@ import msgspec
 
 from adapters.canonical import Usage
 from adapters.codec import Request, Target
-from adapters.envelope import MARKS, Envelopes
+from adapters.envelope import Envelopes
 from adapters.errors import APIError, InvalidRequest
 from adapters.gemini import fields
 from adapters.gemini.failure import read_failure
@@ -157,7 +157,7 @@ def _body(request: Request, target: Target, envelopes: Envelopes) -> bytes:
     if target.output_cap is not None:
         _write_cap(members, target.output_cap)
     key = fields.spelled(members, "contents")
-    if any(mark in bytes(members[key]) for mark in MARKS):
+    if request.scan.signed:
         members[key] = _without_envelopes(members[key], target, envelopes)
     return _encode(members)
 

@@ -7,12 +7,13 @@ Google's may bring in. What cannot be read is bounded likewise, and refused late
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from adapters import media
 from adapters.codec import Scan
+from adapters.envelope import MARKS
 from adapters.errors import InvalidRequest
 from adapters.gemini import fields
 from adapters.openai.body import Fields
@@ -24,8 +25,11 @@ _BY_REFERENCE = ("cachedContent", "continuationToken")
 _PASSES = 10  # of a model that may use Google's own tools
 _SEARCHES = {"web_search": _PASSES}
 _SEARCH_TOOLS = frozenset({"googleSearch", "googleSearchRetrieval", "enterpriseWebSearch"})
+_MEDIA = frozenset({"inlineData", "fileData"})
 _DECLARATIONS = "functionDeclarations"
 _EMPTY = msgspec.Raw(b"[]")
+_decode_objects = msgspec.json.Decoder(list[Fields]).decode
+_decode_object = msgspec.json.Decoder(Fields).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_value = msgspec.json.Decoder().decode
@@ -35,7 +39,7 @@ def scan(members: Fields) -> Scan:
     """What a request with `members` (as of `fields.named`) may cost. Never raises."""
     found = _Found()
     for name in ("contents", "systemInstruction"):
-        if name in members and _may_hold_media(members[name]):
+        if name in members and found.may_hold_media(members[name]):
             found.guarded(_scan_contents, members[name])
     if "tools" in members:
         found.guarded(_scan_tools, members["tools"])
@@ -52,13 +56,14 @@ def scan(members: Fields) -> Scan:
         tools=found.tools,
         passes=_PASSES if hosted else 1,
         pieces=_SEARCHES if hosted & _SEARCH_TOOLS else {},
+        signed=found.signed,
     )
 
 
 class _Found:
     """What is in a body beside text. `media_bytes` is its share of the body."""
 
-    __slots__ = ("audio", "hidden", "hosted", "media_bytes", "media_tokens", "tools")
+    __slots__ = ("audio", "hidden", "hosted", "media_bytes", "media_tokens", "signed", "tools")
 
     def __init__(self) -> None:
         self.media_bytes = 0
@@ -66,7 +71,26 @@ class _Found:
         self.audio = False
         self.hidden = False  # something that only Google can see
         self.hosted: set[str] = set()  # tools that Google runs
+        self.signed = False
         self.tools = 0
+
+    def may_hold_media(self, contents: msgspec.Raw) -> bool:
+        """Whether contents are worth a close look; signatures in them are noted on the way."""
+        media = False
+        try:
+            for part in _parts_in(contents):
+                for key, value in part.items():
+                    name = fields.camel(key)
+                    if name in _MEDIA:
+                        media = True
+                    elif name == "functionResponse":
+                        media = media or _may_name_data(value)
+                    elif name == "thoughtSignature":
+                        signature = bytes(value)
+                        self.signed = self.signed or any(mark in signature for mark in MARKS)
+        except UNREADABLE:
+            self.signed = media = True
+        return media
 
     def guarded(self, read: Callable[[_Found, msgspec.Raw], None], raw: msgspec.Raw) -> None:
         """What cannot be read may be anything."""
@@ -94,10 +118,24 @@ class _Found:
             self.audio = self.audio or media_type.startswith("video/")
 
 
-def _may_hold_media(contents: msgspec.Raw) -> bool:
-    """Whether it is worth a look: all media is in members called `…Data` or `…_data`, unless
-    escapes hide the letters."""
-    raw = bytes(contents)
+def _parts_in(contents: msgspec.Raw) -> Iterator[Fields]:
+    for content in _objects(contents):
+        for key, value in content.items():
+            if fields.camel(key) == "parts":
+                yield from _objects(value)
+
+
+def _objects(raw: msgspec.Raw) -> list[Fields]:
+    """The objects of a list; of what is no list, itself. Google takes a single one for a list."""
+    if _begins(raw, b"["):
+        return _decode_objects(raw)
+    return [_decode_object(raw)] if _begins(raw, b"{") else []
+
+
+def _may_name_data(value: msgspec.Raw) -> bool:
+    """Whether a member may be in it whose name is `…Data` or `…_data`, as that of all media; also
+    where escapes hide the letters."""
+    raw = bytes(value)
     return b'Data"' in raw or b'data"' in raw or b"\\u00" in raw
 
 

@@ -7,6 +7,7 @@ model and then a dear one has to be refused here, before anyone prices it.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -14,11 +15,15 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from adapters.errors import InvalidRequest
+from adapters.raw import size_of
 
 T = TypeVar("T")
 Fields = dict[str, msgspec.Raw]
 
 _ABSENT = msgspec.Raw()
+_NOT_UTF8 = "The request body is not valid UTF-8."
+_CHECKED_BYTES = 65_536
+_UTF8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class _Metadata(msgspec.Struct):
@@ -40,19 +45,43 @@ _AFTER_VALUE = re.compile(rb"[ \t\r\n]*([,}])[ \t\r\n]*")
 
 def read_fields(body: bytes) -> Fields:
     """The members of a JSON object. Raises InvalidRequest where `body` is not a proper one."""
-    try:
-        fields = _decode_fields(body)
-        if not body.isascii():
-            body.decode()  # values that are only skipped were not looked at
-    except RecursionError:
-        raise InvalidRequest("The request body is nested too deeply.") from None
-    except UnicodeDecodeError:
-        raise InvalidRequest("The request body is not valid UTF-8.") from None
-    except msgspec.MsgspecError as error:
-        raise InvalidRequest(_why_not_an_object(body, error)) from None
+    fields = _decoded(body)
+    if not body.isascii():
+        _check_encoding(body)  # values that are only skipped were not looked at
     if fields and not _is_compact(body, fields):
         _refuse_duplicates(body, fields)
     return fields
+
+
+def read_members(value: msgspec.Raw) -> Fields:
+    """The same for a value in a body that was read."""
+    fields = _decoded(value)
+    if fields and not _is_compact(value, fields):
+        _refuse_duplicates(bytes(value), fields)
+    return fields
+
+
+def _decoded(body: bytes | msgspec.Raw) -> Fields:
+    try:
+        return _decode_fields(body)
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest(_NOT_UTF8) from None
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(_why_not_an_object(bytes(body), error)) from None
+
+
+def _check_encoding(body: bytes) -> None:
+    """Whether it is UTF-8, a piece at a time: as a whole it would be twice in memory, or more."""
+    decoder = _UTF8Decoder()
+    with memoryview(body) as view:
+        try:
+            for at in range(0, len(body), _CHECKED_BYTES):
+                decoder.decode(view[at : at + _CHECKED_BYTES])
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            raise InvalidRequest(_NOT_UTF8) from None
 
 
 def _why_not_an_object(body: bytes, error: msgspec.MsgspecError) -> str:
@@ -65,7 +94,7 @@ def _why_not_an_object(body: bytes, error: msgspec.MsgspecError) -> str:
     return f"The request body is not valid JSON: {error}."
 
 
-def _is_compact(body: bytes, fields: Fields) -> bool:
+def _is_compact(body: bytes | msgspec.Raw, fields: Fields) -> bool:
     """Whether the members that were read, with their colons and commas, are the whole body.
 
     That is what SDKs send, and it proves by lengths alone that no member was overridden by a
@@ -73,8 +102,8 @@ def _is_compact(body: bytes, fields: Fields) -> bool:
     """
     keys = "".join(fields)
     key_bytes = len(keys) if keys.isascii() else len(keys.encode())
-    value_bytes = sum([len(memoryview(raw)) for raw in fields.values()])
-    return len(body) == key_bytes + value_bytes + 4 * len(fields) + 1
+    value_bytes = sum(map(size_of, fields.values()))
+    return size_of(body) == key_bytes + value_bytes + 4 * len(fields) + 1
 
 
 def _refuse_duplicates(body: bytes, fields: Fields) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from adapters.codec import Scan
+from adapters.envelope import MARKS
 from adapters.media import audio_tokens, document_tokens, image_tokens, may_be_no_image
 from adapters.openai import responses_scan
 from adapters.openai.body import Fields
@@ -42,6 +43,8 @@ class Scanned(NamedTuple):
 
 class _Message(msgspec.Struct, gc=False):
     content: msgspec.Raw = _NULL
+    reasoning_details: msgspec.Raw = _ABSENT
+    tool_calls: msgspec.Raw = _ABSENT
     audio: msgspec.Raw = _NULL
     cache_control: msgspec.Raw = _ABSENT
 
@@ -102,6 +105,7 @@ def scanned(fields: Fields) -> Scanned:
         passes=1 + _HOSTED_PASSES * found.hosted,
         predicted_tokens=size_of(fields.get("prediction", _ABSENT)),
         long_cache=found.long_cache or _keeps_long(fields),
+        signed=found.signed,
     )
     return Scanned(scan, found.foreign)
 
@@ -117,6 +121,7 @@ class _Found:
         "long_cache",
         "media_bytes",
         "media_tokens",
+        "signed",
     )
 
     def __init__(self) -> None:
@@ -127,6 +132,7 @@ class _Found:
         self.hidden = False  # something that only the provider can see
         self.hosted = False  # tools that the provider runs
         self.long_cache = False
+        self.signed = False
 
     def add_media(self, size: int, tokens: int) -> None:
         self.media_bytes += size
@@ -139,10 +145,12 @@ def _scan_messages(found: _Found, messages: msgspec.Raw) -> None:
             if _is_given(message.audio):  # an earlier answer, by its id
                 found.audio = found.hidden = True
             _note_cache_mark(found, message.cache_control)
+            for raw in (message.reasoning_details, message.tool_calls):
+                found.signed = found.signed or (bool(raw) and MARKS[0] in bytes(raw))
             if begins(message.content, b"["):
                 _scan_parts(found, message.content)
     except UNREADABLE:
-        found.hidden = True
+        found.hidden = found.signed = True
 
 
 def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = False) -> None:
@@ -153,7 +161,7 @@ def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = Fals
         if isinstance(part.type, str) and part.type in _TEXT_TYPES:
             # Mistral has parts of type `thinking`, too, but does not sign them.
             if part.type in ("tool_use", "redacted_thinking") or part.signature:
-                found.foreign = True
+                found.foreign = found.signed = True
         elif part.type == "tool_result" and not inside_result:
             found.foreign = True
             if begins(part.content, b"["):

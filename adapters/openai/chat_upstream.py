@@ -87,7 +87,7 @@ def _passed(request: Request, target: Target) -> bytes:
         fields["stream_options"] = _with_usage(fields.get("stream_options"))
     if "metadata" in fields and not flag_of(fields, "store"):
         del fields["metadata"]  # OpenAI takes it only with `store`; what we need was read
-    if _MARK in bytes(fields["messages"]):
+    if request.scan.signed:
         fields["messages"] = without_envelopes(fields["messages"])
     return _encode(fields)
 

@@ -107,6 +107,7 @@ def scanned(fields: Fields, tool_calls: int | None) -> Scan:
         passes=1 + more + (calls if found.hosted or is_given(fields, "prompt") else 0),
         pieces=dict.fromkeys(sorted(found.pieces), calls),
         long_cache=found.long_cache or _keeps_long(fields),
+        signed=found.signed,
     )
 
 
@@ -126,6 +127,7 @@ class _Found:
         "media_bytes",
         "media_tokens",
         "pieces",
+        "signed",
         "tools",
     )
 
@@ -136,6 +138,7 @@ class _Found:
         self.hidden = False  # something that only the provider can see
         self.hosted = False  # tools that the provider runs
         self.long_cache = False
+        self.signed = False
         self.pieces: set[str] = set()
         self.tools = 0
 
@@ -146,7 +149,7 @@ class _Found:
             for item in _decode_items(items):
                 self._scan_item(item)
         except UNREADABLE:
-            self.hidden = True
+            self.hidden = self.signed = True
 
     def scan_tools(self, raw: msgspec.Raw) -> None:
         if not raw:
@@ -173,6 +176,7 @@ class _Found:
             self.hidden = True  # a reference whose type was left out
         if isinstance(item.type, str):
             self.hidden = self.hidden or item.type in _REFERENCE_ITEMS
+            self.signed = self.signed or item.type == "reasoning"
             if item.type == "image_generation_call":
                 self._add_media(size_of(item.result), image_tokens())
         self.scan_tools(item.tools)

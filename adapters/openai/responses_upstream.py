@@ -13,7 +13,7 @@ import msgspec
 
 from adapters.canonical import Prompt
 from adapters.codec import CountCall, Encoded, Request, Target, UpstreamFailure
-from adapters.envelope import MARKS, Envelopes, is_sealed
+from adapters.envelope import Envelopes, is_sealed
 from adapters.openai.failure import read_failure
 from adapters.openai.responses_encode import Encoder, encode_json
 from adapters.openai.responses_passing import ResponsesManner, shown_response
@@ -25,7 +25,6 @@ from adapters.raw import UNREADABLE
 
 _PATH = "/responses"
 _COUNT_PATH = "/responses/input_tokens"
-_REASONING = b'"reasoning"'
 _FALSE = msgspec.Raw(b"false")
 # What the token counter knows of a request.
 _COUNTED = frozenset(
@@ -88,7 +87,7 @@ class ResponsesUpstream:
         if request.scan.passes > 1 and not _is_set(fields, "max_tool_calls"):
             # More calls than were reserved for would be read, and billed, again and again.
             fields["max_tool_calls"] = msgspec.Raw(b"%d" % TOOL_CALLS_DEFAULT)
-        if "input" in fields:
+        if request.scan.signed:
             fields["input"] = _readable(fields["input"], target, envelopes)
         return PassingCall(
             _PATH,
@@ -120,10 +119,6 @@ def _readable(items: msgspec.Raw, target: Target, envelopes: Envelopes) -> msgsp
     That is what another provider signed, and what has no more than an id: the provider would look
     for it in vain, and refuse the request.
     """
-    raw = bytes(memoryview(items))
-    sealed = any(mark in raw for mark in MARKS)
-    if not raw.startswith(b"[") or not (sealed or _REASONING in raw):
-        return items
     try:
         kept = [
             shown
