@@ -10,6 +10,7 @@ Every receive waits, which is where tasks take turns and are cancelled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import trio
 from proxy.resolve import Address, Resolver
 
 RECEIVE_BYTES = 65_536
+_PIECES_AT_ONCE = 1024  # IOV_MAX of Linux
 
 _HEAD_START_SECONDS = 0.25  # RFC 8305 §8, "Connection Attempt Delay"
 # What a provider has sent and a slow client has not read lies in the kernel, which takes twice this
@@ -54,14 +56,16 @@ _HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class Transport(Protocol):
-    """A connected byte stream. Failures of the network are `OSError`."""
+    """A connected byte stream. Failures of the network are `OSError`, and so is the end of a wait
+    during which the transport was closed."""
 
     async def receive(self) -> bytes:
         """Whatever has arrived, at most `RECEIVE_BYTES`; empty at the end of the stream."""
         ...
 
-    async def send(self, data: bytes) -> None:
-        """Send all of `data`. Cancelled or failed half-way, the stream is unusable."""
+    async def send(self, *pieces: bytes) -> None:
+        """Send all of `pieces`, as if they were one. Cancelled or failed half-way, the stream is
+        unusable."""
         ...
 
     def send_now(self, data: bytes) -> int:
@@ -98,20 +102,30 @@ class SocketTransport:
 
     async def receive(self) -> bytes:
         while True:
-            await trio.lowlevel.wait_readable(self._socket)
             try:
+                await trio.lowlevel.wait_readable(self._socket)
                 return self._socket.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 continue  # woken for nothing
+            except trio.ClosedResourceError as error:
+                raise _closed() from error
 
-    async def send(self, data: bytes) -> None:
-        sent = self._try_to_send(data)
-        if sent == len(data):
-            return
-        with memoryview(data) as view:
-            while sent < len(data):
-                await trio.lowlevel.wait_writable(self._socket)
-                sent += self._try_to_send(view[sent:])
+    async def send(self, *pieces: bytes) -> None:
+        taken = self._try_to_send(pieces[0]) if len(pieces) == 1 else self._try_to_gather(pieces)
+        for piece in pieces:
+            if taken < len(piece):
+                await self._send_rest(piece, taken)
+                taken = len(piece)
+            taken -= len(piece)
+
+    async def _send_rest(self, piece: bytes, taken: int) -> None:
+        with memoryview(piece) as view:
+            while taken < len(piece):
+                try:
+                    await trio.lowlevel.wait_writable(self._socket)
+                except trio.ClosedResourceError as error:
+                    raise _closed() from error
+                taken += self._try_to_send(view[taken:])
 
     def send_now(self, data: bytes) -> int:
         return self._try_to_send(data)
@@ -119,6 +133,12 @@ class SocketTransport:
     def _try_to_send(self, data: bytes | memoryview) -> int:
         try:
             return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+
+    def _try_to_gather(self, pieces: Sequence[bytes]) -> int:
+        try:
+            return self._socket.sendmsg(pieces[:_PIECES_AT_ONCE])
         except BlockingIOError:
             return 0
 
@@ -146,6 +166,11 @@ class SocketTransport:
         return self._socket.fileno()
 
 
+def _closed() -> OSError:
+    """What a wait ends with whose connection is closed under it, by whoever keeps the time."""
+    return OSError(errno.EBADF, "closed while it was waited for")
+
+
 class TLSTransport:
     """A TLS connection to an upstream, verified against the trust store of its context."""
 
@@ -158,13 +183,14 @@ class TLSTransport:
     async def receive(self) -> bytes:
         try:
             return bytes(await self._stream.receive_some(RECEIVE_BYTES))
-        except trio.BrokenResourceError as error:
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionResetError("TLS connection broken") from error
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, *pieces: bytes) -> None:
         try:
-            await self._stream.send_all(data)
-        except trio.BrokenResourceError as error:
+            for piece in pieces:
+                await self._stream.send_all(piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionResetError("TLS connection broken") from error
 
     def send_now(self, data: bytes) -> int:

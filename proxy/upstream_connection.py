@@ -1,209 +1,102 @@
-"""One HTTP/1.1 connection to a provider, over h11: a request out, its answer in.
+"""One HTTP/1.1 connection to a provider: a request out, the head of its answer in.
 
-h11 is told of a request so that it parses the answer; its own bytes are dropped, the caller has
-written the head. An `h11.Connection` serves one message and is replaced by the next. A body of
-known length is counted here, which spares it a copy; every other is framed by h11.
+What has no I/O is elsewhere: the request's head is written by `upstream_request`, the answer's read
+by `upstream_head`. Waiting has one deadline after the other (the first byte, each pause in the
+answer) and no scope: when one has passed, the connection is closed, which ends the wait, and is
+what becomes of it in any case.
 
-Whatever goes wrong once a connection stands leaves this file as `AttemptFailed`, or as
-`StaleConnection` where the request may be sent again: `proxy.upstream` says when that is.
+Whatever goes wrong once a connection stands is an `AttemptFailed`, or `StaleConnection` where the
+request may be sent again: `proxy.upstream` says when that is.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-import h11
 import trio
 
+from proxy.deadlines import NEVER, Alarm, Deadlines
 from proxy.transport import Transport
-
-Reason = Literal[
-    "busy",
-    "dns",
-    "connect",
-    "connect_timeout",
-    "tls",
-    "reset",
-    "first_byte_timeout",
-    "idle_timeout",
-    "protocol",
-    "truncated",
-]
-"""What went wrong on the way, rather than what a provider told of."""
+from proxy.upstream_errors import AttemptFailed, StaleConnection
+from proxy.upstream_head import HeadReader, ResponseHead, ordinary_head
 
 _STALE_SECONDS = 1.0  # an end that was under way when a request was sent is here by then
-_NO_CONTENT = frozenset({204, 304})  # whatever their heads announce (RFC 9112 §6.3)
-_JOIN_BYTES_MAX = 65_536  # a longer body is sent by itself rather than copied behind its head
-# h11 needs to know that a POST was sent; what it would have written is not used.
-_REQUEST = h11.Request(method=b"POST", target=b"/", headers=[(b"host", b"upstream")])
-_END = h11.EndOfMessage()
-
-
-class AttemptFailed(Exception):
-    """An attempt did not produce an answer.
-
-    `contacted`: the provider may have seen the request, and may bill for it.
-    """
-
-    def __init__(self, reason: Reason, detail: str, *, contacted: bool) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason: Reason = reason
-        self.contacted = contacted
-
-
-class StaleConnection(Exception):
-    """A reused connection was closed before the request can have been acted upon."""
+_JOIN_BYTES_MAX = 65_536  # a longer body is not copied behind its head
 
 
 class UpstreamConnection:
-    """One connection to a provider. After `exchange` come `status` and `headers`, then the body;
-    once that has ended, `reusable` says whether another exchange may follow."""
+    """One connection to a provider.
 
-    __slots__ = (
-        "_buffered",
-        "_drained",
-        "_h11",
-        "_missing",
-        "_used",
-        "_whole",
-        "headers",
-        "idle_since",
-        "reusable",
-        "status",
-        "transport",
-    )
+    `alarm` is what closes it when whoever waits for its bytes has waited for too long;
+    `whole`: the request has left to its end.
+    """
 
-    def __init__(self, transport: Transport) -> None:
+    __slots__ = ("_used", "alarm", "idle_since", "transport", "whole")
+
+    def __init__(self, transport: Transport, deadlines: Deadlines) -> None:
         self.transport = transport
-        self.status = 0
-        self.headers: dict[bytes, bytes] = {}
+        self.alarm = Alarm(deadlines, transport.close)
+        self.alarm.start()
         self.idle_since = 0.0
-        self.reusable = False
-        self._h11 = h11.Connection(h11.CLIENT)
-        self._missing: int | None = None  # bytes of a body of known length; None: h11 frames it
-        self._buffered = b""
-        self._drained = False  # what has been received of the body was taken
+        self.whole = True
         self._used = False
-        self._whole = True  # the request has left to its end
-
-    @property
-    def _keeps_alive(self) -> bool:
-        """Whether another request may follow: the answer's head says so, as h11 has read it."""
-        return self._whole and self._h11.our_state is h11.DONE
 
     def is_ready(self) -> bool:
-        """Take it up again after it has been idle; False where it does not stand any more."""
-        if self.transport.is_stale():
-            return False
-        self._h11 = h11.Connection(h11.CLIENT)
-        self._used = True
-        self.reusable = False
-        return True
+        """Whether it still stands after it has been idle."""
+        return not self.transport.is_stale()
 
-    async def exchange(self, head: bytes, body: bytes) -> None:
-        """Send a request and read the head of its answer: `status` and `headers`."""
-        self._h11.send(_REQUEST)
-        self._h11.send(_END)
+    def close(self) -> None:
+        """Drop it at once."""
+        self.alarm.stop()
+        self.transport.close()
+
+    async def exchange(self, head: bytes, body: bytes, first_byte_seconds: float) -> ResponseHead:
+        """Send a request and read the head of its answer."""
+        self.alarm.after(first_byte_seconds)
         try:
             if len(body) <= _JOIN_BYTES_MAX:
                 await self.transport.send(head + body)
             else:
-                await self.transport.send(head)
-                await self.transport.send(body)
+                await self.transport.send(head, body)
         except OSError:
             # Who refuses a request by its head answers, and closes, before the body is there.
-            self._whole = False
-        response = await self._read_head()
-        self.status = response.status_code
-        self.headers = headers = {
-            name.lower(): value for name, value in response.headers.raw_items()
-        }
-        self._drained = False
-        # A body of known length is counted here, the others are framed by h11.
-        length = headers.get(b"content-length")
-        self._missing = None
-        if length is None or b"transfer-encoding" in headers or self.status in _NO_CONTENT:
-            return
-        self._missing = int(length)  # h11 has checked that it is a number
-        self._buffered = self._h11.trailing_data[0]
-
-    async def _read_head(self) -> h11.Response:
+            self.whole = False
         sent_at = trio.current_time()
-        silent = True
-        while True:
+        try:
+            data = await self.transport.receive()
+        except OSError as error:
+            raise self._unanswered(sent_at, first_byte_seconds) from error
+        if not data:
+            raise self._unanswered(sent_at, first_byte_seconds)
+        answered = ordinary_head(data)
+        if answered is None:
+            answered = await self._read_on(data, first_byte_seconds)
+        self.alarm.at = NEVER
+        self._used = True
+        return answered
+
+    async def _read_on(self, data: bytes, first_byte_seconds: float) -> ResponseHead:
+        """A head that is not ordinary, or not all there, and begins with `data`."""
+        reader = HeadReader()
+        while (head := reader.feed(data)) is None:
             try:
                 data = await self.transport.receive()
             except OSError as error:
-                if silent:
-                    raise self._unanswered(sent_at) from error
-                raise AttemptFailed("reset", "broken in the head", contacted=True) from error
-            if not data and silent:
-                raise self._unanswered(sent_at)
+                raise self._broken("broken in the head", first_byte_seconds) from error
             if not data:
-                raise AttemptFailed("reset", "closed in the head", contacted=True)
-            silent = False
-            self._h11.receive_data(data)
-            while (event := self._next_event()) is not h11.NEED_DATA:
-                if isinstance(event, h11.Response):
-                    return event  # what came before it was interim (1xx) and is not needed
+                raise self._broken("closed in the head", first_byte_seconds)
+        return head
 
-    def _unanswered(self, sent_at: float) -> StaleConnection | AttemptFailed:
+    def _unanswered(
+        self, sent_at: float, first_byte_seconds: float
+    ) -> StaleConnection | AttemptFailed:
         """The connection ended without a byte: may the request be sent again?"""
-        if self._used and trio.current_time() - sent_at < _STALE_SECONDS:
+        soon = trio.current_time() - sent_at < _STALE_SECONDS
+        if self._used and soon and not self.alarm.expired:
             return StaleConnection()
-        detail = "closed without an answer" if self._whole else "closed while being sent to"
+        detail = "closed without an answer" if self.whole else "closed while being sent to"
+        return self._broken(detail, first_byte_seconds)
+
+    def _broken(self, detail: str, first_byte_seconds: float) -> AttemptFailed:
+        if self.alarm.expired:
+            detail = f"no answer within {first_byte_seconds} s"
+            return AttemptFailed("first_byte_timeout", detail, contacted=True)
         return AttemptFailed("reset", detail, contacted=True)
-
-    async def receive_body(self) -> tuple[bytes, bool]:
-        """(payload of what has arrived, whether the body has ended). Waits for some."""
-        while True:
-            if not self._drained:
-                data, ended = self.buffered_body()
-                if data or ended:
-                    return data, ended
-            try:
-                received = await self.transport.receive()
-            except OSError as error:
-                raise AttemptFailed("truncated", "connection reset", contacted=True) from error
-            self._drained = False
-            if self._missing is None:
-                self._h11.receive_data(received)
-            elif received:
-                self._buffered = received
-            else:
-                raise AttemptFailed("truncated", "closed inside the body", contacted=True)
-
-    def buffered_body(self) -> tuple[bytes, bool]:
-        """The same of what has been received already, without waiting."""
-        self._drained = True
-        if self._missing is None:
-            return self._buffered_by_h11()
-        data, self._buffered = self._buffered, b""
-        self._missing -= len(data)
-        if self._missing > 0:
-            return data, False
-        # An upstream that says more than it announced is not to be trusted with another request.
-        self.reusable = self._missing == 0 and self._keeps_alive
-        return data[: self._missing or None], True
-
-    def _buffered_by_h11(self) -> tuple[bytes, bool]:
-        parts: list[bytes] = []
-        while True:
-            event = self._next_event()
-            if isinstance(event, h11.Data):
-                parts.append(event.data)
-            elif event is h11.NEED_DATA:
-                return b"".join(parts), False
-            else:
-                done = self._h11.their_state is h11.DONE and not self._h11.trailing_data[0]
-                self.reusable = done and self._keeps_alive
-                return b"".join(parts), True
-
-    def _next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
-        try:
-            return self._h11.next_event()
-        except h11.RemoteProtocolError as error:
-            # h11 reports an end of the stream inside a body in the same way as bad framing.
-            cut = "peer closed connection" in str(error)
-            reason: Reason = "truncated" if cut else "protocol"
-            raise AttemptFailed(reason, str(error), contacted=True) from error

@@ -310,6 +310,7 @@ async def running(
         nursery.start_soon(gateway.log.run)
         nursery.start_soon(gateway.deadlines.run)
         nursery.start_soon(gateway.keep_alives.run)
+        nursery.start_soon(gateway.upstreams.run)
         yield World(gateway, store, server, network, nursery, lines)
         nursery.cancel_scope.cancel()
     assert await store.check() == []

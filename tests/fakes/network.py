@@ -89,10 +89,10 @@ class MemoryTransport:
         pipe.changed.unpark_all()
         return data
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, *pieces: bytes) -> None:
         await trio.lowlevel.checkpoint()
         pipe = self._outgoing
-        view = memoryview(data)
+        view = memoryview(b"".join(pieces))
         while view:
             self._check()
             if pipe.broken or pipe.ended:

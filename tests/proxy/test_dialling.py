@@ -159,15 +159,28 @@ def provider(url: str) -> Provider:
 async def call(dialer: SocketDialer, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
     """One request over a new connection; nothing is left of it afterwards."""
     upstreams = Upstreams(dialer)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upstreams.run)
+        outcome = await _outcome(upstreams, url, body)
+        nursery.cancel_scope.cancel()
+    upstreams.close()
+    assert [each.taken for _, each in upstreams.statistics()] == [0]
+    if isinstance(outcome, AttemptFailed):
+        raise outcome
+    return outcome
+
+
+async def _outcome(
+    upstreams: Upstreams, url: str, body: bytes
+) -> tuple[int, bytes] | AttemptFailed:
     try:
         response = await upstreams.post(provider(url), Sent("/x", body), queue_seconds=0)
         try:
             return response.status, await response.read(1000, 10)
         finally:
             response.close()
-    finally:
-        upstreams.close()
-        assert [each.taken for _, each in upstreams.statistics()] == [0]
+    except AttemptFailed as failed:
+        return failed
 
 
 async def failure(dialer: SocketDialer, url: str) -> AttemptFailed:

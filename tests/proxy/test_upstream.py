@@ -72,7 +72,9 @@ class Host:
 def reach(nursery: trio.Nursery, host: Handler | OSError) -> tuple[Upstreams, MemoryDialer]:
     dialer = MemoryDialer(nursery)
     dialer.hosts["upstream"] = host
-    return Upstreams(dialer), dialer
+    upstreams = Upstreams(dialer)
+    nursery.start_soon(upstreams.run)
+    return upstreams, dialer
 
 
 async def call(upstreams: Upstreams, provider: Provider = PROVIDER) -> bytes:
@@ -376,7 +378,6 @@ async def test_a_reload_leaves_no_connections_behind(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     upstreams, _ = reach(nursery, Host(PLAIN, PLAIN))
-    nursery.start_soon(upstreams.run)
     await call(upstreams)
     await call(upstreams, dataclasses.replace(PROVIDER, api_keys=("k2",)))
     assert [each.idle for _, each in upstreams.statistics()] == [1, 1]
@@ -560,7 +561,6 @@ async def test_a_key_rests_longer_than_its_last_connection(
 ) -> None:
     host = Keys(bad=(401, b"Connection: close\r\n", b""), good=(200, b"Connection: close\r\n", b""))
     upstreams, _ = reach(nursery, host)
-    nursery.start_soon(upstreams.run)
     await host.ask(upstreams, "bad", "good")
     await trio.sleep(45)  # nothing was connected when idle connections were looked at
     for _ in range(2):
