@@ -15,6 +15,6 @@ answer, `latency` (a `histogram`); what operators are told of them, `notices`.
 
 What a request may ask for beside an answer: `models`, `count` (tokens), `receipts`, `stored` and
 `state` (responses that are kept, sealed by `sealing`). What all exchanges share is in `gateway`:
-`deadlines`, `watch` (clients that leave), `keep_alive`, `metrics` (with `figures` and `tallies`); `settings` and
-`database` (for what a request itself has to wait for) are used throughout.
+`deadlines`, `watch` (clients that leave), `keep_alive`, `metrics` (with `figures` and `tallies`);
+`settings` and `database` (for what a request itself has to wait for) are used throughout.
 """
