@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import trio
 
 from adapters.codec import Call, Expected, PlainRelay, Relay, StreamRelay, UpstreamFailure
@@ -33,8 +34,7 @@ _ANSWER_BYTES_MAX = 64 * 1024 * 1024
 _HELD_BYTES_MAX = 16 * 1024 * 1024  # one event may be as large
 
 
-@dataclass(frozen=True, slots=True)
-class PlainAnswer:
+class PlainAnswer(msgspec.Struct, frozen=True):
     """An upstream's whole answer. Its connection is free again."""
 
     candidate: Candidate
@@ -46,8 +46,7 @@ class PlainAnswer:
         self.share.close()
 
 
-@dataclass(frozen=True, slots=True)
-class StreamAnswer:
+class StreamAnswer(msgspec.Struct, frozen=True):
     """An upstream that has begun to stream. `first` are the client's first bytes of it;
     `allowance` is None where all that it may produce is held."""
 
@@ -267,21 +266,17 @@ async def _first_content(
     back beyond one read is counted in `share`.
     """
     held = bytearray()
-    with trio.CancelScope() as scope:
-        while not (relay.has_content or relay.ended or relay.full):
-            scope.deadline = trio.current_time() + idle_seconds
-            data = await response.receive()
-            if allowance is not None:
-                held += allowance.feed_now(relay, data)
-            else:
-                held += relay.feed(data) if data else relay.close()
-            if len(held) > _HELD_BYTES_MAX:
-                raise AttemptFailed("protocol", "a stream without content", contacted=True)
-            more = len(held) - RECEIVE_BYTES - share.held_bytes
-            if more > 0 and not share.take(more):
-                raise AttemptFailed("busy", "no memory for the answer", contacted=True)
-    if scope.cancelled_caught:
-        raise AttemptFailed("idle_timeout", f"no byte for {idle_seconds} s", contacted=True)
+    while not (relay.has_content or relay.ended or relay.full):
+        data = await response.receive(trio.current_time() + idle_seconds)
+        if allowance is not None:
+            held += allowance.feed_now(relay, data)
+        else:
+            held += relay.feed(data) if data else relay.close()
+        if len(held) > _HELD_BYTES_MAX:
+            raise AttemptFailed("protocol", "a stream without content", contacted=True)
+        more = len(held) - RECEIVE_BYTES - share.held_bytes
+        if more > 0 and not share.take(more):
+            raise AttemptFailed("busy", "no memory for the answer", contacted=True)
     if relay.failure is not None and not relay.has_content:
         raise _Refused(relay.failure)
     return bytes(held)

@@ -1,14 +1,14 @@
 """Upstream bytes → client bytes, metered on the way, settled before the last byte.
 
 The relay runs in the exchange's own task: what the client has not taken is not read from the
-upstream, so back-pressure needs no buffer of ours. Each read has the provider's idle deadline; a
-client that takes nothing is given up by its `Connection`, and charged as one that has left.
+upstream, so back-pressure needs no buffer of ours. Each read has the provider's idle time; a client
+that takes nothing is given up by its `Connection`, and charged as one that has left. A stream has
+no scope of its own: most wait for nothing but their next byte, and there are hundreds of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import trio
 
@@ -18,7 +18,7 @@ from ledger.money import format_usd
 from proxy.attempt import PlainAnswer, StreamAnswer
 from proxy.calls import Calls
 from proxy.connection import ClientGone, Connection
-from proxy.deadlines import NEVER, Deadline
+from proxy.deadlines import NEVER
 from proxy.gateway import Gateway
 from proxy.idempotency import Claim
 from proxy.keep_alive import Pulse
@@ -98,11 +98,6 @@ class Delivery:
             self.claim.begin(200, self._plain_head(headers))
             await self.claim.keep(body, self._kept_as(body))
 
-    def running(self, first: bytes, cancel: Callable[[], None]) -> AbstractContextManager[None]:
-        """For the time of the block, another request may `cancel` the answer if it is of a kind
-        that can be."""
-        return nullcontext() if self.keeper is None else self.keeper.running(first, cancel)
-
     async def plain(self, headers: Headers, body: bytes) -> None:
         """Send a whole answer. Raises ClientGone."""
         self.record.status = 200
@@ -175,24 +170,21 @@ async def _stream(
     connection, record = delivery.connection, delivery.record
     record.first_byte = trio.current_time()
     await delivery.stream(answer.first)
-    broken: Outcome | None = None  # stays so where the block is cancelled
     try:
-        with gateway.deadlines.new() as idle, delivery.running(answer.first, idle.scope.cancel):
-            broken = await _pass_on(answer, delivery, record, idle, pulse)
+        broken = await _relay(answer, delivery, pulse)
     except (ClientGone, trio.Cancelled):
         if not connection.deadline.expired:
             await _last_figures(answer)
         raise
     pulse.stop()  # a beat into the last send would break its framing
-    if broken is None and not idle.expired:
+    if broken is None:
         await _last_figures(answer)
-    if broken is None and not idle.scope.cancelled_caught:
         _report(gateway, answer, record, None)
         await _end(gateway, answer, delivery, hold)
-    elif idle.scope.cancelled_caught and not idle.expired:
+    elif broken == "stopped":
+        await _last_figures(answer)
         await _break_off(answer, delivery, hold, Cancelled("The response was cancelled."))
     else:
-        broken = broken or "idle_timeout"
         _report(gateway, answer, record, broken)
         await _break_off(answer, delivery, hold, _told(broken))
 
@@ -244,41 +236,56 @@ async def _last_figures(answer: StreamAnswer) -> None:
     Many say so last of all, and whoever knows that could leave, or have the answer stopped, right
     before. An answer that goes on for longer is counted as far as it has come.
     """
-    data = b""
+    relay, response = answer.relay, answer.response
+    if relay.read_on(b"") or response.ended:  # as nearly all have
+        return
     with trio.move_on_after(_FIGURES_SECONDS, shield=True):
         try:
-            while not (answer.relay.read_on(data) or answer.response.ended):
-                data = await answer.response.receive()
+            while not (relay.read_on(await response.receive()) or response.ended):
+                pass
         except AttemptFailed:
             return
 
 
-async def _pass_on(
-    answer: StreamAnswer, delivery: Delivery, record: Record, idle: Deadline, pulse: Pulse
-) -> Outcome | None:
-    """Relay until the upstream has ended; how it broke, None: it has not."""
+async def _relay(
+    answer: StreamAnswer, delivery: Delivery, pulse: Pulse
+) -> Outcome | Literal["stopped"] | None:
+    """Pass a stream on until the upstream has ended; how it broke, None: it has not.
+
+    "stopped": another request had it cancelled, if it is of a kind that can be.
+    """
+    if delivery.keeper is None:
+        return await _pass_on(answer, delivery, pulse)
+    broken: Outcome | None = None
+    with trio.CancelScope() as scope, delivery.keeper.running(answer.first, scope.cancel):
+        broken = await _pass_on(answer, delivery, pulse)
+    return "stopped" if scope.cancelled_caught else broken
+
+
+async def _pass_on(answer: StreamAnswer, delivery: Delivery, pulse: Pulse) -> Outcome | None:
+    """As `_relay`. What is done here is done for each piece of each stream."""
     relay, response, allowance = answer.relay, answer.response, answer.allowance
+    record, current_time = delivery.record, trio.lowlevel.current_clock().current_time
     idle_seconds = answer.candidate.upstream.provider.idle_seconds
     if allowance is not None and (out := await allowance.room_made(relay)):
         await delivery.send(out)
-    now = trio.current_time()
+    now = current_time()
     while not relay.ended:
-        idle.at = now + idle_seconds
         pulse.since = now
         try:
-            data = await response.receive()
+            data = await response.receive(now + idle_seconds)
         except AttemptFailed as failed:
             return failed.reason
-        received = trio.current_time()
+        received = current_time()
         record.upstream_seconds += received - now
         if allowance is None or (data and allowance.takes(len(data))):
             out = relay.feed(data) if data else relay.close()
         else:
             out = await allowance.feed(relay, data)
-        idle.at = pulse.since = NEVER  # how slowly the client reads is not the upstream's doing
+        pulse.since = NEVER  # how slowly the client reads is not the upstream's doing
         if out:
             await delivery.send(out)
-        now = trio.current_time()
+        now = current_time()
         record.client_seconds += now - received
     return None if relay.failure is None else relay.failure.kind
 

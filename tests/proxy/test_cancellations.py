@@ -80,6 +80,7 @@ class Scene:
 
     async def begin(self) -> None:
         """Serve the connection from now on; what is there by now is not its doing."""
+        await trio.testing.wait_all_tasks_blocked()  # every service has begun
         self.held_by_others, self._tasks = self.held(), tasks()
         deadlines = self.world.gateway.deadlines
         others = set(deadlines.active)
