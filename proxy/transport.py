@@ -51,9 +51,6 @@ _OPTIONS = known_options(
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 60_000),  # milliseconds
 )
 
-# OpenSSL's words for an end of the stream: nothing was wrong with what came before it.
-_HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
-
 
 class Transport(Protocol):
     """A connected byte stream. Failures of the network are `OSError`, and so is the end of a wait
@@ -63,7 +60,7 @@ class Transport(Protocol):
         """Whatever has arrived, at most `RECEIVE_BYTES`; empty at the end of the stream."""
         ...
 
-    async def send(self, *pieces: bytes) -> None:
+    async def send(self, *pieces: bytes | memoryview) -> None:
         """Send all of `pieces`, as if they were one. Cancelled or failed half-way, the stream is
         unusable."""
         ...
@@ -110,7 +107,7 @@ class SocketTransport:
             except trio.ClosedResourceError as error:
                 raise _closed() from error
 
-    async def send(self, *pieces: bytes) -> None:
+    async def send(self, *pieces: bytes | memoryview) -> None:
         taken = self._try_to_send(pieces[0]) if len(pieces) == 1 else self._try_to_gather(pieces)
         for piece in pieces:
             if taken < len(piece):
@@ -118,7 +115,7 @@ class SocketTransport:
                 taken = len(piece)
             taken -= len(piece)
 
-    async def _send_rest(self, piece: bytes, taken: int) -> None:
+    async def _send_rest(self, piece: bytes | memoryview, taken: int) -> None:
         with memoryview(piece) as view:
             while taken < len(piece):
                 try:
@@ -136,7 +133,7 @@ class SocketTransport:
         except BlockingIOError:
             return 0
 
-    def _try_to_gather(self, pieces: Sequence[bytes]) -> int:
+    def _try_to_gather(self, pieces: Sequence[bytes | memoryview]) -> int:
         try:
             return self._socket.sendmsg(pieces[:_PIECES_AT_ONCE])
         except BlockingIOError:
@@ -172,26 +169,89 @@ def _closed() -> OSError:
 
 
 class TLSTransport:
-    """A TLS connection to an upstream, verified against the trust store of its context."""
+    """TLS over a plain connection to an upstream, verified against the trust store of its context.
 
-    __slots__ = ("_socket", "_stream")
+    OpenSSL works in memory here: what one read has brought is decrypted to its last whole record,
+    and what is sent together leaves together. Make one with `secured`.
+    """
 
-    def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
-        self._stream = stream
-        self._socket = stream.transport_stream.socket
+    __slots__ = ("_ended", "_host", "_incoming", "_outgoing", "_plain", "_sessions", "_tls")
+
+    def __init__(
+        self, plain: SocketTransport, context: ssl.SSLContext, host: str, sessions: Sessions
+    ) -> None:
+        self._plain = plain
+        self._host = host
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._sessions: Sessions | None = sessions  # until it has what is there to be kept
+        self._ended = False
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=host, session=sessions.get(host)
+        )
+
+    async def shake_hands(self) -> None:
+        """What comes before anything else. Raises OSError, of which ssl.SSLError is a kind.
+
+        Our last word of it is left to go out with the first request.
+        """
+        try:
+            while not self._hands_are_shaken():
+                await self._plain.send(self._outgoing.read())
+                data = await self._plain.receive()
+                if not data:
+                    raise ConnectionResetError("connection closed in the TLS handshake")
+                self._incoming.write(data)
+        except ssl.SSLZeroReturnError as error:
+            raise ConnectionResetError("connection closed in the TLS handshake") from error
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):  # tell the server what is wrong with it
+                self._plain.send_now(self._outgoing.read())
+            raise
+
+    def _hands_are_shaken(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
 
     async def receive(self) -> bytes:
-        try:
-            return bytes(await self._stream.receive_some(RECEIVE_BYTES))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionResetError("TLS connection broken") from error
+        while not self._ended:
+            received = await self._plain.receive()
+            if not received:
+                return b""  # without a goodbye: an HTTP/1.1 message carries its own length
+            self._incoming.write(received)
+            if data := self._decrypted():
+                return data
+        await trio.lowlevel.checkpoint()
+        return b""
 
-    async def send(self, *pieces: bytes) -> None:
+    def _decrypted(self) -> bytes:
+        """All that is in the records which are there."""
+        parts: list[bytes] = []
         try:
-            for piece in pieces:
-                await self._stream.send_all(piece)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionResetError("TLS connection broken") from error
+            while self._incoming.pending:
+                parts.append(self._tls.read(RECEIVE_BYTES))
+        except ssl.SSLWantReadError:
+            pass  # a part of a record, or one that was for OpenSSL alone
+        except ssl.SSLZeroReturnError:
+            self._ended = True
+        if parts and self._sessions is not None:  # it came with the first answer at the latest
+            self._sessions.keep(self._host, self._tls.session)
+            self._sessions = None
+        return b"".join(parts)
+
+    async def send(self, *pieces: bytes | memoryview) -> None:
+        for piece in pieces:
+            with memoryview(piece) as view:
+                at = 0
+                while at < len(piece):
+                    at += self._tls.write(view[at : at + RECEIVE_BYTES])
+                    if self._outgoing.pending >= RECEIVE_BYTES:
+                        await self._plain.send(self._outgoing.read())
+        if self._outgoing.pending:
+            await self._plain.send(self._outgoing.read())
 
     def send_now(self, data: bytes) -> int:
         return 0  # what goes to providers always waits
@@ -201,13 +261,32 @@ class TLSTransport:
 
     def close(self) -> None:
         # Without close_notify: an HTTP/1.1 message carries its own length.
-        self._socket.close()
+        self._plain.close()
 
     def is_stale(self) -> bool:
-        return self._socket.is_readable()
+        return self._ended or self._plain.is_stale()
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        return self._plain.fileno()
+
+
+class Sessions:
+    """What servers have given for new connections to be cheap, by host (RFC 8446 §2.2).
+
+    It spares both sides the signatures, and us the certificates, of a whole handshake.
+    """
+
+    def __init__(self) -> None:
+        self._by_host: dict[str, ssl.SSLSession] = {}
+
+    def get(self, host: str) -> ssl.SSLSession | None:
+        """What a new connection may begin with."""
+        return self._by_host.get(host)
+
+    def keep(self, host: str, session: ssl.SSLSession | None) -> None:
+        """What a connection that stands was given."""
+        if session is not None and session.has_ticket:
+            self._by_host[host] = session
 
 
 class Dialer(Protocol):
@@ -227,23 +306,20 @@ class SocketDialer:
         self._context = context or ssl.create_default_context()
         self._context.set_alpn_protocols(["http/1.1"])
         self._resolver = resolver or Resolver()
+        self._sessions = Sessions()
 
     async def connect(self, host: str, port: int, *, tls: bool) -> Transport:
         sock = await first_connected(await self._resolver.addresses(host), port)
+        plain = SocketTransport(detached(sock))
         if not tls:
-            return SocketTransport(detached(sock))
-        stream = trio.SocketStream(sock)
-        secured = trio.SSLStream(stream, self._context, server_hostname=host, https_compatible=True)
+            return plain
+        secured = TLSTransport(plain, self._context, host, self._sessions)
         try:
-            await secured.do_handshake()
-        except trio.BrokenResourceError as error:
-            sock.close()
-            # trio wraps what OpenSSL said; the reason decides how the attempt is classified.
-            raise _cause(error) from error
+            await secured.shake_hands()
         except BaseException:
-            sock.close()
+            secured.close()
             raise
-        return TLSTransport(secured)
+        return secured
 
 
 async def first_connected(addresses: Sequence[Address], port: int) -> trio.socket.SocketType:
@@ -307,10 +383,3 @@ def _together(errors: Sequence[OSError]) -> OSError:
 def detached(sock: trio.socket.SocketType) -> socket.socket:
     """The same connection as a plain socket; trio's wrapper is done with."""
     return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-
-
-def _cause(error: trio.BrokenResourceError) -> OSError:
-    cause = error.__cause__
-    if not isinstance(cause, OSError) or isinstance(cause, _HUNG_UP):
-        return ConnectionResetError("connection closed in the TLS handshake")
-    return cause

@@ -96,10 +96,20 @@ async def speak_plainly(stream: trio.SocketStream) -> None:
     await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\nYou speak TLS to a plain port.")
 
 
-def secured(name: str, authority: trustme.CA = AUTHORITY) -> Serve:
-    """The same behind TLS, with a certificate for `name`."""
+def certified(name: str, authority: trustme.CA) -> ssl.SSLContext:
+    """What a server needs that is to be called so."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+def secured(name: str, authority: trustme.CA = AUTHORITY) -> Serve:
+    """The same behind TLS, with a certificate for `name`."""
+    return behind(certified(name, authority))
+
+
+def behind(context: ssl.SSLContext) -> Serve:
+    """Every request of a connection is served, behind TLS."""
 
     async def serve(stream: trio.SocketStream) -> None:
         inner = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
@@ -208,6 +218,36 @@ async def test_a_connection_of_tls_is_used_again(dialer: SocketDialer) -> None:
             assert await response.read(10, 10) == b"ok"
             assert [each.taken for _, each in upstreams.statistics()] == [1]
         upstreams.close()
+
+
+async def test_a_second_connection_of_tls_goes_on_where_the_first_one_was(
+    dialer: SocketDialer,
+) -> None:
+    context = certified("right.test", AUTHORITY)
+    async with serving(behind(context)) as port:
+        for resumed in (0, 1, 2):
+            assert await call(dialer, f"https://right.test:{port}") == (200, b"ok")
+            assert context.session_stats()["hits"] == resumed
+
+
+async def test_what_goes_through_tls_is_whole(dialer: SocketDialer) -> None:
+    sent = [bytes(range(256)) * size for size in (1, 100, 5000)]
+
+    async def echo(stream: trio.SocketStream) -> None:
+        inner = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        while data := await inner.receive_some():
+            await inner.send_all(data)
+
+    context = certified("right.test", AUTHORITY)
+    async with serving(echo) as port:
+        transport = await dialer.connect("right.test", port, tls=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.send, *sent)
+            heard = b""
+            while len(heard) < sum(map(len, sent)):
+                heard += await transport.receive()
+        transport.close()
+    assert heard == b"".join(sent)
 
 
 @pytest.mark.parametrize(
