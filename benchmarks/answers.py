@@ -6,8 +6,9 @@ One text answer with its usage, shaped like the real ones: for the stand-in prov
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 Protocol = Literal["openai", "openai-responses", "anthropic", "gemini"]
@@ -27,13 +28,20 @@ def whole(protocol: Protocol, model: str) -> bytes:
 
 
 def stream(
-    protocol: Protocol, words: int, *, word: str = WORD, model: str = "m", usage: bool = True
+    protocol: Protocol,
+    words: int,
+    *,
+    texts: Sequence[str] = (WORD,),
+    model: str = "m",
+    usage: bool = True,
 ) -> Iterator[bytes]:
     """The events of one text answer of `words` deltas, as a provider of `protocol` sends them.
 
-    `usage` matters to Chat Completions alone: it tells only those who ask for it.
+    The deltas are `texts` in turn. `usage` matters to Chat Completions alone: it tells only those
+    who ask for it.
     """
-    events = _STREAMS[protocol](words, word, model)
+    deltas = list(itertools.islice(itertools.cycle(texts), words))
+    events = _STREAMS[protocol](deltas, model)
     if protocol != "openai" or usage:
         return events
     return (event for event in events if b'"choices":[]' not in event)
@@ -73,7 +81,7 @@ def _whole_chat(model: str) -> Json:
     }
 
 
-def _chat(words: int, word: str, model: str) -> Iterator[bytes]:
+def _chat(deltas: Sequence[str], model: str) -> Iterator[bytes]:
     def chunk(choices: list[Json], usage: Json | None = None) -> bytes:
         event = {
             "id": _CHAT_ID,
@@ -91,10 +99,10 @@ def _chat(words: int, word: str, model: str) -> Iterator[bytes]:
         return chunk([{"index": 0, "delta": content, "finish_reason": reason}])
 
     yield delta({"role": "assistant", "content": ""})
-    for _ in range(words):
-        yield delta({"content": word})
+    for text in deltas:
+        yield delta({"content": text})
     yield delta({}, "stop")
-    yield chunk([], _chat_usage(words))
+    yield chunk([], _chat_usage(len(deltas)))
     yield b"data: [DONE]\n\n"
 
 
@@ -128,13 +136,13 @@ def _whole_response(model: str) -> Json:
     }
 
 
-def _responses(words: int, word: str, model: str) -> Iterator[bytes]:
-    number = iter(range(words + 100))
+def _responses(deltas: Sequence[str], model: str) -> Iterator[bytes]:
+    number = itertools.count()
 
     def event(kind: str, **more: object) -> bytes:
         return _named({"type": f"response.{kind}", "sequence_number": next(number), **more})
 
-    text = word * words
+    text = "".join(deltas)
     response = {"id": "resp_1", "object": "response", "model": model, "status": "in_progress"}
     item = {**_RESPONSES_ITEM, "status": "in_progress", "content": []}
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
@@ -143,13 +151,14 @@ def _responses(words: int, word: str, model: str) -> Iterator[bytes]:
     yield event("in_progress", response={**response, "output": []})
     yield event("output_item.added", output_index=0, item=item)
     yield event("content_part.added", **place, part={**_RESPONSES_PART, "text": ""})
-    for _ in range(words):
-        yield event("output_text.delta", **place, delta=word, logprobs=[])
+    for delta in deltas:
+        yield event("output_text.delta", **place, delta=delta, logprobs=[])
     yield event("output_text.done", **place, text=text, logprobs=[])
     yield event("content_part.done", **place, part=part)
     done = {**item, "status": "completed", "content": [part]}
     yield event("output_item.done", output_index=0, item=done)
-    ended = {**response, "status": "completed", "output": [done], "usage": _responses_usage(words)}
+    usage = _responses_usage(len(deltas))
+    ended = {**response, "status": "completed", "output": [done], "usage": usage}
     yield event("completed", response=ended)
 
 
@@ -169,18 +178,19 @@ def _whole_message(model: str) -> Json:
     }
 
 
-def _messages(words: int, word: str, model: str) -> Iterator[bytes]:
+def _messages(deltas: Sequence[str], model: str) -> Iterator[bytes]:
     message = _whole_message(model) | {"content": [], "stop_reason": None}
     message["usage"] = {"input_tokens": PROMPT_TOKENS, "output_tokens": 1}
     yield _named({"type": "message_start", "message": message})
     block = {"type": "text", "text": ""}
     yield _named({"type": "content_block_start", "index": 0, "content_block": block})
-    for _ in range(words):
-        delta = {"type": "text_delta", "text": word}
+    for text in deltas:
+        delta = {"type": "text_delta", "text": text}
         yield _named({"type": "content_block_delta", "index": 0, "delta": delta})
     yield _named({"type": "content_block_stop", "index": 0})
     ending = {"stop_reason": "end_turn", "stop_sequence": None}
-    yield _named({"type": "message_delta", "delta": ending, "usage": {"output_tokens": words}})
+    usage = {"output_tokens": len(deltas)}
+    yield _named({"type": "message_delta", "delta": ending, "usage": usage})
     yield _named({"type": "message_stop"})
 
 
@@ -206,10 +216,10 @@ def _whole_gemini(model: str) -> Json:
     return _gemini_answer(model, _TEXT, 64, finishReason="STOP")
 
 
-def _gemini(words: int, word: str, model: str) -> Iterator[bytes]:
-    for at in range(1, words + 1):
-        more = {"finishReason": "STOP"} if at == words else {}
-        yield b"data: %b\r\n\r\n" % _dump(_gemini_answer(model, word, at, **more))
+def _gemini(deltas: Sequence[str], model: str) -> Iterator[bytes]:
+    for at, text in enumerate(deltas, 1):
+        more = {"finishReason": "STOP"} if at == len(deltas) else {}
+        yield b"data: %b\r\n\r\n" % _dump(_gemini_answer(model, text, at, **more))
 
 
 _WHOLE: Mapping[Protocol, Callable[[str], Json]] = {
@@ -218,7 +228,7 @@ _WHOLE: Mapping[Protocol, Callable[[str], Json]] = {
     "anthropic": _whole_message,
     "gemini": _whole_gemini,
 }
-_STREAMS: Mapping[Protocol, Callable[[int, str, str], Iterator[bytes]]] = {
+_STREAMS: Mapping[Protocol, Callable[[Sequence[str], str], Iterator[bytes]]] = {
     "openai": _chat,
     "openai-responses": _responses,
     "anthropic": _messages,
