@@ -5,8 +5,9 @@ Files in the order in which a request meets them: `listener` (accept), `connecti
 here), `authenticate`, `admit` (with `memory`), `idempotency` (with `answers`, where they are kept,
 and `presence`, for when their maker dies), `route`, `calls` (the request as each candidate gets
 it), `need` and `reserve`, `fallback` (with `balance`, `turn` and `budget`, which decide whom to
-ask, and `refusal`, for where nobody serves), `attempt`, `upstream` (with `pool`, `api_keys`,
-`upstream_connection`, `transport` and `resolve`), `relay` (with `allowance` and `outputs`, for
+ask, and `refusal`, for where nobody serves), `attempt`, `upstream` (with `api_keys`, `endpoint`,
+`pool`, `upstream_connection`, `upstream_request`, `upstream_head`, `upstream_body`,
+`upstream_response`, `upstream_errors`, `transport` and `resolve`), `relay` (with `allowance` and `outputs`, for
 streams that hold less than their cap), `settle`, `record`.
 
 What is known of upstreams, by all requests and in all workers: `health` (start here), of `seat`,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 import ssl
 from collections.abc import Sequence
@@ -89,10 +90,11 @@ class Transport(Protocol):
 class SocketTransport:
     """A plain TCP (or Unix) connection."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_poll", "_socket")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._poll: select.poll | None = None
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -151,13 +153,10 @@ class SocketTransport:
 
     def is_stale(self) -> bool:
         # An idle HTTP/1.1 peer has nothing to say: readable means closed or confused.
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def fileno(self) -> int:
         return self._socket.fileno()
