@@ -19,6 +19,8 @@ from benchmarks.parts import Plan, Sample
 _ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = Path(__file__).with_name("results")
 
+CHEAPER = ("nginx", "haproxy", "before")  # Farebox is compared with them, all others with Farebox
+
 Facts = dict[str, str]
 Columns = tuple[tuple[str, str, int], ...]  # (heading, figure, decimals)
 
@@ -233,8 +235,7 @@ def _ratio_rows(samples: Sequence[Sample]) -> Iterator[list[str]]:
     for part in dict.fromkeys(sample.part for sample in samples):
         for figure, meaning in _MEANING.items():
             for other in others:
-                ours_first = other in ("nginx", "haproxy", "before")
-                pair = ("farebox", other) if ours_first else (other, "farebox")
+                pair = ("farebox", other) if other in CHEAPER else (other, "farebox")
                 found = ratios(samples, part, figure, *pair)
                 if found:
                     yield [f"{part}, {meaning}: {pair[0]} / {pair[1]}", spread(found)]

@@ -1,8 +1,8 @@
 """`python -m benchmarks.table RESULT…`: saved results as the table in README.md.
 
 A row for each promise, a column for each target. Behind a figure of another target stands how many
-times Farebox's it is: the median over the rounds, and the range. Samples of several files are put
-together as rounds of one run.
+times Farebox's it is (×), or of how many times as much Farebox's is (÷): the median over the
+rounds, and the range. Samples of several files are put together as rounds of one run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks import report
 from benchmarks.parts import Sample
 from benchmarks.report import Saved, median, ratios, spread
 
@@ -86,8 +87,12 @@ def _cell(samples: Sequence[Sample], row: Row, target: str) -> str:
     if value is None:
         return "–"
     shown = f"{value:,.{row.decimals}f}"
-    found = ratios(samples, row.part, row.figure, target, "farebox") if row.compared else []
-    return shown if target == "farebox" or not found else f"{shown} ({spread(found)} ×)"
+    cheaper = target in report.CHEAPER
+    pair = ("farebox", target) if cheaper else (target, "farebox")
+    found = ratios(samples, row.part, row.figure, *pair)
+    if target == "farebox" or not row.compared or not found:
+        return shown
+    return f"{shown} ({'÷' if cheaper else '×'} {spread(found)})"
 
 
 def _sources(saved: Sequence[Saved]) -> Iterator[str]:

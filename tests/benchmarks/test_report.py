@@ -65,8 +65,8 @@ def test_what_is_saved_makes_the_table(
     assert saved.samples == samples
     shown = table.markdown(table.together([saved]), [saved])
     assert "| | direct | nginx | **Farebox** | LiteLLM |" in shown
-    assert "| CPU per request, 64 clients, µs | – | 20 (0.20 [0.10..0.30] ×) | 100 | " in shown
-    assert "4,001 (40.01 [40.00..40.02] ×)" in shown
+    assert "| CPU per request, 64 clients, µs | – | 20 (÷ 5.00 [3.33..10.00]) | 100 | " in shown
+    assert "4,001 (× 40.01 [40.00..40.02])" in shown
     assert "memory per idle stream" not in shown
     assert "Python 3.11.2: `python -m benchmarks`" in shown
 
