@@ -35,6 +35,7 @@ from adapters.errors import (
     RequestError,
     RequestTooLarge,
 )
+from adapters.pieces import Body
 
 if TYPE_CHECKING:
     from adapters.envelope import Envelopes
@@ -302,7 +303,7 @@ class Call(Protocol):
     def headers(self) -> tuple[tuple[str, str], ...]: ...
 
     @property
-    def body(self) -> bytes: ...
+    def body(self) -> Body: ...
 
     @property
     def dropped(self) -> tuple[str, ...]: ...

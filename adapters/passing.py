@@ -19,6 +19,7 @@ from adapters.canonical import Event, Usage
 from adapters.codec import EMPTY_ANSWER, Counted, Expected, Reader, UpstreamFailure
 from adapters.errors import APIError
 from adapters.limited import LimitedStream
+from adapters.pieces import Body
 from adapters.stream import Meter
 
 
@@ -53,7 +54,7 @@ class PassingCall:
     """
 
     path: str
-    body: bytes
+    body: Body
     reader: Callable[[], Reader]
     manner: Callable[[], Manner]
     shown: Callable[[bytes], bytes]

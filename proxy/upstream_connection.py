@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import trio
 
+from adapters.pieces import Body
 from proxy.deadlines import NEVER, Alarm, Deadlines
 from proxy.transport import Transport
 from proxy.upstream_errors import AttemptFailed, StaleConnection
@@ -48,11 +49,13 @@ class UpstreamConnection:
         self.alarm.stop()
         self.transport.close()
 
-    async def exchange(self, head: bytes, body: bytes, first_byte_seconds: float) -> ResponseHead:
+    async def exchange(self, head: bytes, body: Body, first_byte_seconds: float) -> ResponseHead:
         """Send a request and read the head of its answer."""
         self.alarm.after(first_byte_seconds)
         try:
-            if len(body) <= _JOIN_BYTES_MAX:
+            if not isinstance(body, bytes):
+                await self.transport.send(head, *body)
+            elif len(body) <= _JOIN_BYTES_MAX:
                 await self.transport.send(head + body)
             else:
                 await self.transport.send(head, body)

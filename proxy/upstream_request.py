@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from adapters.catalogue import Provider
+from adapters.pieces import Body, length_of
 
 _HEADS_MAX = 1024
 _AUTH_HEADERS = {
@@ -28,7 +29,7 @@ class Sent:
     ended."""
 
     path: str
-    body: bytes
+    body: Body
     stream: bool = False
     headers: tuple[tuple[str, str], ...] = ()
     once: bool = False
@@ -76,7 +77,7 @@ class RequestHeads:
             if len(self._heads) >= _HEADS_MAX:
                 self._heads.clear()  # what is forwarded is for clients to choose
             fixed = self._heads[key] = self._written(sent, api_key)
-        return b"%scontent-length: %d\r\n\r\n" % (fixed, len(sent.body))
+        return b"%scontent-length: %d\r\n\r\n" % (fixed, length_of(sent.body))
 
     def _written(self, sent: Sent, api_key: str) -> bytes:
         """All of a head but the length of the body."""

@@ -24,6 +24,7 @@ from adapters.envelope import Envelopes, is_sealed
 from adapters.losses import Losses
 from adapters.openai.body import Fields
 from adapters.passing import PassingCall
+from adapters.pieces import encoded
 from adapters.raw import UNREADABLE
 
 PATH = "/v1/messages"
@@ -87,7 +88,7 @@ class MessagesUpstream:
         dropped += _fit_budget(fields, request, target.output_cap)
         return PassingCall(
             PATH,
-            _encode(fields),
+            encoded(fields, request.body_bytes),
             reader=MessagesReader,
             manner=partial(MessagesManner, request.model),
             shown=lambda body: renamed(body, request.model),

@@ -26,6 +26,7 @@ from adapters.gemini.traits import traits_of
 from adapters.gemini.wire import Answer, usage_metadata
 from adapters.openai.body import Fields
 from adapters.passing import PassingCall
+from adapters.pieces import Body, encoded
 from adapters.raw import UNREADABLE
 
 _encode = msgspec.json.encode
@@ -151,7 +152,7 @@ def _renamed_member(answer: bytes, model: bytes) -> bytes:
 # -- the body -------------------------------------------------------------------------------------
 
 
-def _body(request: Request, target: Target, envelopes: Envelopes) -> bytes:
+def _body(request: Request, target: Target, envelopes: Envelopes) -> Body:
     members = dict(request.fields)
     members.pop("model", None)  # the path names it
     if target.output_cap is not None:
@@ -159,7 +160,7 @@ def _body(request: Request, target: Target, envelopes: Envelopes) -> bytes:
     key = fields.spelled(members, "contents")
     if request.scan.signed:
         members[key] = _without_envelopes(members[key], target, envelopes)
-    return _encode(members)
+    return encoded(members, request.body_bytes)
 
 
 def _write_cap(members: Fields, cap: int) -> None:

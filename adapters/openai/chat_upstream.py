@@ -20,6 +20,8 @@ from adapters.openai.chat_encode import PATH, encoded
 from adapters.openai.chat_relay import ChatPlainRelay, ChatStreamRelay
 from adapters.openai.chat_traits import cap_field
 from adapters.openai.failure import read_failure
+from adapters.pieces import Body
+from adapters.pieces import encoded as body_of
 
 _MARK = MARKS[0]
 
@@ -57,7 +59,7 @@ class ChatUpstream:
 class ChatCall:
     """A request as it came, at a provider of its own protocol. Implements `codec.Call`."""
 
-    body: bytes
+    body: Body
     request: Request
     path: str = PATH
     headers: tuple[tuple[str, str], ...] = ()
@@ -78,7 +80,7 @@ class ChatCall:
         return ChatPlainRelay(self.request.model, body, self.request.pieces)
 
 
-def _passed(request: Request, target: Target) -> bytes:
+def _passed(request: Request, target: Target) -> Body:
     fields = dict(request.fields)
     fields["model"] = msgspec.Raw(_encode(target.model))
     if target.output_cap is not None:
@@ -89,7 +91,7 @@ def _passed(request: Request, target: Target) -> bytes:
         del fields["metadata"]  # OpenAI takes it only with `store`; what we need was read
     if request.scan.signed:
         fields["messages"] = without_envelopes(fields["messages"])
-    return _encode(fields)
+    return body_of(fields, request.body_bytes)
 
 
 def _write_cap(fields: Fields, known: str, cap: int) -> None:

@@ -21,6 +21,7 @@ from adapters.openai.responses_reader import ResponsesReader
 from adapters.openai.responses_scan import TOOL_CALLS_DEFAULT
 from adapters.openai.responses_state import final_response
 from adapters.passing import PassingCall
+from adapters.pieces import encoded
 from adapters.raw import UNREADABLE
 
 _PATH = "/responses"
@@ -91,7 +92,7 @@ class ResponsesUpstream:
             fields["input"] = _readable(fields["input"], target, envelopes)
         return PassingCall(
             _PATH,
-            _encode(fields),
+            encoded(fields, request.body_bytes),
             reader=partial(ResponsesReader, passing=True),
             manner=partial(ResponsesManner, request),
             shown=lambda body: shown_response(final_response(body) or body, request),

@@ -15,6 +15,7 @@ from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
 from adapters.openai.chat_downstream import CHOICES_MAX, TOKENS_MAX, ChatDownstream
 from adapters.openai.chat_upstream import ChatUpstream
+from tests.fakes.bodies import whole
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 PROVIDER = Provider("p", "openai", "http://127.0.0.1")
@@ -33,7 +34,7 @@ def passed(request: Request, cap: int | None = None, provider: Provider = PROVID
     target = Target(provider, "theirs", cap, request.stream)
     call = ChatUpstream().passing(request, target, ENVELOPES)
     assert (call.path, call.headers, call.dropped) == ("/chat/completions", (), ())
-    return call.body
+    return whole(call.body)
 
 
 def encode(request: Request, cap: int | None = None, provider: Provider = PROVIDER) -> Json:

@@ -17,6 +17,7 @@ from adapters.errors import InvalidRequest, RequestNotExpressible
 from adapters.gemini.embeddings import BATCH_MAX, GeminiBatchEmbed, GeminiEmbed
 from adapters.openai.embeddings import EmbeddingsDownstream
 from adapters.stream import nothing_expected
+from tests.fakes.bodies import whole
 
 Json = dict[str, object]
 
@@ -45,7 +46,7 @@ def test_an_openai_client_asks_gemini_in_a_batch() -> None:
     assert made.path == "/v1beta/models/theirs:batchEmbedContents"
     assert made.dropped == ("x",)
     common = {"model": "models/theirs", "outputDimensionality": 2}
-    assert json.loads(made.body) == {"requests": [common | text("a"), common | text("b")]}
+    assert json.loads(whole(made.body)) == {"requests": [common | text("a"), common | text("b")]}
 
 
 def test_floats_come_back_as_they_were_written() -> None:
@@ -99,7 +100,7 @@ def test_the_form_has_to_be_one_that_is_known() -> None:
 def test_a_batch_asks_openai_for_a_list() -> None:
     made = call(BATCH, "openai", {"requests": [text("a"), text("b")]})
     assert made.path == "/embeddings"
-    assert json.loads(made.body) == {
+    assert json.loads(whole(made.body)) == {
         "model": "theirs",
         "input": ["a", "b"],
         "encoding_format": "float",
@@ -125,14 +126,14 @@ def test_one_content_gets_one_vector_and_both_spellings_are_read() -> None:
     asked = {**text("a"), "output_dimensionality": 1, "task_type": "RETRIEVAL_QUERY", "title": "t"}
     made = call(EMBED, "openai", {**asked, "autoTruncate": True})
     assert made.dropped == ("autoTruncate", "taskType", "title")
-    assert json.loads(made.body)["dimensions"] == 1
+    assert json.loads(whole(made.body))["dimensions"] == 1
     relay = made.plain(b'{"data":[{"index":0,"embedding":[1]}]}')
     assert json.loads(relay.body)["embedding"] == {"values": [1]}
 
 
 def test_parts_of_one_content_are_one_text() -> None:
     parts: Json = {"content": {"parts": [{"text": "a"}, {"text": "b"}]}}
-    assert json.loads(call(EMBED, "openai", parts).body)["input"] == ["a\nb"]
+    assert json.loads(whole(call(EMBED, "openai", parts).body))["input"] == ["a\nb"]
 
 
 @pytest.mark.parametrize(
@@ -163,16 +164,17 @@ def test_refusals_name_the_member(codec: EmbeddingDownstream, body: Json, param:
 def test_gemini_to_gemini_passes_under_the_providers_name() -> None:
     made = call(BATCH, "gemini", {"requests": [{"model": "models/m", **text("a"), "x": 1.50}]})
     assert made.path == "/v1beta/models/theirs:batchEmbedContents"
-    assert json.loads(made.body)["requests"] == [{"model": "models/theirs", **text("a"), "x": 1.5}]
+    sent = json.loads(whole(made.body))["requests"]
+    assert sent == [{"model": "models/theirs", **text("a"), "x": 1.5}]
     assert made.plain(TWO).body == TWO
     single = call(EMBED, "gemini", text("a"))
     assert single.path == "/v1beta/models/theirs:embedContent"
-    assert json.loads(single.body) == {**text("a"), "model": "models/theirs"}
+    assert json.loads(whole(single.body)) == {**text("a"), "model": "models/theirs"}
 
 
 def test_openai_to_openai_passes() -> None:
     made = call(OPENAI, "openai", {"model": "m", "input": [1, 2], "x": 1})
-    assert json.loads(made.body) == {"model": "theirs", "input": [1, 2], "x": 1}
+    assert json.loads(whole(made.body)) == {"model": "theirs", "input": [1, 2], "x": 1}
 
 
 @pytest.mark.parametrize("protocol", ["anthropic", "openai-responses"])

@@ -23,6 +23,7 @@ from adapters.media_parts import Media, media_of
 from adapters.registry import find, upstream_codec
 from adapters.stream import nothing_expected
 from adapters.translate import Translation
+from tests.fakes.bodies import whole
 from tests.fakes.sandbox import post
 
 Json = dict[str, object]
@@ -413,7 +414,7 @@ def streamed(protocol: Protocol, upstream: Protocol, part: Json) -> tuple[list[b
     else:
         prompt = codec.prompt(request, ENVELOPES)
         call = Translation(codec, upstreams, request, prompt, target, ENVELOPES)
-    played = post(f"/v1{call.path}", call.body)
+    played = post(f"/v1{call.path}", whole(call.body))
     assert played.status == 200, played.body
     return played.parts, call
 

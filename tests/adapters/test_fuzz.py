@@ -26,6 +26,7 @@ from adapters.expected import expected_input
 from adapters.losses import told
 from adapters.translate import Translation
 from tests.fakes import answers_rich, askers_rich
+from tests.fakes.bodies import whole
 from tests.fakes.expected import text_of
 
 PROTOCOLS: tuple[Protocol, ...] = ("openai", "openai-responses", "anthropic", "gemini")
@@ -150,7 +151,7 @@ def ask_everywhere(surface: Protocol, body: bytes) -> None:
         with suppress(APIError):
             request = codec.decode(body, Ask(found.id, "", HEADERS))
             for call in exercise(codec, request, counts=found.operation.action == "count"):
-                json.loads(call.body)
+                json.loads(whole(call.body))
                 assert "\n" not in ",".join(told(call.dropped))
                 call.stream()
 

@@ -17,6 +17,7 @@ import pytest
 
 from adapters.catalogue import Protocol
 from tests.adapters.test_matrix import PAIRS, SCENARIOS, answered
+from tests.fakes.bodies import whole
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "matrix"
 UPDATE = os.environ.get("GOLDEN") == "update"
@@ -54,7 +55,7 @@ def exchanged(surface: Protocol, protocol: Protocol) -> dict[str, object]:
         relay = exchange.call.plain(exchange.played.body)
         found[name] = {
             "path": exchange.call.path,
-            "sent": still(json.loads(exchange.call.body)),
+            "sent": still(json.loads(whole(exchange.call.body))),
             "dropped": list(exchange.call.dropped),
             "answer": still(json.loads(relay.body)),
         }

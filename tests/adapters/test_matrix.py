@@ -26,6 +26,7 @@ from adapters.errors import UpstreamUnavailable
 from adapters.translate import Translation
 from tests.fakes import askers
 from tests.fakes.askers import Ask
+from tests.fakes.bodies import whole
 from tests.fakes.expected import text_of
 from tests.fakes.readers import STREAMS, WHOLES, Meaning
 from tests.fakes.sandbox import Played, play
@@ -147,7 +148,8 @@ def exchange(surface: Protocol, protocol: Protocol, ask: Ask) -> Exchange:
         prompt = codec.prompt(request, ENVELOPES)
         call = Translation(codec, upstream, request, prompt, to, ENVELOPES, 1_800_000_000)
     headers = AUTHORIZED | {name.encode(): value.encode() for name, value in call.headers}
-    played = play(sandbox.respond("POST", PREFIX.get(protocol, "") + call.path, headers, call.body))
+    path = PREFIX.get(protocol, "") + call.path
+    played = play(sandbox.respond("POST", path, headers, whole(call.body)))
     return Exchange(surface, call, played)
 
 

@@ -89,7 +89,7 @@ class MemoryTransport:
         pipe.changed.unpark_all()
         return data
 
-    async def send(self, *pieces: bytes) -> None:
+    async def send(self, *pieces: bytes | memoryview) -> None:
         await trio.lowlevel.checkpoint()
         pipe = self._outgoing
         view = memoryview(b"".join(pieces))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from adapters.anthropic.upstream import MessagesUpstream
 from adapters.canonical import Blob
 from tests.adapters.anthropic.wiring import ENVELOPES, decoded, target
+from tests.fakes.bodies import whole
 
 SEALED = ENVELOPES.seal(Blob("other", "gpt", "reasoning", "v"))
 USE = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
@@ -18,7 +19,7 @@ BUDGET = {"type": "enabled", "budget_tokens": 2000}
 def passed(**members: object) -> tuple[dict[str, object], tuple[str, ...]]:
     """The body as the provider gets it, and what was lost."""
     call = MessagesUpstream().passing(decoded(**members), target(cap=77), ENVELOPES)
-    return json.loads(call.body), call.dropped
+    return json.loads(whole(call.body)), call.dropped
 
 
 def loop(*blocks: Mapping[str, object]) -> list[dict[str, object]]:
@@ -37,7 +38,7 @@ def test_a_body_goes_on_as_it_came() -> None:
         stream=True,
     )
     call = MessagesUpstream().passing(request, target(cap=77), ENVELOPES)
-    assert json.loads(call.body) == {
+    assert json.loads(whole(call.body)) == {
         "model": target().model,
         "max_tokens": 77,
         "messages": [{"role": "user", "content": "Hi"}],
@@ -121,10 +122,10 @@ def test_a_budget_goes_below_a_cap_that_had_to_be_lowered() -> None:
     request = decoded(max_tokens=9000, thinking={"type": "enabled", "budget_tokens": 8000})
     for cap, thinking in ((4000, {"type": "enabled", "budget_tokens": 3000}), (1000, None)):
         call = MessagesUpstream().passing(request, target(cap=cap), ENVELOPES)
-        assert json.loads(call.body).get("thinking") == thinking
+        assert json.loads(whole(call.body)).get("thinking") == thinking
         assert call.dropped == ("clamped:thinking",)
     call = MessagesUpstream().passing(request, target(cap=9000), ENVELOPES)
-    assert json.loads(call.body)["thinking"]["budget_tokens"] == 8000
+    assert json.loads(whole(call.body))["thinking"]["budget_tokens"] == 8000
     assert call.dropped == ()
 
 

@@ -22,6 +22,7 @@ from adapters.gemini.passing import renamed
 from adapters.gemini.signature import SKIP_VALIDATION
 from adapters.gemini.upstream import GeminiUpstream
 from adapters.stream import nothing_expected
+from tests.fakes.bodies import whole
 
 ENVELOPES = Envelopes(b"s" * 32, "acme")
 PROVIDER = Provider("google", "gemini", "https://generativelanguage.googleapis.com")
@@ -57,13 +58,13 @@ def test_the_body_goes_as_it_came() -> None:
 )
 def test_what_is_reserved_is_what_is_allowed(config: object, sent: object) -> None:
     body = json.dumps({"contents": [{"parts": []}], "generationConfig": config}).encode()
-    assert json.loads(call(body).body)["generationConfig"] == sent
+    assert json.loads(whole(call(body).body))["generationConfig"] == sent
 
 
 def test_without_a_configuration_one_is_made() -> None:
     for extra in ({}, {"generationConfig": None}, {"model": "models/dearer"}):
         body = json.dumps({"contents": [{"parts": []}], **extra}).encode()
-        assert json.loads(call(body).body) == {
+        assert json.loads(whole(call(body).body)) == {
             "contents": [{"parts": []}],
             "generationConfig": {"maxOutputTokens": 99},
         }
@@ -91,7 +92,7 @@ def test_signatures_of_other_providers_stay_here() -> None:
         {"role": "model", "parts": [{"text": "", "thoughtSignature": foreign}]},
     ]
     body = json.dumps({"contents": contents}).encode()
-    sent = json.loads(call(body).body)["contents"]
+    sent = json.loads(whole(call(body).body))["contents"]
     assert sent == [
         contents[0],
         {
@@ -104,7 +105,7 @@ def test_signatures_of_other_providers_stay_here() -> None:
             ],
         },
     ]
-    older = json.loads(call(body, model="gemini-2.5-flash").body)["contents"]
+    older = json.loads(whole(call(body, model="gemini-2.5-flash").body))["contents"]
     assert older[1]["parts"][1:3] == [{"functionCall": {"name": n}} for n in ("f", "g")]
 
 

@@ -34,6 +34,7 @@ from adapters.errors import RequestNotExpressible
 from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.chat_encode import encoded
 from adapters.openai.chat_upstream import ChatUpstream
+from tests.fakes.bodies import whole
 
 Json = dict[str, object]
 
@@ -376,5 +377,5 @@ def test_reasoning_models_know_the_newer_cap_wherever_they_are(model: str, name:
     request = ChatDownstream().decode(
         b'{"model":"m","messages":[{"role":"user","content":"x"}]}', Ask()
     )
-    passed = json.loads(ChatUpstream().passing(request, target, Envelopes(b"k", "1")).body)
+    passed = json.loads(whole(ChatUpstream().passing(request, target, Envelopes(b"k", "1")).body))
     assert {key: value for key, value in passed.items() if "max_" in key} == {name: 77}

@@ -38,6 +38,7 @@ from adapters.openai.responses_downstream import ResponsesDownstream
 from adapters.openai.responses_scan import TOOL_CALLS_DEFAULT
 from adapters.openai.responses_upstream import ResponsesUpstream
 from adapters.passing import PassingCall
+from tests.fakes.bodies import whole
 
 Json = dict[str, object]
 
@@ -463,7 +464,7 @@ def passed(target: Target = TARGET, /, **members: object) -> PassingCall:
 
 
 def sent(**members: object) -> Json:
-    found = json.loads(passed(**members).body)
+    found = json.loads(whole(passed(**members).body))
     assert isinstance(found, dict)
     return found
 

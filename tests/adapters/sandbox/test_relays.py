@@ -14,6 +14,7 @@ from adapters.openai.chat_downstream import ChatDownstream
 from adapters.openai.chat_upstream import ChatUpstream
 from adapters.openai.embeddings import EmbeddingsDownstream, EmbeddingsUpstream
 from adapters.stream import nothing_expected
+from tests.fakes.bodies import whole
 from tests.fakes.expected import text_of
 from tests.fakes.sandbox import HELLO, Played, chat, post
 
@@ -34,7 +35,7 @@ def asked(model: str, *, stream: bool) -> tuple[Played, StreamRelay]:
     body = json.dumps({"model": model, "messages": HELLO, "stream": stream}).encode()
     request = ChatDownstream().decode(body, Ask())
     call = ChatUpstream().passing(request, Target(PROVIDER, model, 100, stream), ENVELOPES)
-    played = post("/v1/chat/completions", call.body)
+    played = post("/v1/chat/completions", whole(call.body))
     assert played.status == 200, played.body
     return played, call.stream()
 
@@ -43,7 +44,7 @@ def relayed_plain(model: str) -> PlainRelay:
     body = json.dumps({"model": model, "messages": HELLO}).encode()
     request = ChatDownstream().decode(body, Ask())
     call = ChatUpstream().passing(request, Target(PROVIDER, model, 100, stream=False), ENVELOPES)
-    return call.plain(post("/v1/chat/completions", call.body).body)
+    return call.plain(post("/v1/chat/completions", whole(call.body)).body)
 
 
 WELL = ["sandbox", "sandbox-long", "sandbox-slow", "sandbox-usage-on-finish", "sandbox-cached"]
@@ -182,7 +183,7 @@ def test_embeddings_go_through_the_gateway() -> None:
     request = EmbeddingsDownstream().decode(body, Ask())
     target = Target(PROVIDER, "sandbox-embedding", None, stream=False)
     call = EmbeddingsUpstream().passing_embedding(request, target)
-    relay = call.plain(post("/v1/embeddings", call.body).body)
+    relay = call.plain(post("/v1/embeddings", whole(call.body)).body)
     assert relay.failure is None
     assert relay.counted(nothing_expected).usage == Usage(input_tokens=2)
     assert json.loads(relay.body)["model"] == "mine"
