@@ -63,6 +63,7 @@ _CLOCK = Path(__file__).with_name("still_clock.py")
 _ANSWER_SECONDS = 60.0
 _QUIET_CPU_SECONDS = 0.01
 _QUIET_SECONDS = 0.3
+_STEPS_MAX = 20
 _TOTALS = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
 _NOTHING_TO_COMPARE = 3
 
@@ -176,9 +177,9 @@ class Counted:
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
         """Its clock moves by our steps only; everything is imported, connected, and counted."""
-        self._await_service()
         os.kill(self._pid, signal.SIGUSR1)
         try:
+            self._await_service()
             self._tell("instrumentation", "on")
             for scenario in SCENARIOS:
                 self._settle()
@@ -200,20 +201,14 @@ class Counted:
         }
 
     def _await_service(self) -> None:
-        """Have the key known and credit leased, which takes time that passes.
-
-        Its clock still runs, much faster than it does: it may well think that it is overloaded.
-        """
-        patience = time.monotonic() + _ANSWER_SECONDS
-        while True:
-            try:
+        """Let pass what time it takes until it knows the key and does not think any more that it is
+        overloaded, as it did while its clock ran so much faster than itself."""
+        for _ in range(_STEPS_MAX):
+            self._settle()
+            with contextlib.suppress(LoadFailed):
                 self._ask(SCENARIOS[0], 1)
-            except LoadFailed:
-                if time.monotonic() > patience:
-                    raise
-                processes.pause(_QUIET_SECONDS)
-            else:
                 return
+        self._ask(SCENARIOS[0], 1)
 
     def _counted(self, ask: Callable[[], None]) -> int:
         self._tell("zero")
