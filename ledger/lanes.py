@@ -549,11 +549,14 @@ class Lanes:
                 self._wanted += want
         else:
             book.active[pool] = None
-        if not posts and not pool.returning and not want:
+        # What is not bound any more others may ask back, once the store knows.
+        freed = sync and pool.pending < pool.told_pending
+        if not (posts or pool.returning or want or freed):
             return None
         pool.posting = posts
         if sync:
             pool.lane = Lane.EXCHANGE
+            pool.told_pending = pool.pending
         held = pool.free + pool.pending + pool.unposted - part
         return PoolReport(pool.pool_id, part, rest, sync, held, pool.pending, 0, want)
 

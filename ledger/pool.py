@@ -79,6 +79,7 @@ class HolderPool:
         "sizes",
         "spent_total",
         "status",
+        "told_pending",
         "unposted",
         "used_at",
     )
@@ -88,6 +89,7 @@ class HolderPool:
         self.kind: PoolKind = "budget" if pool_id >= BUDGET_POOL_MIN else "account"
         self.free = 0
         self.pending = 0
+        self.told_pending = 0  # as the store knows it
         self.unposted = 0
         self.returning = 0
         self.outstanding = 0

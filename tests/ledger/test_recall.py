@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -37,6 +37,8 @@ from tests.fakes.ledger import (
 
 DELAYS = [(0.001, 0.001), (0.03, 0.03), (0.001, 0.05)]
 """Seconds that a call of each node takes: an idle database, a busy one, and one far from a node."""
+TOLD_SECONDS = 0.35
+"""Within which a node tells the database what was given back there: an exchange every 0.25 s."""
 
 
 @contextlib.asynccontextmanager
@@ -300,12 +302,25 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(STEPS, st.sampled_from(DELAYS))
+@example(  # node 1 asks for credit that was given back at this very moment
+    [
+        Step(0, 1, 100, 0.0),
+        Step(0, 1, -1, 0.0),
+        Step(0, 1, -1, 0.0),
+        Step(1, 1, -1, 12.0),
+        Step(1, 100, 0, 0.0),
+    ],
+    (0.001, 0.001),
+)
 def test_a_request_is_served_exactly_if_it_fits(
     steps: list[Step], delays: tuple[float, ...]
 ) -> None:
-    """One after the other, at any node: nobody is refused what is there, nobody gets more."""
+    """One after the other, at any node: nobody is refused what is there, nobody gets more.
+
+    What was given back at the other node is there as soon as that has told the database.
+    """
     trio.run(_served_exactly_if_it_fits, steps, delays, clock=MockClock(autojump_threshold=0))
 
 
@@ -313,8 +328,9 @@ async def _served_exactly_if_it_fits(steps: list[Step], delays: tuple[float, ...
     left = 100_000
     books = await funded_store(left)
     async with nodes(books, delays) as ledgers:
-        held: list[tuple[Reservation, int]] = []
+        held: list[tuple[int, Reservation, int]] = []
         spent: list[tuple[float, int]] = []  # when, and what was left before
+        freed: list[tuple[float, int, int]] = []  # when, where and how much
         for step in steps:
             await trio.sleep(step.seconds)
             amount = max(left * step.percent // 100, 1)
@@ -325,19 +341,31 @@ async def _served_exactly_if_it_fits(steps: list[Step], delays: tuple[float, ...
                 assert why.available <= max([left, *(was for at, was in spent if at >= since)])
                 assert why.required > why.balance - why.reserved
                 continue
-            reservation = await ledgers[step.node].reserve(request(amount))
+            now = trio.current_time()
+            untold = sum(
+                freed_amount
+                for at, node, freed_amount in freed
+                if node != step.node and now - at < TOLD_SECONDS
+            )
+            try:
+                reservation = await ledgers[step.node].reserve(request(amount))
+            except InsufficientCredit:
+                assert amount > left - untold
+                continue
             if step.charge_percent < 0:
-                held.append((reservation, amount))
+                held.append((step.node, reservation, amount))
                 spent.append((trio.current_time(), left))
                 left -= amount
             else:
                 charge = amount * step.charge_percent // 100
                 settle(reservation, charge)
                 spent.append((trio.current_time(), left))
+                freed.append((trio.current_time(), step.node, amount - charge))
                 left -= charge
             if len(held) > 2:
-                reservation, amount = held.pop(0)
+                node, reservation, amount = held.pop(0)
                 reservation.void()
+                freed.append((trio.current_time(), node, amount))
                 left += amount
-        for reservation, _ in held:
+        for _, reservation, _ in held:
             reservation.void()

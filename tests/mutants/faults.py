@@ -413,6 +413,14 @@ LANES = (
         _ENGINE,
     ),
     Mutant(
+        "freed-credit-untold",
+        "ledger/lanes.py",
+        "freed = sync and pool.pending < pool.told_pending",
+        "freed = False",
+        "credit given back on one node would be refused to others until the next heartbeat",
+        _HOLDER,
+    ),
+    Mutant(
         "no-retry-while-recalling",
         "ledger/lanes.py",
         "RECALL_RETRIES if reply.recalled else BOUND_RETRIES if elsewhere else 0",
