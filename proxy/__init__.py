@@ -7,8 +7,8 @@ and `presence`, for when their maker dies), `route`, `calls` (the request as eac
 it), `need` and `reserve`, `fallback` (with `balance`, `turn` and `budget`, which decide whom to
 ask, and `refusal`, for where nobody serves), `attempt`, `upstream` (with `api_keys`, `endpoint`,
 `pool`, `upstream_connection`, `upstream_request`, `upstream_head`, `upstream_body`,
-`upstream_response`, `upstream_errors`, `transport` and `resolve`), `relay` (with `allowance` and `outputs`, for
-streams that hold less than their cap), `settle`, `record`.
+`upstream_response`, `upstream_errors`, `transport` and `resolve`), `relay` (with `allowance` and
+`outputs`, for streams that hold less than their cap), `settle`, `record`.
 
 What is known of upstreams, by all requests and in all workers: `health` (start here), of `seat`,
 `breaker`, `circuit` (the rules) and `shared_rows`, by the table in `verdicts`; how soon they

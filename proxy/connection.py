@@ -247,6 +247,7 @@ class Connection:
                 return body.getvalue()
 
     async def _receive_body(self) -> bytes:
+        self.transport.acknowledge()
         self.stage = Stage.BODY
         self.deadline.at = min(trio.current_time() + self.settings.body_seconds, self._ends_at)
         return await self._receive()

@@ -51,6 +51,7 @@ _OPTIONS = known_options(
     (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 60_000),  # milliseconds
 )
+_ACKNOWLEDGE = known_options((socket.IPPROTO_TCP, "TCP_QUICKACK", 1))
 
 
 class Transport(Protocol):
@@ -68,6 +69,10 @@ class Transport(Protocol):
 
     def send_now(self, data: bytes) -> int:
         """Send what there is room for without waiting; how many bytes were taken."""
+        ...
+
+    def acknowledge(self) -> None:
+        """Tell the peer now that what it sent has arrived: it may wait for that to send more."""
         ...
 
     def send_eof(self) -> None:
@@ -140,6 +145,13 @@ class SocketTransport:
             return self._socket.sendmsg(pieces[:_PIECES_AT_ONCE])
         except BlockingIOError:
             return 0
+
+    def acknowledge(self) -> None:
+        # The kernel waits up to 40 ms for an answer that could carry it, and the peer's as long
+        # for the acknowledgement before it sends a small rest (RFC 896), unless told otherwise.
+        with contextlib.suppress(OSError):
+            for level, option, value in _ACKNOWLEDGE:
+                self._socket.setsockopt(level, option, value)
 
     def send_eof(self) -> None:
         # A peer that is gone already is what the next receive will tell.
@@ -254,6 +266,9 @@ class TLSTransport:
 
     def send_now(self, data: bytes) -> int:
         return 0  # what goes to providers always waits
+
+    def acknowledge(self) -> None:
+        self._plain.acknowledge()
 
     def send_eof(self) -> None:
         self.close()  # TLS has no half-open state worth keeping

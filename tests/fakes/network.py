@@ -72,6 +72,7 @@ class MemoryTransport:
         self._incoming = incoming
         self._outgoing = outgoing
         self.closed = False
+        self.acknowledged = 0
         self.on_peer_close: Callable[[], None] | None = None
         self.peer: MemoryTransport | None = None
 
@@ -114,6 +115,9 @@ class MemoryTransport:
         pipe.data += data[:taken]
         pipe.changed.unpark_all()
         return taken
+
+    def acknowledge(self) -> None:
+        self.acknowledged += 1
 
     def send_eof(self) -> None:
         self._outgoing.ended = True

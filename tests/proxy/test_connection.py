@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from adapters.errors import (
     HeadTooLarge,
@@ -55,6 +55,22 @@ async def test_a_request_is_split_into_its_parts() -> None:
     assert connection.body_bytes == 4
     assert await connection.read_body(100) == b"body"
     assert connection.reusable
+
+
+async def test_a_client_that_waits_to_be_heard_before_it_sends_the_body_is_told_at_once() -> None:
+    client, connection = opened()
+    await client.send(POST)
+    await read(connection)
+    await connection.read_body(100)
+    assert isinstance(connection.transport, MemoryTransport)
+    assert connection.transport.acknowledged == 0
+    await client.send(POST.removesuffix(b"body"))
+    async with trio.open_nursery() as nursery:
+        await read(connection)
+        nursery.start_soon(connection.read_body, 100)
+        await wait_all_tasks_blocked()
+        assert connection.transport.acknowledged == 1
+        await client.send(b"body")
 
 
 async def test_bytes_may_come_one_at_a_time(autojump_clock: MockClock) -> None:
