@@ -105,6 +105,8 @@ class SocketTransport:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def receive(self) -> bytes:
+        if self._socket.fileno() < 0:  # trio would never forget a wait for no file
+            raise _closed()
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._socket)
@@ -175,8 +177,9 @@ class SocketTransport:
 
 
 def _closed() -> OSError:
-    """What a wait ends with whose connection is closed under it, by whoever keeps the time."""
-    return OSError(errno.EBADF, "closed while it was waited for")
+    """What a wait ends with whose connection is closed under it, or before, by whoever keeps the
+    time."""
+    return OSError(errno.EBADF, "the connection was closed on our side")
 
 
 class TLSTransport:

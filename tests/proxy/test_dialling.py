@@ -22,6 +22,7 @@ import trustme
 from trio.testing import MockClock
 
 from adapters.catalogue import Provider
+from adapters.pieces import Body
 from proxy.resolve import Address, LookUp, Resolver
 from proxy.transport import SocketDialer, first_connected
 from proxy.upstream import AttemptFailed, Sent, Upstreams
@@ -88,6 +89,11 @@ async def refuse_early(stream: trio.SocketStream) -> None:
     """Refuse a request by its head, and leave its body unread, as web servers do."""
     await stream.receive_some(1000)
     await stream.send_all(PLAIN.replace(b"200 OK", b"413 Content Too Large"))
+
+
+async def read_nothing(stream: trio.SocketStream) -> None:
+    """Leave everything where the kernel keeps it."""
+    await trio.sleep_forever()
 
 
 async def speak_plainly(stream: trio.SocketStream) -> None:
@@ -166,7 +172,7 @@ def provider(url: str) -> Provider:
     return Provider("p", "openai", url, connect_seconds=5, first_byte_seconds=60)
 
 
-async def call(dialer: SocketDialer, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
+async def call(dialer: SocketDialer, url: str, body: Body = b"{}") -> tuple[int, bytes]:
     """One request over a new connection; nothing is left of it afterwards."""
     upstreams = Upstreams(dialer)
     async with trio.open_nursery() as nursery:
@@ -180,9 +186,7 @@ async def call(dialer: SocketDialer, url: str, body: bytes = b"{}") -> tuple[int
     return outcome
 
 
-async def _outcome(
-    upstreams: Upstreams, url: str, body: bytes
-) -> tuple[int, bytes] | AttemptFailed:
+async def _outcome(upstreams: Upstreams, url: str, body: Body) -> tuple[int, bytes] | AttemptFailed:
     try:
         response = await upstreams.post(provider(url), Sent("/x", body), queue_seconds=0)
         try:
@@ -318,6 +322,17 @@ async def test_a_refusal_before_the_body_is_there_is_heard(dialer: SocketDialer)
     async with serving(refuse_early) as port:
         status, body = await call(dialer, f"http://right.test:{port}", b"x" * 20_000_000)
     assert (status, body) == (413, b"ok")
+
+
+@pytest.mark.parametrize("large", [b"x" * 20_000_000, (b"x" * 20_000_000, b"}")])
+async def test_who_never_reads_a_request_has_not_answered_in_time(
+    large: Body, dialer: SocketDialer, clock: MockClock
+) -> None:
+    async with serving(read_nothing) as port:
+        for _ in range(2):
+            with pytest.raises(AttemptFailed, match="no answer within 60 s") as failed:
+                await call(dialer, f"http://right.test:{port}", large)
+            assert failed.value.reason == "first_byte_timeout"
 
 
 # -- several addresses ----------------------------------------------------------------------------

@@ -28,6 +28,18 @@ async def test_saying_the_end_to_a_peer_that_reset_leaves_a_transport_that_can_b
     transport.close()
 
 
+async def test_of_a_closed_transport_nothing_is_heard_however_often_it_is_asked() -> None:
+    ours, theirs = socket.socketpair()
+    transport = SocketTransport(ours)
+    transport.close()
+    for _ in range(2):
+        with pytest.raises(OSError, match="closed"):
+            await transport.receive()
+        with pytest.raises(OSError, match="descriptor"):
+            await transport.send(b"x")
+    theirs.close()
+
+
 def test_what_a_system_lacks_of_socket_options_is_left_out() -> None:
     """As on a Mac, which has another word for one of them and none for the other."""
     lacking = "import trio, socket; del socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE; "
