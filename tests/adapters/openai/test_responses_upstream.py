@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from adapters.canonical import (
     Audio,
@@ -51,7 +50,7 @@ FOREIGN = Blob("anthropic", "claude-x", "thinking", "sig")
 
 
 def prompt(*turns: Turn, **members: object) -> Prompt:
-    return msgspec.structs.replace(Prompt(turns=turns or (user(Text(text="hi")),)), **members)
+    return replace(Prompt(turns=turns or (user(Text(text="hi")),)), **members)
 
 
 def user(*parts: Part) -> Turn:
