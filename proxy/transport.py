@@ -305,6 +305,10 @@ class Sessions:
         if session is not None and session.has_ticket:
             self._by_host[host] = session
 
+    def forget(self, host: str) -> None:
+        """Let the next connection begin from nothing."""
+        self._by_host.pop(host, None)
+
 
 class Dialer(Protocol):
     """How upstream connections are opened; the caller sets the deadline."""
@@ -322,6 +326,8 @@ class SocketDialer:
     ) -> None:
         self._context = context or ssl.create_default_context()
         self._context.set_alpn_protocols(["http/1.1"])
+        # What TLS 1.2 knows of it would come between a request and its answer.
+        self._context.options |= ssl.OP_NO_RENEGOTIATION
         self._resolver = resolver or Resolver()
         self._sessions = Sessions()
 
@@ -335,6 +341,7 @@ class SocketDialer:
             await secured.shake_hands()
         except BaseException:
             secured.close()
+            self._sessions.forget(host)  # it may be what the server stumbled over
             raise
         return secured
 

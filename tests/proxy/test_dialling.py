@@ -234,6 +234,28 @@ async def test_a_second_connection_of_tls_goes_on_where_the_first_one_was(
             assert context.session_stats()["hits"] == resumed
 
 
+async def test_what_did_not_help_to_shake_hands_is_not_tried_again(dialer: SocketDialer) -> None:
+    context = certified("right.test", AUTHORITY)
+    ways = [behind(context), hang_up, behind(context)]
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await ways.pop(0)(stream)
+
+    async with serving(serve) as port:
+        url = f"https://right.test:{port}"
+        assert await call(dialer, url) == (200, b"ok")
+        assert (await failure(dialer, url)).reason == "connect"
+        assert await call(dialer, url) == (200, b"ok")
+    assert context.session_stats()["hits"] == 0
+
+
+def test_a_server_may_not_begin_to_shake_hands_again() -> None:
+    """In the middle of a connection, where nobody would hold out ours."""
+    context = ssl.create_default_context()
+    SocketDialer(context)
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
 async def test_what_goes_through_tls_is_whole(dialer: SocketDialer) -> None:
     sent = [bytes(range(256)) * size for size in (1, 100, 5000)]
 
