@@ -13,6 +13,7 @@ from adapters.catalogue import Provider
 from adapters.pieces import Body, length_of
 
 _HEADS_MAX = 1024
+_HEAD_BYTES_MAX = 2048  # clients may have more forwarded, and other things each time
 _AUTH_HEADERS = {
     "bearer": "authorization: Bearer {}",
     "api-key": "api-key: {}",
@@ -74,9 +75,11 @@ class RequestHeads:
         key = (api_key, sent.path, sent.stream, sent.headers)
         fixed = self._heads.get(key)
         if fixed is None:
+            fixed = self._written(sent, api_key)
             if len(self._heads) >= _HEADS_MAX:
                 self._heads.clear()  # what is forwarded is for clients to choose
-            fixed = self._heads[key] = self._written(sent, api_key)
+            if len(fixed) <= _HEAD_BYTES_MAX:
+                self._heads[key] = fixed
         return b"%scontent-length: %d\r\n\r\n" % (fixed, length_of(sent.body))
 
     def _written(self, sent: Sent, api_key: str) -> bytes:
@@ -100,7 +103,7 @@ class RequestHeads:
             lines.append(_AUTH_HEADERS[provider.auth].format(api_key))
         lines += [f"{name}: {value}" for name, value in own.items()]
         head = "\r\n".join(lines).encode("latin-1")
-        assert head.count(b"\n") == len(lines) - 1, (
+        assert head.count(b"\r") == head.count(b"\n") == len(lines) - 1, (
             "neither configuration nor h11 admit line breaks"
         )
         return head + b"\r\n"

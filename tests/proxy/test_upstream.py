@@ -16,6 +16,7 @@ from adapters.openai.failure import read_failure
 from proxy.pool import PoolStatistics
 from proxy.transport import Transport
 from proxy.upstream import AttemptFailed, Sent, UpstreamResponse, Upstreams
+from proxy.upstream_request import Origin, RequestHeads
 from tests.fakes.network import (
     BUFFER_BYTES,
     MemoryDialer,
@@ -459,6 +460,20 @@ async def test_a_key_changed_by_a_reload_is_used_at_once(nursery: trio.Nursery) 
     before, after = host.requests
     assert b"authorization: Bearer k1\r\n" in before
     assert b"authorization: Bearer k2\r\n" in after
+
+
+def test_heads_are_kept_while_they_are_small() -> None:
+    """Clients choose what is forwarded, and may send 64 KiB of it each time."""
+    heads = RequestHeads(Origin.of(PROVIDER), PROVIDER)
+    kept = []
+    for size in (10, 30_000):
+        for number in range(20):
+            value = f"{number:02}" * size
+            head = heads.of(Sent("/x", b"{}", headers=(("anthropic-beta", value),)), "k1")
+            assert f"anthropic-beta: {value}\r\n".encode() in head
+            assert head.endswith(b"content-length: 2\r\n\r\n")
+        kept.append(len(heads._heads))
+    assert kept == [20, 20]
 
 
 OK = (200, b"", b"ok")
