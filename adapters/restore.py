@@ -6,8 +6,6 @@ free-form tool as a function with one string. Here both become again what the cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from adapters.canonical import Close, Delta, Event, Open
 from adapters.freeform import Unwrapper
 from adapters.names import ToolNames
@@ -22,8 +20,14 @@ class Restorer:
         self._names = names
         self._unwrapper: Unwrapper | None = None  # of the open block
 
-    def pass_on(self, events: Iterable[Event]) -> list[Event]:
+    def pass_on(self, events: list[Event]) -> list[Event]:
         """What the client sees of `events`."""
+        if self._unwrapper is None:
+            for event in events:
+                if type(event) is Open:
+                    break
+            else:
+                return events  # only blocks that begin have names
         out: list[Event] = []
         for event in events:
             if isinstance(event, Open):

@@ -57,6 +57,23 @@ class Splitter:
             self._only_lf = False
         return self._cut_at_lf(data) if self._only_lf else self._cut_at_any(data)
 
+    def payloads(self, data: bytes) -> list[bytes]:
+        """The payloads of the raw events that `data` completes, for who needs no more of them.
+
+        Raises as `feed` does.
+        """
+        if self._buffer or not self._started or len(data) > self._event_bytes_max:
+            return [payload for raw in self.feed(data) if (payload := data_of(raw))]
+        if b"\r" not in data:
+            *events, rest = data.split(b"\n\n")
+        elif _is_google_s(data):
+            *events, rest = data.split(_CRLF_TWICE)
+        else:
+            return [payload for raw in self.feed(data) if (payload := data_of(raw))]
+        if rest:
+            self.feed(rest)
+        return [payload for event in events if (payload := _one_line_of(event))]
+
     def close(self) -> bytes:
         """What was left without its blank line when the stream ended; often nothing."""
         rest = bytes(self._buffer)
@@ -143,6 +160,14 @@ def data_of(event: bytes) -> bytes:
     return b"\n".join(
         line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")
     )
+
+
+def _one_line_of(event: bytes) -> bytes:
+    """The payload of an event without its blank line and with no CR between its lines."""
+    begin = event.find(b"\n") + 1 if event.startswith(b"event: ") else 0
+    if event.startswith(b"data: ", begin) and event.find(b"\n", begin) < 0:
+        return event[begin + 6 :]
+    return data_of(event + b"\n\n")
 
 
 def with_data(event: bytes, data: bytes) -> bytes:

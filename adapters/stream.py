@@ -184,6 +184,14 @@ class Composer:
         elif not (key in self._settled and text.isspace()):
             self._stray()
 
+    def more(self, key: Hashable, text: str) -> bool:
+        """More of block `key`, if that is the open one; False where it is not."""
+        block = self._block
+        if block is None or self._waiting or block.key != key:
+            return False
+        self._say(block, text)
+        return True
+
     def meta(
         self,
         key: Hashable,
@@ -222,7 +230,12 @@ class Composer:
         """
         if not text or self.ended:
             return None
-        last = self._waiting[-1] if self._waiting else self._block
+        last = self._block
+        if self._waiting:
+            last = self._waiting[-1]
+        elif last is not None and last.opening.kind == kind:  # the open one, as it mostly is
+            self._say(last, text)
+            return last.key
         if last is None or last.opening.kind != kind or last.closed:
             self.start()
             self._close_explicit()

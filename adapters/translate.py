@@ -134,6 +134,7 @@ class _Answer:
     cut at stop sequences that the provider does not know, and at a limit (`cut`)."""
 
     __slots__ = (
+        "_composer",
         "_expected",
         "_reader",
         "_restorer",
@@ -153,6 +154,7 @@ class _Answer:
         expected: Expected,
     ) -> None:
         self._reader = reader
+        self._composer = reader.composer
         self._restorer = restorer
         self._scanner = scanner
         self._expected = expected
@@ -167,19 +169,18 @@ class _Answer:
 
     def plain(self, body: bytes) -> list[Event]:
         self._reader.plain(body)
-        self._reader.composer.finish()
+        self._composer.finish()
         return self._taken()
 
     def close(self) -> list[Event]:
         self._reader.close()
-        self._reader.composer.finish()
+        self._composer.finish()
         return self._taken()
 
     def read_on(self, data: bytes) -> None:
         """An event behind a cut, of which nothing but the usage counts."""
-        if data:
-            self._reader.read(data)
-            self.meter.read_on(self._reader.composer.take())
+        self._reader.read(data)
+        self.meter.read_on(self._composer.take())
 
     def ending(self) -> list[Event]:
         """What makes a whole answer of one that was cut at its limit."""
@@ -199,12 +200,12 @@ class _Answer:
 
     @property
     def failure(self) -> UpstreamFailure | None:
-        return self._reader.composer.failure
+        return self._composer.failure
 
     @property
     def complete(self) -> bool:
         """Whether the upstream has said its last word."""
-        return self._reader.composer.ended
+        return self._composer.ended
 
     def resume(self) -> list[Event]:
         """What waited, as far as there is room by now."""
@@ -218,16 +219,19 @@ class _Answer:
         self.waiting.clear()
 
     def _taken(self) -> list[Event]:
-        events = self._reader.composer.take()
+        events = self._composer.take()
         if self.limit is not None:
-            return self._passed_on(self._within(events, self.limit))
-        for event in events:
-            self.meter.read(event)
+            events = self._within(events, self.limit)
+        else:
+            for event in events:
+                self.meter.read(event)
+        if self._restorer is None and self._scanner is None:
+            return events
         return self._passed_on(events)
 
     def _within(self, events: list[Event], limit: int) -> list[Event]:
         """Count the first of `events`, as many as the limit has room for; the others wait."""
-        ends = self._reader.composer.has_reason
+        ends = self._composer.has_reason
         for at, event in enumerate(events):
             if not (ends or self.meter.has_room((event,), limit)):
                 self.waiting = events[at:]
@@ -304,12 +308,13 @@ class TranslatedStream:
         if self.ended:
             return b""
         try:
-            raw_events = self._splitter.feed(data)
+            payloads = self._splitter.payloads(data)
         except UpstreamProtocolViolation as violation:
             self.failure, self.ended = UpstreamFailure("protocol", str(violation)), True
             return b""
-        out = [self._read(payload) for raw in raw_events if (payload := sse.data_of(raw))]
-        return b"".join(out)
+        if len(payloads) == 1:
+            return self._read(payloads[0])
+        return b"".join([self._read(payload) for payload in payloads])
 
     def close(self) -> bytes:
         out = b""
@@ -326,11 +331,11 @@ class TranslatedStream:
             self.feed(data)
         elif not self._answer.complete:
             try:
-                raw_events = self._splitter.feed(data)
+                payloads = self._splitter.payloads(data)
             except UpstreamProtocolViolation:
                 return True
-            for raw in raw_events:
-                self._answer.read_on(sse.data_of(raw))
+            for payload in payloads:
+                self._answer.read_on(payload)
         return self.ended and self._answer.complete
 
     @property
@@ -344,25 +349,26 @@ class TranslatedStream:
         return self._writer.error_event(error, request_id)
 
     def _read(self, payload: bytes) -> bytes:
-        if self.full:
+        answer = self._answer
+        if answer.waiting:
             self._waiting.append(payload)
             return b""
         if not self.ended:
-            return self._write(self._answer.read(payload))
-        if not self._answer.complete:
-            self._answer.read_on(payload)
+            return self._write(answer.read(payload))
+        if not answer.complete:
+            answer.read_on(payload)
         return b""
 
     def _write(self, events: list[Event]) -> bytes:
-        out: list[bytes] = []
+        out = b""
         for event in events:
             if type(event) is Finish:
                 self._finish(event)
-                return b"".join(out)
-            out.append(self._writer.write(event))
+                return out
+            out += self._writer.write(event)
         if self._answer.failure is not None:
             self.failure, self.ended = self._answer.failure, True
-        return b"".join(out)
+        return out
 
     def _finish(self, event: Finish) -> None:
         self.ended = True

@@ -172,7 +172,7 @@ class MessagesWriter:
             self._pieces.append(text)
         piece = _encode(text)
         self._bytes += len(piece) - 2
-        return b"%b%b%b}}\n\n" % (begun, self._delta_head, piece)
+        return begun + self._delta_head + piece + b"}}\n\n"
 
     def _sign(self, meta: Meta) -> None:
         made = self._made

@@ -11,13 +11,15 @@ signature belongs to the text before it; where there is none, it becomes a thoug
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from adapters.canonical import BlobKind, Citation, Logprob
 from adapters.failures import scrub
 from adapters.gemini import wire
 from adapters.gemini.failure import find_failure, read_error_object
-from adapters.raw import UNREADABLE
+from adapters.raw import UNREADABLE, size_of
 from adapters.stream import Composer, State
 
 _decode = msgspec.json.Decoder(wire.Answer).decode
@@ -51,7 +53,7 @@ class GeminiReader:
         self._content = False
         self._number = 0  # of blocks with keys of ours
         self._searches = 0
-        self._usage: wire.UsageMetadata | None = None  # the last
+        self._usage = wire.ABSENT  # the last figures
         self._since_usage = _USAGE_CHUNKS - 1  # the first is told at once
         self._signed = False  # the open block has its signature: nothing may be joined to it
         self._cited: set[str] = set()
@@ -72,8 +74,9 @@ class GeminiReader:
 
     def _tell_usage(self) -> None:
         """Every chunk brings the figures up to it: told now and then, and at the end."""
-        if self._usage is not None:
-            self.composer.used(wire.usage_of(self._usage, self._searches))
+        usage = wire.usage_in(self._usage, self._searches)
+        if usage is not None:
+            self.composer.used(usage)
         self._since_usage = 0
 
     # -- one chunk --------------------------------------------------------------------------------
@@ -91,14 +94,16 @@ class GeminiReader:
             return
         if composer.state is State.IDLE:
             composer.start(_text(answer.response_id), _text(answer.model_version))
-        for at, candidate in enumerate(answer.candidates or ()):
-            first = candidate.index in (0, None) and (at == 0 or candidate.index == 0)
+        candidates = answer.candidates or []
+        for candidate in candidates:
+            index = candidate.index
+            first = index == 0 or (index is None and candidate is candidates[0])
             if first or self._passing:
                 self._candidate(candidate, ends=first)
         feedback = answer.prompt_feedback
         if feedback is not None and feedback.block_reason and not answer.candidates:
             composer.reason("content_filter", detail=_why(feedback))
-        if answer.usage_metadata is not None:
+        if size_of(answer.usage_metadata) > len(b"null"):
             self._usage = answer.usage_metadata
             self._since_usage += 1
             if self._since_usage >= _USAGE_CHUNKS or composer.has_reason:
@@ -121,17 +126,17 @@ class GeminiReader:
     # -- parts ------------------------------------------------------------------------------------
 
     def _part(self, part: wire.Part) -> None:
-        signature = _text(part.thought_signature)
+        signature = "" if part.thought_signature is None else _text(part.thought_signature)
         if part.function_call is not None:
             self._call(part.function_call, signature)
         elif part.text:
-            thought = part.thought is True
+            kind: Literal["thinking", "text"] = "thinking" if part.thought is True else "text"
             self._content = True
             if self._signed:
                 self._close()
-            self.composer.run("thinking" if thought else "text", part.text)
+            self.composer.run(kind, part.text)
             if signature:
-                self._sign(signature, "thinking" if thought else "text")
+                self._sign(signature, kind)
         elif signature:
             self._sign_alone(signature, "thinking" if part.thought is True else "text")
         elif self._passing and part.is_opaque:

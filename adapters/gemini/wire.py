@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters.canonical import FinishReason, Usage
+from adapters.raw import UNREADABLE
 
 ABSENT = msgspec.Raw()
 
@@ -21,7 +22,7 @@ class Call(msgspec.Struct, gc=False):
     args: msgspec.Raw = ABSENT
 
 
-class Part(msgspec.Struct, rename="camel"):
+class Part(msgspec.Struct, rename="camel", gc=False):
     """A part of an answer. The members from `inline_data` on are only looked for, not into."""
 
     text: str | None = None
@@ -50,7 +51,7 @@ class Part(msgspec.Struct, rename="camel"):
         )
 
 
-class Content(msgspec.Struct):
+class Content(msgspec.Struct, gc=False):
     parts: list[Part] | None = None
 
 
@@ -87,7 +88,7 @@ class Logprobs(msgspec.Struct, rename="camel"):
     top_candidates: list[TopLogprobs] | None = None
 
 
-class Candidate(msgspec.Struct, rename="camel"):
+class Candidate(msgspec.Struct, rename="camel", gc=False):
     index: object = None
     content: Content | None = None
     finish_reason: object = None
@@ -107,7 +108,7 @@ class Modality(msgspec.Struct, rename="camel"):
     token_count: object = None
 
 
-class UsageMetadata(msgspec.Struct, rename="camel"):
+class UsageMetadata(msgspec.Struct, rename="camel", gc=False):
     prompt_token_count: object = None
     cached_content_token_count: object = None
     candidates_token_count: object = None
@@ -119,12 +120,12 @@ class UsageMetadata(msgspec.Struct, rename="camel"):
     service_tier: object = None
 
 
-class Answer(msgspec.Struct, rename="camel"):
+class Answer(msgspec.Struct, rename="camel", gc=False):
     """A whole answer, or one chunk of a streamed one: they look the same."""
 
     candidates: list[Candidate] | None = None
     prompt_feedback: Feedback | None = None
-    usage_metadata: UsageMetadata | None = None
+    usage_metadata: msgspec.Raw = ABSENT
     model_version: object = None
     response_id: object = None
     error: msgspec.Raw = ABSENT
@@ -178,8 +179,18 @@ FINISH_REASONS: Mapping[FinishReason, str] = {
 _AUDIO = "AUDIO"
 _TOKENS_MAX = 2**40  # more than any window; beyond it a figure is an error, not a count
 _NO_PIECES: Mapping[str, int] = {}
+_decode_usage = msgspec.json.Decoder(UsageMetadata | None).decode
 # Google's word for the tier it serves unless told otherwise.
 STANDARD_TIER = "standard"
+
+
+def usage_in(raw: msgspec.Raw, searches: int = 0) -> Usage | None:
+    """The figures of a chunk; None where there are none to be believed."""
+    try:
+        given = _decode_usage(raw) if raw else None
+    except UNREADABLE:
+        return None
+    return None if given is None else usage_of(given, searches)
 
 
 def usage_of(given: UsageMetadata, searches: int = 0) -> Usage:

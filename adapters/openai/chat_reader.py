@@ -19,7 +19,7 @@ from adapters.canonical import Citation, FinishReason, Logprob
 from adapters.codec import FailureKind
 from adapters.openai.failure import read_error_object
 from adapters.openai.wire import read_usage
-from adapters.stream import Composer
+from adapters.stream import Composer, State
 
 _DONE = b"[DONE]"
 _ABSENT = msgspec.Raw()
@@ -162,11 +162,12 @@ class ChatReader:
         if chunk.error and (failure := read_error_object(chunk.error)) is not None:
             composer.fail(failure.kind, failure.message, failure)
             return
-        composer.start(_string(chunk.id), _string(chunk.model))
+        if composer.state is State.IDLE:
+            composer.start(_string(chunk.id), _string(chunk.model))
         if isinstance(chunk.service_tier, str):
             self._service_tier = chunk.service_tier
         for choice in chunk.choices or ():
-            if choice.index in (0, None):
+            if choice.index == 0 or choice.index is None:
                 self._choice(choice)
         if chunk.usage and (usage := read_usage(chunk.usage)) is not None:
             if self._service_tier:

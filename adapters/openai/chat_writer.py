@@ -80,6 +80,11 @@ class _Call:
             self.kind: {"name": event.name},
         }
 
+    @property
+    def grows(self) -> bool:
+        """Whether nothing but more arguments has to go out."""
+        return self.first is None and self.extra is None
+
     def fragment(self, text: str) -> Json:
         """The next fragment, with all that has to go out."""
         first, self.first = self.first or {self.kind: {}}, None
@@ -99,7 +104,10 @@ class ChatWriter:
         "_block",
         "_call",
         "_calls",
+        "_characters",
         "_cited",
+        "_delta_begin",
+        "_delta_end",
         "_details",
         "_envelopes",
         "_finish",
@@ -136,7 +144,10 @@ class ChatWriter:
         self._block: BlockKind | None = None
         self._was_left: dict[BlockKind, bool] = {}  # whether another kind came after one
         self._gap = ""  # that goes before more of the open block
-        self._lengths: dict[BlockKind, int] = {}  # characters that were written
+        self._lengths: dict[BlockKind, int] = {}  # characters that were written, of closed blocks
+        self._characters = 0  # the same, with the open block of its kind
+        self._delta_begin = b""  # what stands around more of the open block
+        self._delta_end = b""
         self._text_begin = 0  # of the open text, in characters of the whole
         self._thought: list[str] = []  # the open thought
         self._signature: Meta | None = None  # of the open block
@@ -228,12 +239,15 @@ class ChatWriter:
         kind = event.kind
         self._block = kind
         if kind in ("call", "free_call"):
-            self._call = _Call(self._calls, event)
+            self._call = call = _Call(self._calls, event)
             self._calls += 1
+            begin = b'"tool_calls":[{"index":%d,"%b":{"%b":'
+            self._around(begin % (call.index, call.kind.encode(), call.argument.encode()), b"}}]")
             if self._sealed:
                 self._call.extra, self._sealed = _extra(self._sealed), ""
             return b""
-        self._text_begin = self._lengths.get(kind, 0)
+        self._text_begin = self._characters = self._lengths.get(kind, 0)
+        self._around(b'"%b":' % _MEMBERS[kind].encode(), b"")
         if kind == "thinking":
             self._thought.clear()
         # Two runs of a kind are one text for the client; something came between them.
@@ -242,20 +256,29 @@ class ChatWriter:
 
     def _delta(self, text: str) -> bytes:
         if self._call is not None:
-            return self._fragment(self._call, text)
-        kind = self._block or "text"
-        if kind == "thinking":
+            return self._arguments(self._call, text)
+        if self._block == "thinking":
             self._thought.append(text)
             if self._hides_thinking:
                 return b""
         if self._gap:
             text, self._gap = self._gap + text, ""
-        self._lengths[kind] = self._lengths.get(kind, 0) + len(text)
-        member = _MEMBERS[kind]
+        self._characters += len(text)
         if self._whole is not None:
-            self._whole.add({member: text})
+            self._whole.add({_MEMBERS[self._block or "text"]: text})
             return b""
-        return self._chunk(b'{"%b":%b}' % (member.encode(), _encode(text)))
+        return self._delta_begin + _encode(text) + self._delta_end
+
+    def _arguments(self, call: _Call, text: str) -> bytes:
+        """More arguments of the open call."""
+        if self._whole is None and not self._is_legacy and call.grows:
+            return self._delta_begin + _encode(text) + self._delta_end
+        return self._fragment(call, text)
+
+    def _around(self, begin: bytes, end: bytes) -> None:
+        """Prepare the chunks that bring more of the open block."""
+        chunk = self._chunk(b"{%b\x00%b}" % (begin, end))
+        self._delta_begin, _, self._delta_end = chunk.partition(b"\x00")
 
     def _close(self) -> bytes:
         out = b""
@@ -264,8 +287,11 @@ class ChatWriter:
                 nothing = "{}" if self._call.kind == "function" else ""
                 out = self._fragment(self._call, nothing)
             self._call = None
-        elif self._signature is not None:
-            out = self._detail(self._signature)
+        else:
+            if self._characters and self._block is not None:
+                self._lengths[self._block] = self._characters
+            if self._signature is not None:
+                out = self._detail(self._signature)
         self._signature = None
         self._was_left = {kind: kind != self._block for kind in self._lengths}
         self._block = None
@@ -312,7 +338,7 @@ class ChatWriter:
             "url": citation.url,
             "title": citation.title,
             "start_index": self._text_begin,
-            "end_index": self._lengths.get("text", 0),
+            "end_index": self._characters,
         }
         entry = {"index": self._cited, "type": "url_citation", "url_citation": cited}
         self._cited += 1

@@ -41,7 +41,8 @@ from adapters.openai.responses_answer import (
 )
 from adapters.openai.responses_tools import SEARCH_NAME
 from adapters.openai.responses_wire import read_usage
-from adapters.stream import Composer
+from adapters.raw import size_of
+from adapters.stream import Composer, State
 
 _INCOMPLETE: Mapping[object, FinishReason] = {
     "max_output_tokens": "length",
@@ -87,14 +88,15 @@ class ResponsesReader:
         self._images = 0
 
     def read(self, data: bytes) -> None:
-        if self.composer.ended or data.startswith(b"[DONE]"):
+        if self.composer.state is State.ENDED or data.startswith(b"[DONE]"):
             return
         try:
             event = read_event(data)
-            read = _READERS.get(event.type) if isinstance(event.type, str) else None
+            type_ = event.type
+            read = _READERS.get(type_) if isinstance(type_, str) else None
             if read is not None:
                 read(self, event, number(event.output_index))
-            elif event.type == "error":
+            elif type_ == "error":
                 self._failed(event.error or msgspec.Raw(data))
         except UNREADABLE:
             self.composer.fail("protocol", "The answer is not a stream of response events.")
@@ -133,10 +135,10 @@ class ResponsesReader:
     # -- texts ------------------------------------------------------------------------------------
 
     def _output_text(self, event: AnswerEvent, index: int) -> None:
-        place = number(event.content_index)
-        self._add((index, "text", place), "text", event.delta)
-        if len(memoryview(event.logprobs)) > len(b"[]"):
-            self._logprobs((index, "text", place), event.logprobs)
+        key = (index, "text", number(event.content_index))
+        self._add(key, "text", event.delta)
+        if size_of(event.logprobs) > len(b"[]"):
+            self._logprobs(key, event.logprobs)
 
     def _output_text_done(self, event: AnswerEvent, index: int) -> None:
         self._rest((index, "text", number(event.content_index)), "text", event.text)
@@ -221,7 +223,11 @@ class ResponsesReader:
         self._grow_to((index, "call", 0), event.input)
 
     def _grow(self, key: Key, piece: object) -> None:
-        if isinstance(piece, str) and piece and self.composer.knows(key):
+        if not isinstance(piece, str) or not piece:
+            return
+        if self.composer.more(key, piece):
+            self._sent[key] += len(piece)
+        elif self.composer.knows(key):
             self._sent[key] += len(piece)
             self.composer.delta(key, piece)
 
@@ -375,7 +381,11 @@ class ResponsesReader:
         return self.composer.knows(key)
 
     def _add(self, key: Key, kind: BlockKind, piece: object) -> None:
-        if isinstance(piece, str) and piece and self._ensure(key, kind):
+        if not isinstance(piece, str) or not piece:
+            return
+        if self.composer.more(key, piece):
+            self._sent[key] += len(piece)
+        elif self._ensure(key, kind):
             self._sent[key] += len(piece)
             self.composer.delta(key, piece)
 

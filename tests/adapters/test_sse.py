@@ -37,6 +37,28 @@ def test_any_split_gives_the_same_events(stream: bytes, cuts: list[int]) -> None
     assert split(stream, *range(len(stream))) == split(stream)
 
 
+@given(stream=streams, cuts=st.lists(st.integers(0, 60), max_size=6))
+def test_payloads_are_those_of_the_events(stream: bytes, cuts: list[int]) -> None:
+    whole, alone = sse.Splitter(), sse.Splitter()
+    for begin, end in pairwise([0, *sorted(cuts), len(stream)]):
+        events = whole.feed(stream[begin:end])
+        expected = [payload for event in events if (payload := sse.data_of(event))]
+        assert alone.payloads(stream[begin:end]) == expected
+        assert alone.waiting_bytes == whole.waiting_bytes
+    assert alone.close() == whole.close()
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_payloads_of_ordinary_events(end: bytes) -> None:
+    splitter = sse.Splitter()
+    named = b"event: e" + end[: len(end) // 2] + b"data: 2" + end
+    assert splitter.payloads(b"data: 1" + end) == [b"1"]
+    assert splitter.payloads(named + b": note" + end + b"data: 3" + end + b"da") == [b"2", b"3"]
+    assert splitter.payloads(b"ta: 4" + end) == [b"4"]
+    with pytest.raises(UpstreamProtocolViolation):
+        sse.Splitter(20).payloads(b"data: " + b"x" * 30 + end)
+
+
 @given(stream=streams)
 def test_no_byte_is_lost(stream: bytes) -> None:
     events, rest = split(stream, *range(len(stream)))
