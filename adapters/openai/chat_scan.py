@@ -9,6 +9,7 @@ Anthropic's blocks and tools inside messages. Those are `foreign`: understood, n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -79,7 +80,8 @@ class _CacheMark(msgspec.Struct, gc=False):
 
 
 _decode_messages = msgspec.json.Decoder(list[_Message]).decode
-_decode_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_parts = msgspec.json.Decoder(list[_Part]).decode
+_decode_raw_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_part = msgspec.json.Decoder(_Part).decode
 _decode_file = msgspec.json.Decoder(_File).decode
 _decode_tools = msgspec.json.Decoder(list[_Tool]).decode
@@ -154,8 +156,7 @@ def _scan_messages(found: _Found, messages: msgspec.Raw) -> None:
 
 
 def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = False) -> None:
-    for raw in _decode_parts(parts):
-        part = _decode_part(raw)
+    for part in _parts_of(parts):
         _note_cache_mark(found, part.cache_control)
         _note_cache_mark(found, part.prompt_cache_breakpoint)
         if isinstance(part.type, str) and part.type in _TEXT_TYPES:
@@ -168,6 +169,14 @@ def _scan_parts(found: _Found, parts: msgspec.Raw, *, inside_result: bool = Fals
                 _scan_parts(found, part.content, inside_result=True)
         else:
             _add_media(found, part)
+
+
+def _parts_of(parts: msgspec.Raw) -> Iterable[_Part]:
+    """All parts in one reading; else those before the one that cannot be read, which raises."""
+    try:
+        return _decode_parts(parts)
+    except UNREADABLE:
+        return map(_decode_part, _decode_raw_parts(parts))
 
 
 def _add_media(found: _Found, part: _Part) -> None:

@@ -247,3 +247,11 @@ def test_another_protocol_gets_none_of_what_makes_a_model_read_again() -> None:
     found = bound(facts, 1000, native=False)
     assert (found.input_tokens, found.predicted_tokens) == (132, 0)
     assert found.pieces == {"web_search": 1}
+
+
+def test_what_stands_before_a_part_that_is_none_counts() -> None:
+    heard: Json = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+    found = bounded([{"type": "text", "text": "hi"}, heard, 5], 1_000_000)
+    assert found.audio
+    assert found.input_tokens == 1_000_000
+    assert not bounded([5, heard]).audio  # what is behind it was never read
