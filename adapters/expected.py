@@ -11,8 +11,8 @@ publish for what stands in its head. It is a fair count and no bound: `estimate`
 3. What only the provider can see (its own files, earlier answers, a prompt of its own) is nothing.
 4. More parts never come to less.
 
-This is only done where somebody needs it, never for each request that arrives: large media takes
-its time to be found, if only a millisecond for a megabyte.
+This is only done where somebody needs it, or where the body is let go of because its answer has
+begun to stream: large media takes its time to be found, if only a millisecond for a megabyte.
 
 The formulas are published in OpenAI's guide "Images and vision" (tiles of 512 pixels of a picture
 that is at most 2,048 pixels long and 768 wide, 70 + 140 each at the cheapest model; patches of 32
@@ -24,7 +24,7 @@ long and as many tokens) and "PDF support" (1,500 to 3,000 a page), and in Gemin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapters.canonical import Usage
@@ -50,23 +50,46 @@ class _Formulas:
     film_second: int = 0
 
 
-def expected_input(request: Request, protocol: Protocol, bound: Bound) -> Usage:
-    """The input of `request` at a provider that speaks `protocol`. Never raises.
+class Input:
+    """The input of one request, for whoever asks what it comes to. Never raises.
 
-    It has figures for all input, and for the sound in it. `bound` is what was reserved by.
+    `bound` is what was reserved by. Of the body it holds what may have media in it, until that is
+    read: when it is asked for the first time, or the body is let go of.
     """
-    scan = request.scan
-    tokens = counted_tokens(scan.text_bytes)
-    sound = 0
-    if scan.media_tokens:
+
+    __slots__ = ("_bound", "_fields", "_media", "_text_tokens")
+
+    def __init__(self, request: Request, bound: Bound) -> None:
+        scan = request.scan
+        self._bound = bound
+        self._text_tokens = counted_tokens(scan.text_bytes)
+        self._fields = request.fields if scan.media_tokens else None
+        self._media: Sequence[Media] = ()
+
+    def read(self) -> None:
+        """Look at the body, if that was not done yet: it is not held any more."""
+        if self._fields is not None:
+            self._media = tuple(media_of(self._fields))
+            self._fields = None
+
+    def at(self, protocol: Protocol) -> Usage:
+        """What it is at a provider that speaks `protocol`: all of it, and the sound in it."""
+        self.read()
         formulas = _FORMULAS[protocol]
-        for media in media_of(request.fields):
+        tokens, sound = self._text_tokens, 0
+        for media in self._media:
             if media.kind == "audio":
                 sound += formulas.sound_second * _seconds(media)
             else:
                 tokens += _tokens(media, formulas)
-    tokens = min(tokens + sound, bound.input_tokens)
-    return Usage(input_tokens=tokens, audio_input_tokens=min(sound, tokens) if bound.audio else 0)
+        tokens = min(tokens + sound, self._bound.input_tokens)
+        audio = min(sound, tokens) if self._bound.audio else 0
+        return Usage(input_tokens=tokens, audio_input_tokens=audio)
+
+
+def expected_input(request: Request, protocol: Protocol, bound: Bound) -> Usage:
+    """The same for a request that only one asks about."""
+    return Input(request, bound).at(protocol)
 
 
 def _tokens(media: Media, formulas: _Formulas) -> int:

@@ -6,6 +6,7 @@ Much of a body is only measured, or passed on as it came; it is looked at here b
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import msgspec
 
@@ -28,6 +29,11 @@ def hides_words(raw: msgspec.Raw | bytes) -> bool:
 def size_of(raw: msgspec.Raw | bytes) -> int:
     """How many bytes a value has."""
     return len(memoryview(raw))
+
+
+def kept(members: Mapping[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """The same members, without the body that they were read from: a value is a view of it."""
+    return {name: raw.copy() for name, raw in members.items()}
 
 
 def begins(raw: msgspec.Raw, opening: bytes) -> bool:

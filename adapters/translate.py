@@ -46,9 +46,9 @@ class Translation:
         "_codec",
         "_encoded",
         "_envelopes",
+        "_input",
         "_made",
         "_prompt",
-        "_protocol",
         "_request",
         "_upstream",
         "body",
@@ -91,12 +91,10 @@ class Translation:
         self._prompt = prompt
         self._envelopes = envelopes
         self._encoded = encoded
-        self._protocol = target.provider.protocol_for(request.protocol)
+        protocol = target.provider.protocol_for(request.protocol)
+        self._input = expected_input(request, protocol, estimate.bound(request, native=False))
         self._made = Made(
-            target.provider.name,
-            family(target.model),
-            self._expected().input_tokens,
-            created,
+            target.provider.name, family(target.model), self._input.input_tokens, created
         )
 
     def read_error(
@@ -118,12 +116,8 @@ class Translation:
             Meter(self._encoded.pieces),
             None if names is None else Restorer(names),
             None if self._encoded.stops_itself or not stops else StopScanner(stops),
-            self._expected,
+            self._input,
         )
-
-    def _expected(self) -> Usage:
-        bound = estimate.bound(self._request, native=False)
-        return expected_input(self._request, self._protocol, bound)
 
     def _writer(self) -> Writer:
         return self._codec.writer(self._request, self._prompt, self._envelopes, self._made)
@@ -135,7 +129,7 @@ class _Answer:
 
     __slots__ = (
         "_composer",
-        "_expected",
+        "_input",
         "_reader",
         "_restorer",
         "_scanner",
@@ -151,13 +145,13 @@ class _Answer:
         meter: Meter,
         restorer: Restorer | None,
         scanner: StopScanner | None,
-        expected: Expected,
+        expected: Usage,
     ) -> None:
         self._reader = reader
         self._composer = reader.composer
         self._restorer = restorer
         self._scanner = scanner
-        self._expected = expected
+        self._input = expected
         self.meter = meter
         self.limit: int | None = None
         self.cut = False
@@ -197,6 +191,9 @@ class _Answer:
     def counted(self, expected: Expected) -> Counted:
         counted = self.meter.counted(expected)
         return cut_at(counted, self.limit) if self.cut and self.limit is not None else counted
+
+    def _expected(self) -> Usage:
+        return self._input
 
     @property
     def failure(self) -> UpstreamFailure | None:

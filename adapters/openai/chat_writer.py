@@ -119,10 +119,11 @@ class ChatWriter:
         "_lengths",
         "_logprobs",
         "_made",
-        "_request",
+        "_model",
         "_sealed",
         "_signature",
         "_tail",
+        "_tells_usage",
         "_text_begin",
         "_thought",
         "_usage",
@@ -132,7 +133,8 @@ class ChatWriter:
 
     def __init__(self, request: Request, prompt: Prompt, envelopes: Envelopes, made: Made) -> None:
         reasoning = prompt.reasoning
-        self._request = request
+        self._model = request.model
+        self._tells_usage = request.include_usage
         self._envelopes = envelopes
         self._made = made
         self._whole = None if request.stream else WholeMessage()
@@ -192,7 +194,7 @@ class ChatWriter:
             "id": self._id,
             "object": "chat.completion",
             "created": self._made.created,
-            "model": self._request.model,
+            "model": self._model,
             "choices": [choice],
             "usage": self._written_usage(),
         }
@@ -214,11 +216,11 @@ class ChatWriter:
                 "id": self._id,
                 "object": "chat.completion.chunk",
                 "created": self._made.created,
-                "model": self._request.model,
+                "model": self._model,
             }
         )
         self._head = b"data: " + facts[:-1] + b',"choices":'
-        self._tail = b',"usage":null}\n\n' if self._request.include_usage else b"}\n\n"
+        self._tail = b',"usage":null}\n\n' if self._tells_usage else b"}\n\n"
         return self._chunk(b'{"role":"assistant"}')
 
     def _end(self, event: Finish) -> bytes:
@@ -228,7 +230,7 @@ class ChatWriter:
         if self._is_legacy and event.reason == "tool_calls":
             self._finish = "function_call"
         out = self._chunk(b"{}", finish=_encode(self._finish))
-        if self._whole is not None or not self._request.include_usage:
+        if self._whole is not None or not self._tells_usage:
             return out + _DONE
         usage = b'[],"usage":' + _encode(self._written_usage())
         return out + self._head + usage + b"}\n\n" + _DONE

@@ -17,7 +17,7 @@ from adapters.codec import Request
 from adapters.errors import APIError
 from adapters.openai.responses_cut import Gathered
 from adapters.openai.responses_failed import failed_at_once, failure_events
-from adapters.raw import UNREADABLE
+from adapters.raw import UNREADABLE, kept
 
 _RESPONSE = b'"response"'  # never inside a string, where its quotes would be escaped
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
@@ -87,7 +87,7 @@ def shown_response(body: bytes, request: Request) -> bytes:
 
 def _ours(request: Request) -> Members:
     """What the provider knows otherwise: the model's name, and what is kept here, not there."""
-    return {"model": msgspec.Raw(_encode(request.model)), **request.echo}
+    return {"model": msgspec.Raw(_encode(request.model)), **kept(request.echo)}
 
 
 def _overwrite(response: Members, ours: Members) -> None:

@@ -34,6 +34,7 @@ from adapters.estimate import counted_tokens
 from adapters.openai.responses_failed import failure_events
 from adapters.openai.responses_items import Call, Item, Lines, Message, Reasoning, Status
 from adapters.openai.responses_wire import response_object, written_usage
+from adapters.raw import kept
 
 if TYPE_CHECKING:
     from adapters.codec import Made, Request
@@ -74,15 +75,16 @@ class ResponsesWriter:
     """Writes one answer. Implements `codec.Writer`."""
 
     __slots__ = (
+        "_asked",
         "_declined",
         "_envelopes",
         "_item",
         "_late",
         "_lines",
         "_made",
+        "_model",
         "_output",
         "_phases",
-        "_request",
         "_response",
         "_started",
         "_thought",
@@ -91,7 +93,8 @@ class ResponsesWriter:
     )
 
     def __init__(self, request: Request, envelopes: Envelopes, made: Made) -> None:
-        self._request = request
+        self._model = request.model
+        self._asked = kept({**_echo(request.fields), **request.echo})
         self._envelopes = envelopes
         self._made = made
         self._lines = Lines()
@@ -138,8 +141,8 @@ class ResponsesWriter:
     def _start(self, event: Start) -> bytes:
         self._started = True
         self._usage = event.usage
-        base = response_object(_response_id(event.id), self._request.model, self._made.created)
-        self._response = base | _echo(self._request.fields) | dict(self._request.echo)
+        base = response_object(_response_id(event.id), self._model, self._made.created)
+        self._response = base | self._asked
         response = msgspec.Raw(msgspec.json.encode(self._response))
         return self._lines.event("response.created", {"response": response}) + self._lines.event(
             "response.in_progress", {"response": response}
@@ -262,7 +265,7 @@ def _response_id(given: str) -> str:
     return f"resp_{given}"
 
 
-def _echo(fields: Mapping[str, msgspec.Raw]) -> dict[str, object]:
+def _echo(fields: Mapping[str, msgspec.Raw]) -> Mapping[str, msgspec.Raw]:
     """The parameters that the client set, as it wrote them."""
     return {
         name: fields[name]
