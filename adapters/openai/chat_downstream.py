@@ -111,7 +111,8 @@ class ChatDownstream(OpenAIRefusals):
 
 def _output_cap(fields: Fields, names: Sequence[str]) -> int | None:
     """The client's cap under any of its names."""
-    caps = {cap for name in names if (cap := count_of(fields, name, TOKENS_MAX)) is not None}
+    given = [count_of(fields, name, TOKENS_MAX) for name in names if name in fields]
+    caps = {cap for cap in given if cap is not None}
     if len(caps) > 1:
         raise InvalidRequest(
             "max_tokens and max_completion_tokens differ; send only max_completion_tokens.",

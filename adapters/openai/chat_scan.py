@@ -26,7 +26,7 @@ _TEXT_TYPES = frozenset(
 )
 _LONG_TTLS = ("1h", "12h", "24h")
 # By these, compatible providers search or plug in something else on their own.
-_HOSTED = ("plugins", "search_parameters", "enable_search", "web_search")
+_HOSTED = frozenset({"plugins", "search_parameters", "enable_search", "web_search"})
 _HOSTED_PASSES = 10
 _CACHED_CONTENT = (b"cached_content", b"cachedContent")  # Google's, by its id
 _RENDERED = ("messages", "tools", "functions")
@@ -96,7 +96,7 @@ def scanned(fields: Fields) -> Scanned:
     found = _Found()
     _scan_messages(found, fields["messages"])
     tools = _scan_tools(found, fields.get("tools")) + count_items(fields.get("functions"))
-    text_bytes = sum([size_of(fields.get(name, _ABSENT)) for name in _RENDERED])
+    text_bytes = sum([size_of(fields[name]) for name in _RENDERED if name in fields])
     scan = Scan(
         text_bytes=text_bytes - found.media_bytes,
         media_bytes=found.media_bytes,
@@ -105,7 +105,7 @@ def scanned(fields: Fields) -> Scanned:
         hidden=found.hidden or _brings_more(fields),
         tools=tools,
         passes=1 + _HOSTED_PASSES * found.hosted,
-        predicted_tokens=size_of(fields.get("prediction", _ABSENT)),
+        predicted_tokens=size_of(fields["prediction"]) if "prediction" in fields else 0,
         long_cache=found.long_cache or _keeps_long(fields),
         signed=found.signed,
     )
@@ -228,9 +228,12 @@ def _scan_tools(found: _Found, tools: msgspec.Raw | None) -> int:
 
 def _brings_more(fields: Fields) -> bool:
     """Whether the provider is asked to add input of its own."""
-    if any(name in fields and _is_given(fields[name]) for name in _HOSTED):
+    hosted = _HOSTED.intersection(fields)
+    if any(_is_given(fields[name]) for name in hosted):
         return True
-    extra = bytes(fields.get("extra_body", _ABSENT))
+    if "extra_body" not in fields:
+        return False
+    extra = bytes(fields["extra_body"])
     return any(mark in extra for mark in _CACHED_CONTENT) or hides_words(extra)
 
 

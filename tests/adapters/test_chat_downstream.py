@@ -118,6 +118,8 @@ def test_bodies_that_are_no_object(body: bytes, says: str) -> None:
         (b'{ "model" : "m" , "messages" : [ {} ] , "n" : 1 , "n" : 2 }', "n"),
         (b'{"model":"m","messages":[{}],"mod\\u0065l":"dear"}', "model"),
         (b'{"a":1,"model":"m","messages":[{}],"a":1}', "a"),
+        (b'{"model": "cheap", "messages": [{}], "model": "dear"}', "model"),
+        (b'{"model": "m", "messages": [{}], "model":"m"}', "model"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(body: bytes, param: str) -> None:
@@ -131,14 +133,16 @@ def test_a_key_that_stands_twice_is_refused(body: bytes, param: str) -> None:
         st.tuples(st.sampled_from(['"a"', '"b"', '"\\u0061"', '"ü"']), st.integers(0, 99)),
         max_size=4,
     ),
+    before=st.sampled_from(["", " "]),
     space=st.sampled_from(["", " ", "\n\t"]),
+    edge=st.sampled_from(["", " "]),
 )
 def test_equal_keys_are_found_however_they_are_written(
-    members: list[tuple[str, int]], space: str
+    members: list[tuple[str, int]], before: str, space: str, edge: str
 ) -> None:
     everything = [*members, ('"model"', '"m"'), ('"messages"', "[{}]")]
-    inner = f"{space},{space}".join(f"{key}{space}:{space}{value}" for key, value in everything)
-    body = f"{{{space}{inner}{space}}}".encode()
+    inner = f"{before},{space}".join(f"{key}{before}:{space}{value}" for key, value in everything)
+    body = f"{{{edge}{inner}{edge}}}".encode()
     names = [json.loads(key) for key, _ in members]
     if len(set(names)) == len(names):
         assert set(ChatDownstream().decode(body, Ask()).fields) == {"model", "messages", *names}
