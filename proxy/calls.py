@@ -2,11 +2,17 @@
 
 The canonical prompt is made at most once, and only where some candidate speaks another protocol
 than the client. Nothing is sent here.
+
+This is the one place that holds what was asked, which may be megabytes. An answer may stream for
+minutes, and whoever lives as long as that takes figures out of the request, never its body: so it
+can be let go of here, for all, when there is nobody left to be asked.
 """
 
 from __future__ import annotations
 
 from typing import cast
+
+import msgspec
 
 from adapters import registry
 from adapters.canonical import Prompt, Thinking, ToolCall
@@ -36,6 +42,11 @@ class Calls:
         self._envelopes = envelopes
         self._created = created
         self._prompt: Prompt | None = None
+
+    def let_go(self) -> None:
+        """Nobody else is asked: from here on `request` has its facts, and no body."""
+        self.request = msgspec.structs.replace(self.request, fields={}, echo={})
+        self._prompt = None
 
     def at(self, candidate: Candidate, output_cap: int | None) -> Call:
         """The call of one candidate.

@@ -14,7 +14,8 @@ The steps, in order, and what may be relied on after each:
  8  attempts          fallback        ATTEMPTING  no content was sent, at most a head and signs of
                                                   life; *another candidate may be tried*
  9  stream            relay           STREAMING   content was sent; *no other candidate, errors
-                                                  become stream events or a broken connection*
+                                                  become stream events or a broken connection*;
+                                                  what was asked is not held any more
 10  settled           settle, record  SETTLED     posted or voided, exactly once, on every path
                                                   including cancellation
 
@@ -34,7 +35,7 @@ import traceback
 import trio
 
 from adapters import registry
-from adapters.codec import Ask, DownstreamCodec, Request
+from adapters.codec import Ask
 from adapters.envelope import Envelopes
 from adapters.errors import (
     APIError,
@@ -131,57 +132,77 @@ async def serve_exchange(
         await _look_up(gateway, connection, ask, principal, record)
         return
     with gateway.load.admit(gateway.memory, connection.body_bytes) as permit:
-        body = await _read_body(connection, permit, record)
-        request = operation.codec.decode(body, ask)
-        if (key := idempotency.key_of(head, operation)) is None:
-            await _serve(gateway, connection, head, operation.codec, request, record)
+        calls, claim = await _read(gateway, connection, permit, head, ask, principal, record)
+        if claim is None:
+            await _serve(gateway, connection, permit, head, calls, principal, record)
             return
-        printed = await idempotency.fingerprint(gateway.secret, operation, ask, body)
-        async with gateway.answers.claim(
-            key, printed, principal, record, connection, gateway.watch
-        ) as claim:
+        async with claim:
             if claim.replay is None:
-                await _serve(gateway, connection, head, operation.codec, request, record, claim)
+                await _serve(gateway, connection, permit, head, calls, principal, record, claim)
             else:
-                record.ask(request.model, stream=request.stream)
+                record.ask(calls.request.model, stream=calls.request.stream)
                 await idempotency.replay(connection, record, claim.replay)
         if connection.client_gone:
             record.status = CLIENT_CLOSED
 
 
+async def _read(
+    gateway: Gateway,
+    connection: Connection,
+    permit: Permit,
+    head: Head,
+    ask: Ask,
+    principal: Principal,
+    record: Record,
+) -> tuple[Calls, Claim | None]:
+    """Step 5: the request, and the claim of its idempotency key, which is still to be made."""
+    operation = record.operation
+    assert operation.codec is not None, "a model is asked"
+    body = await _read_body(connection, permit, record)
+    envelopes = Envelopes(gateway.secret, str(principal.account_id))
+    request = operation.codec.decode(body, ask)
+    calls = Calls(operation.codec, request, envelopes, int(gateway.wall()))
+    if (key := idempotency.key_of(head, operation)) is None:
+        return calls, None
+    printed = await idempotency.fingerprint(gateway.secret, operation, ask, body)
+    watch = gateway.watch
+    return calls, gateway.answers.claim(key, printed, principal, record, connection, watch)
+
+
 async def _serve(
     gateway: Gateway,
     connection: Connection,
+    permit: Permit,
     head: Head,
-    codec: DownstreamCodec,
-    request: Request,
+    calls: Calls,
+    principal: Principal,
     record: Record,
     claim: Claim | None = None,
 ) -> None:
     """Steps 6 to 10, for a request that is decoded; `claim` is of its idempotency key."""
-    principal = record.principal
-    assert principal is not None, "it was authenticated"
     keeper: stored.Keeper | None = None
-    if request.protocol == "openai-responses":
-        resolved = await stored.resolve(gateway.responses, principal, request)
-        request = resolved.request
-        keeper = stored.Keeper(gateway.responses, principal, resolved, keyed=claim is not None)
-    found = route.find(gateway.snapshot, principal, request.model, request.kind)
-    record.ask(found.model.id, stream=request.stream)
-    envelopes = Envelopes(gateway.secret, str(principal.account_id))
-    calls = Calls(codec, request, envelopes, int(gateway.wall()))
+    if calls.request.protocol == "openai-responses":
+        calls.request, said = await stored.resolve(gateway.responses, principal, calls.request)
+        keeper = stored.Keeper(gateway.responses, principal, said, keyed=claim is not None)
+    found = route.find(gateway.snapshot, principal, calls.request.model, calls.request.kind)
+    record.ask(found.model.id, stream=calls.request.stream)
     if record.operation.action == "count":
         await count.serve(gateway, connection, found, calls, record)
         return
-    need = Need.of(request, found)
+    need = Need.of(calls.request, found)
     async with reserve.Hold(gateway, found, need, record, claim) as hold:
-        conversation = head.header(b"x-farebox-conversation-id") or request.conversation_id
+        conversation = head.header(b"x-farebox-conversation-id") or calls.request.conversation_id
         told = hold.headers(conversation)
         delivery = relay.Delivery(connection, record, calls, told, keeper, claim)
         with gateway.keep_alives.pulse(delivery.beat) as pulse:
             hold.answer = await fallback.first_event(
                 gateway, calls, found, hold, record, conversation
             )
+            if need.stream:  # which may take minutes
+                need.input.read()
+                calls.let_go()
+                if keeper is None or not keeper.keeps:
+                    permit.close()
             await relay.deliver(gateway, delivery, hold, pulse)
 
 

@@ -1,7 +1,8 @@
 """The bytes that exchanges hold, counted, so that large requests are refused before memory ends.
 
 A stream holds little: one read, and what that becomes. What grows with the traffic are request
-bodies, which stay until their exchange ends, and answers that have to be whole before they count.
+bodies, which stay until their answer begins to stream, or has been sent whole, and answers that
+have to be whole before they count.
 Each is bounded by itself, but a thousand times 64 MiB is not. So a worker keeps one count of such
 bytes, and goes by it where something new begins:
 

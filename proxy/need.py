@@ -1,7 +1,7 @@
 """What a request may consume at most, and what that costs wherever it may be served.
 
 Pure: from a decoded request and the route of its model to nano-dollars. `proxy.reserve` sets them
-aside.
+aside. A need lasts as long as its answer, and so it takes figures from the request, not the body.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from functools import partial
 import msgspec
 
 from adapters import estimate
+from adapters.catalogue import Protocol
 from adapters.codec import Expected, Request
 from adapters.estimate import Bound
-from adapters.expected import expected_input
+from adapters.expected import Input
 from ledger.money import cost_and_charge
 from proxy.route import Candidate, Route
 
@@ -23,14 +24,20 @@ class Need(msgspec.Struct, frozen=True, gc=False):
 
     `output_cap` is the limit of each answer, as reserved and as sent upstream (None where the
     operation has no output tokens); `output_tokens` is over all its choices, and more where a
-    provider allows no cap as low as that. `is_capped`: the client set the cap.
+    provider allows no cap as low as that. `is_capped`: the client set the cap; `is_lowered`: it is
+    what the balance covers.
     """
 
-    request: Request
     bound: Bound
-    output_cap: int | None = None
-    output_tokens: int = 0
-    is_capped: bool = True
+    input: Input
+    protocol: Protocol
+    service_tier: str
+    stream: bool
+    choices: int
+    output_cap: int | None
+    output_tokens: int
+    is_capped: bool
+    is_lowered: bool = False
 
     @classmethod
     def of(cls, request: Request, route: Route) -> Need:
@@ -38,26 +45,36 @@ class Need(msgspec.Struct, frozen=True, gc=False):
         model, spoken = route.model, route.spoken[request.protocol]
         native = spoken.same and not request.foreign
         bound = estimate.bound(request, model.context_window, native=native)
-        if request.kind != "chat":
-            return cls(request, bound)
-        cap = request.output_cap or model.default_max_output_tokens
-        if model.max_output_tokens:
-            cap = min(cap, model.max_output_tokens)
-        output_tokens = max(cap, spoken.output_cap_min) * request.choices
-        return cls(request, bound, cap, output_tokens, request.output_cap is not None)
+        cap: int | None = None
+        output_tokens = 0
+        if request.kind == "chat":
+            cap = request.output_cap or model.default_max_output_tokens
+            if model.max_output_tokens:
+                cap = min(cap, model.max_output_tokens)
+            output_tokens = max(cap, spoken.output_cap_min) * request.choices
+        return cls(
+            bound,
+            Input(request, bound),
+            request.protocol,
+            request.service_tier,
+            request.stream,
+            request.choices,
+            cap,
+            output_tokens,
+            cap is None or request.output_cap is not None,
+        )
 
     def expected(self, candidate: Candidate) -> Expected:
         """The input that the request most probably has at one upstream."""
-        protocol = candidate.upstream.provider.protocol_for(self.request.protocol)
-        return partial(expected_input, self.request, protocol, self.bound)
+        return partial(self.input.at, candidate.upstream.provider.protocol_for(self.protocol))
 
     def capped(self, output_cap: int) -> Need:
         """The same with a lower cap."""
         return msgspec.structs.replace(
             self,
             output_cap=output_cap,
-            output_tokens=output_cap * self.request.choices,
-            is_capped=True,
+            output_tokens=output_cap * self.choices,
+            is_lowered=True,
         )
 
     def amount(self, route: Route) -> int:
@@ -74,12 +91,12 @@ class Need(msgspec.Struct, frozen=True, gc=False):
         whole = self.amount(route)
         if available <= fixed or whole <= fixed or not self.output_tokens:
             return 0
-        return (available - fixed) * self.output_tokens // (whole - fixed) // self.request.choices
+        return (available - fixed) * self.output_tokens // (whole - fixed) // self.choices
 
     def amount_at(self, candidate: Candidate, output_tokens: int) -> int:
         """Nano-dollars for so much output at one upstream, with margin."""
         bound = self.bound
-        ceilings = candidate.ceilings(self.request.service_tier, bound.audio, bound.long_cache)
+        ceilings = candidate.ceilings(self.service_tier, bound.audio, bound.long_cache)
         return max(
             [
                 cost_and_charge(price, ceiling.quantities(bound, output_tokens))[1]

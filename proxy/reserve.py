@@ -108,10 +108,10 @@ class Hold:
 
     def _first_tokens(self, need: Need) -> int:
         """The output to begin with."""
-        outputs, request = self._outputs, need.request
-        if outputs is None or need.is_capped or not request.stream:
+        outputs = self._outputs
+        if outputs is None or need.is_capped or not need.stream:
             return need.output_tokens
-        usual = outputs.start(self._route.model.id) * request.choices
+        usual = outputs.start(self._route.model.id) * need.choices
         return min(usual, need.output_tokens)
 
     async def __aenter__(self) -> Self:
@@ -261,7 +261,7 @@ class Hold:
     def _lower_cap(self, available: int) -> bool:
         """Need no more than `available` nano-dollars; False where that cannot be."""
         need = self._need
-        if self._outputs is None or need.output_cap is None or need.request.output_cap is not None:
+        if self._outputs is None or need.output_cap is None or need.is_capped:
             return False
         cap = min(need.affordable_output_tokens(self._route, available), need.output_cap)
         if cap < OUTPUT_TOKENS_MIN:
@@ -278,10 +278,11 @@ class Hold:
 
     def _learn(self, outputs: Outputs, answer: Answer) -> None:
         """Remember how long the answer became, if nothing of ours or the client's limited it."""
-        if self._need.is_capped or not isinstance(answer, StreamAnswer) or answer.relay.cut:
+        need = self._need
+        if need.is_capped or need.is_lowered:
             return
-        output_tokens = answer.relay.output_tokens
-        outputs.add(self._route.model.id, output_tokens // self._need.request.choices)
+        if isinstance(answer, StreamAnswer) and not answer.relay.cut:
+            outputs.add(self._route.model.id, answer.relay.output_tokens // need.choices)
 
     def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:
         affordable = self._need.affordable_output_tokens(self._route, error.available)

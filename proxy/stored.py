@@ -58,15 +58,19 @@ class Responses:
     running: Running = field(default_factory=Running)
 
 
-class Resolved(NamedTuple):
-    """A request with the whole conversation in it, and what has to be kept of it.
+class Said(NamedTuple):
+    """What has to be kept of a request: the response that it goes on from, and its own `input`,
+    the items of this turn alone; None where nothing is to be kept."""
 
-    `input` are the items of this turn alone, None where nothing is to be kept.
-    """
-
-    request: Request
     previous: str
     input: tuple[msgspec.Raw, ...] | None
+
+
+class Resolved(NamedTuple):
+    """A request with the whole conversation in it, and what has to be kept of it."""
+
+    request: Request
+    said: Said
 
 
 async def resolve(responses: Responses, principal: Principal, request: Request) -> Resolved:
@@ -88,7 +92,7 @@ async def resolve(responses: Responses, principal: Principal, request: Request) 
     if previous:
         history = await _history(store, project_id, previous)
         request = responses_state.with_history(request, history)
-    return Resolved(request, previous, own)
+    return Resolved(request, Said(previous, own))
 
 
 class Keeper:
@@ -98,16 +102,21 @@ class Keeper:
     what a retry would get, so it must not be here before that is.
     """
 
-    __slots__ = ("_keyed", "_principal", "_resolved", "_responses", "_stopped")
+    __slots__ = ("_keyed", "_principal", "_responses", "_said", "_stopped")
 
     def __init__(
-        self, responses: Responses, principal: Principal, resolved: Resolved, *, keyed: bool
+        self, responses: Responses, principal: Principal, said: Said, *, keyed: bool
     ) -> None:
         self._responses = responses
         self._principal = principal
-        self._resolved = resolved
+        self._said = said
         self._keyed = keyed
         self._stopped = b""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the answer is to be kept, with what was asked."""
+        return self._said.input is not None
 
     def running(self, first: bytes, cancel: Callable[[], None]) -> AbstractContextManager[None]:
         """For the time of the block the answer can be cancelled by its id, which `first`, the
@@ -129,7 +138,7 @@ class Keeper:
     def name_of(self, body: bytes) -> str:
         """The id that an answer is going to be kept under, complete or cancelled; "" where it is
         not."""
-        if self._resolved.input is None:
+        if not self.keeps:
             return ""
         found = responses_state.final_response(body) or self._stopped or body
         return responses_state.response_id(found)
@@ -137,7 +146,7 @@ class Keeper:
     def keep(self, body: bytes) -> None:
         """The answer is complete: a whole body, or the last events of a stream."""
         response = responses_state.final_response(body) or body
-        keep(self._responses, self._principal, self._resolved, response)
+        keep(self._responses, self._principal, self._said, response)
 
     def keep_stopped(self) -> None:
         """The answer has ended before it was complete; it is kept where it was cancelled."""
@@ -145,17 +154,17 @@ class Keeper:
             self.keep(self._stopped)
 
 
-def keep(responses: Responses, principal: Principal, resolved: Resolved, body: bytes) -> None:
+def keep(responses: Responses, principal: Principal, said: Said, body: bytes) -> None:
     """Keep an answer, if it is to be kept; `body` is its response object.
 
     Never raises and never waits: a response that there is no room for is lost, and the store
     counts it.
     """
-    if resolved.input is None:
+    if said.input is None:
         return
     now = responses.wall()
     output = tuple(responses_state.output_items(body))
-    link = Link(responses_state.response_id(body), resolved.previous, resolved.input, output)
+    link = Link(responses_state.response_id(body), said.previous, said.input, output)
     stored = Stored(link, body, now, now + responses.retention_seconds)
     responses.store.put(principal.project_id, stored)
 

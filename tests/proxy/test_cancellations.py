@@ -207,7 +207,7 @@ RESERVED = ADMITTED | {"reservations", "pulses"}
 WAITING = RESERVED  # between attempts nothing else is held
 ATTEMPTING = RESERVED | {"attempts"}
 ASKING = ATTEMPTING | {"connections"}
-STREAMING = ASKING | {"streams"}
+STREAMING = (ASKING - {"bytes"}) | {"streams"}
 
 
 def slow_credit(scene: Scene) -> None:

@@ -60,7 +60,7 @@ class World:
             body["previous_response_id"] = previous
         resolved = await self.ask(body)
         response = response_of(response_id, text.upper())
-        stored.keep(self.responses, OURS, resolved, json.dumps(response).encode())
+        stored.keep(self.responses, OURS, resolved.said, json.dumps(response).encode())
         return response
 
     async def get(
@@ -120,7 +120,7 @@ async def test_the_whole_conversation_is_sent(world: World) -> None:
     assert texts(fields["input"]) == ["one", "ONE", "two", "TWO", "three"]
     assert "previous_response_id" not in fields
     assert not resolved.request.scan.hidden
-    assert resolved.previous == "resp_2"
+    assert resolved.said.previous == "resp_2"
 
 
 async def test_instructions_do_not_carry_over(world: World) -> None:
@@ -173,8 +173,8 @@ async def test_items_that_are_only_named_are_fetched(world: World) -> None:
     resolved = await world.ask(body)
     assert texts(resolved.request.fields["input"]) == ["ONE", "and?"]
     assert not resolved.request.scan.hidden
-    assert resolved.input is not None
-    assert texts([json.loads(bytes(item)) for item in resolved.input]) == ["ONE", "and?"]
+    assert resolved.said.input is not None
+    assert texts([json.loads(bytes(item)) for item in resolved.said.input]) == ["ONE", "and?"]
     with pytest.raises(NotFound):
         await world.ask(body, THEIRS)
 
@@ -188,7 +188,7 @@ async def test_too_many_named_items_are_refused(world: World) -> None:
 async def test_a_request_on_its_own_needs_no_store(world: World) -> None:
     world.store.away = True
     resolved = await world.ask({"model": "m", "input": "x"})
-    assert texts([json.loads(bytes(item)) for item in resolved.input or ()]) == ["x"]
+    assert texts([json.loads(bytes(item)) for item in resolved.said.input or ()]) == ["x"]
     with pytest.raises(Overloaded):
         await world.ask({"model": "m", "input": "x", "previous_response_id": "resp_1"})
 
@@ -212,7 +212,7 @@ async def test_one_that_is_not_kept_may_go_on_from_one_that_was(world: World) ->
         {"model": "m", "input": "two", "previous_response_id": "resp_1", "store": False}
     )
     assert texts(resolved.request.fields["input"]) == ["one", "ONE", "two"]
-    assert resolved.input is None
+    assert resolved.said.input is None
 
 
 async def test_the_kept_object_is_the_answer(world: World) -> None:
@@ -222,7 +222,8 @@ async def test_the_kept_object_is_the_answer(world: World) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"output":[]}', b'{"id":7}', b'{"id":"resp_1"'])
 async def test_what_is_no_response_is_not_kept(world: World, body: bytes) -> None:
-    stored.keep(world.responses, OURS, await world.ask({"model": "m", "input": "x"}), body)
+    resolved = await world.ask({"model": "m", "input": "x"})
+    stored.keep(world.responses, OURS, resolved.said, body)
     with pytest.raises(NotFound):
         await world.get("response", "resp_1")
 
