@@ -185,11 +185,12 @@ STANDARD_TIER = "standard"
 
 
 def usage_in(raw: msgspec.Raw, searches: int = 0) -> Usage | None:
-    """The figures of a chunk; None where there are none to be believed."""
+    """The figures of a chunk; None where it has none. Those that cannot be read are zeros, so
+    that ours count, and no older ones."""
     try:
         given = _decode_usage(raw) if raw else None
     except UNREADABLE:
-        return None
+        return Usage()
     return None if given is None else usage_of(given, searches)
 
 

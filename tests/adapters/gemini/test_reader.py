@@ -238,6 +238,19 @@ def test_the_last_usage_wins_and_is_inclusive() -> None:
     )
 
 
+def test_figures_that_nobody_can_read_are_none_and_fail_no_answer() -> None:
+    odd = {**USAGE, "promptTokensDetails": "none"}
+    chunks = (
+        chunk({"text": "x"}, usageMetadata=USAGE),
+        chunk(finishReason="STOP", usageMetadata=odd),
+    )
+    events = read(*chunks)
+    assert [event.usage for event in events if isinstance(event, Used)][-1] == Usage()
+    assert finish_of(events).reason == "end"
+    kept = read(chunks[0], chunk(finishReason="STOP", usageMetadata=None))
+    assert [event.usage.input_tokens for event in kept if isinstance(event, Used)][-1] > 0
+
+
 def test_usage_may_follow_the_reason() -> None:
     events = read(chunk({"text": "x"}, finishReason="STOP"), {"usageMetadata": USAGE})
     assert isinstance(events[-3], Used)

@@ -196,6 +196,16 @@ def test_thoughts_that_are_not_wanted_are_not_shown() -> None:
     assert found == [{"role": "assistant"}, {"content": "a"}, {}]
 
 
+def test_arguments_of_two_calls_in_many_pieces() -> None:
+    pieces = ['{"a":', '"\u2028', '\\n"', "}"]
+    events = answer(("call", pieces), ("text", ["so", " é"]), ("call", pieces))
+    found = [delta.get("tool_calls") for delta in deltas(events)]
+    fragments = [calls[0] for calls in found if isinstance(calls, list)]
+    assert [fragment["index"] for fragment in fragments] == [0] * 4 + [1] * 4
+    assert [fragment["function"]["arguments"] for fragment in fragments] == pieces * 2
+    assert ["id" in fragment for fragment in fragments] == ([True] + [False] * 3) * 2
+
+
 def test_free_form_calls() -> None:
     message = message_of(whole(answer(("free_call", ["raw ", "text"]))))
     custom = {"name": "f0", "input": "raw text"}
