@@ -14,7 +14,8 @@ import itertools
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -59,26 +60,29 @@ class Spread:
 class _Family(Collector, Generic[_T]):
     """One metric: something for every combination of label values that was ever asked for.
 
-    Each is made once and kept.
+    Each is made once, by `make`, and kept.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, name: str, documentation: str, labels: Sequence[str]
+        self,
+        registry: CollectorRegistry,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        make: Callable[[], _T],
     ) -> None:
         self._name = name
         self._documentation = documentation
         self._labels = labels
+        self._make = make
         self._known: dict[tuple[str, ...], _T] = {}
         registry.register(self)
 
     def __call__(self, *labels: str) -> _T:
         known = self._known.get(labels)
         if known is None:
-            known = self._known[labels] = self._made()
+            known = self._known[labels] = self._make()
         return known
-
-    def _made(self) -> _T:
-        raise NotImplementedError
 
 
 class Tallies(_Family[Tally]):
@@ -92,11 +96,8 @@ class Tallies(_Family[Tally]):
         *labels: str,
         parts: int = 1,
     ) -> None:
-        super().__init__(registry, name, documentation, labels)
+        super().__init__(registry, name, documentation, labels, Tally)
         self._parts = parts
-
-    def _made(self) -> Tally:
-        return Tally()
 
     def collect(self) -> Iterable[Metric]:
         """What was counted so far."""
@@ -117,11 +118,8 @@ class Spreads(_Family[Spread]):
         *labels: str,
         bounds: Sequence[float],
     ) -> None:
-        super().__init__(registry, name, documentation, labels)
         self._bounds = (*map(float, bounds), math.inf)
-
-    def _made(self) -> Spread:
-        return Spread(self._bounds)
+        super().__init__(registry, name, documentation, labels, partial(Spread, self._bounds))
 
     def collect(self) -> Iterable[Metric]:
         """What was counted so far."""
