@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import parts, peers, processes, report, targets
+from benchmarks import parts, peers, report, targets
 from benchmarks.parts import Bench, Sample
 from benchmarks.processes import Cores
 from benchmarks.targets import Provider, Target, TargetFailed
+from farebox.interpreter import allow_many_files
 
 _TARGETS = ("direct", *peers.PEERS, "farebox")
 _USUAL_TARGETS = ("direct", "nginx", "farebox")
@@ -24,7 +25,7 @@ _OPTIONAL = frozenset(peers.PEERS)
 
 def main() -> int:
     options = _options()
-    processes.allow_many_files()
+    allow_many_files()
     cores = Cores.of_this_machine()
     plan = parts.QUICK if options.quick else parts.FULL if options.full else parts.NORMAL
     facts = report.machine() | _gateways(options)

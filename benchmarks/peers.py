@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,35 +113,32 @@ backend tls
 # -- configurations --------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def nginx(behind: Provider, directory: Path, cores: Cores) -> Iterator[Target]:
+def nginx(behind: Provider, directory: Path, cores: Cores) -> AbstractContextManager[Target]:
     """One worker, kept-alive upstream connections, no buffering, no access log."""
-    program = _program("nginx")
-    port, port_tls = free_port(), free_port()
-    config = directory / "nginx.conf"
-    config.write_text(
-        _NGINX.format(
-            directory=directory,
-            port=port,
-            port_tls=port_tls,
-            provider=behind.port,
-            provider_tls=behind.tls_port,
-        )
-    )
-    command = [program, "-p", str(directory), "-c", str(config)]
-    server = Server(command, cores, port=port, log=directory / "nginx-output.log")
-    with serving(Target("nginx", _passing(port, port_tls), server=server)) as target:
-        yield target
+    return _proxy("nginx", _NGINX, ("-p", str(directory), "-c"), behind, directory, cores)
+
+
+def haproxy(behind: Provider, directory: Path, cores: Cores) -> AbstractContextManager[Target]:
+    """One thread, upstream connections shared by all clients, no log."""
+    return _proxy("haproxy", _HAPROXY, ("-db", "-f"), behind, directory, cores)
 
 
 @contextlib.contextmanager
-def haproxy(behind: Provider, directory: Path, cores: Cores) -> Iterator[Target]:
-    """One thread, upstream connections shared by all clients, no log."""
-    program = _program("haproxy")
+def _proxy(
+    name: str,
+    template: str,
+    options: Sequence[str],
+    behind: Provider,
+    directory: Path,
+    cores: Cores,
+) -> Iterator[Target]:
+    """A proxy that is started with `options` and the path of its configuration."""
+    program = _program(name)
     port, port_tls = free_port(), free_port()
-    config = directory / "haproxy.cfg"
+    config = directory / f"{name}.cfg"
     config.write_text(
-        _HAPROXY.format(
+        template.format(
+            directory=directory,
             connections=(processes.open_files_max() - _SPARE_FILES) // 2,
             port=port,
             port_tls=port_tls,
@@ -150,9 +147,9 @@ def haproxy(behind: Provider, directory: Path, cores: Cores) -> Iterator[Target]
             authority=behind.authority,
         )
     )
-    command = [program, "-db", "-f", str(config)]
-    server = Server(command, cores, port=port, log=directory / "haproxy.log")
-    with serving(Target("haproxy", _passing(port, port_tls), server=server)) as target:
+    command = [program, *options, str(config)]
+    server = Server(command, cores, port=port, log=directory / f"{name}-output.log")
+    with serving(Target(name, _passing(port, port_tls), server=server)) as target:
         yield target
 
 

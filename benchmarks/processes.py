@@ -31,12 +31,6 @@ class Cores:
         return cls(frozenset({first}), frozenset(others[:1] or [first]))
 
 
-def allow_many_files() -> None:
-    """Raise the soft limit of open files to the hard one; children inherit it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def open_files_max() -> int:
     """How many files a process started here may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
