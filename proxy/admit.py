@@ -36,7 +36,7 @@ class Load:
         self._exchanges_max = exchanges_max
 
     def admit(self, memory: Memory, body_bytes: int | None) -> Permit:
-        """A permit for one exchange, given back on leaving it. Raises Overloaded.
+        """A permit for one exchange, to be entered at once. Raises Overloaded.
 
         `body_bytes` is the declared length of its body; None: it comes in chunks.
         """
@@ -47,7 +47,9 @@ class Load:
         declared = body_bytes or 0
         if not memory.allows(declared):
             raise _no_room()
-        return Permit(self, memory, declared)
+        self.exchanges += 1
+        memory.held_bytes += declared
+        return Permit(memory, declared, load=self)
 
     async def run(self) -> None:
         """Watch the lag until cancelled."""
@@ -60,19 +62,12 @@ class Load:
             self.lags = now - late_since >= STANDING_SECONDS
 
 
-class Permit(Share):
-    """One admitted exchange, with its body's bytes; enter it for the time of the exchange."""
+class Permit(Share, kw_only=True):
+    """One admitted exchange, with its body's bytes: both are given back on leaving it."""
 
-    __slots__ = ("_declared", "_load")
-
-    def __init__(self, load: Load, memory: Memory, declared: int) -> None:
-        super().__init__(memory)
-        self._load = load
-        self._declared = declared
+    load: Load
 
     def __enter__(self) -> Self:
-        self._load.exchanges += 1
-        self.take(self._declared)
         return self
 
     def __exit__(
@@ -81,13 +76,13 @@ class Permit(Share):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._load.exchanges -= 1
+        self.load.exchanges -= 1
         self.close()
 
     def chunk(self, size: int) -> None:
         """So many more bytes of a body without a declared length. Raises Overloaded."""
         self.take(size)
-        if not self._memory.allows(self.held_bytes):
+        if not self.memory.allows(self.held_bytes):
             raise _no_room()
 
 

@@ -16,7 +16,10 @@ from ledger.client import LimitRef
 from ledger.keys import keyed_hash
 from proxy.request_head import Head
 
+_WEBSOCKET = b"sec-websocket-protocol"
 _WEBSOCKET_PREFIX = "openai-insecure-api-key."
+_API_KEY_HEADERS = (b"x-api-key", b"x-goog-api-key")
+_OTHER_PLACES = frozenset({*_API_KEY_HEADERS, _WEBSOCKET})  # of the headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +86,7 @@ def principal(keyring: Keyring, head: Head, now: float) -> Principal:
     Raises InvalidAPIKey (no key, two different keys, unknown, expired or revoked) and
     AccountSuspended.
     """
-    found = _keys(head.headers, head.query)
-    if not found:
-        raise InvalidAPIKey(
-            "No API key was sent: pass it as 'Authorization: Bearer KEY', 'x-api-key' or "
-            "'x-goog-api-key'."
-        )
-    if len(found) > 1:
-        raise InvalidAPIKey("Two different API keys were sent: send one.")
-    known = keyring.find(found.pop(), now)
+    known = keyring.find(_key(head.headers, head.query), now)
     if known is None:
         raise InvalidAPIKey("The API key is unknown, expired or revoked.")
     if known.suspended:
@@ -99,19 +94,31 @@ def principal(keyring: Keyring, head: Head, now: float) -> Principal:
     return known
 
 
-def _keys(headers: Mapping[bytes, bytes], query: str) -> set[str]:
-    """Every distinct key that a request carries (protocols §1.1)."""
-    keys: set[str] = set()
-    if authorization := headers.get(b"authorization"):
-        scheme, _, token = authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and (key := token.strip()):
-            keys.add(key.decode("latin-1"))
-    for name in (b"x-api-key", b"x-goog-api-key"):
-        if value := headers.get(name):
-            keys.add(value.decode("latin-1"))
+def _key(headers: Mapping[bytes, bytes], query: str) -> str:
+    """The one key that a request carries (protocols §1.1)."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    bearer = token.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""
+    if bearer and _OTHER_PLACES.isdisjoint(headers) and "key=" not in query:
+        return bearer
+    found = _elsewhere(headers, query)
+    if bearer:
+        found.add(bearer)
+    if not found:
+        raise InvalidAPIKey(
+            "No API key was sent: pass it as 'Authorization: Bearer KEY', 'x-api-key' or "
+            "'x-goog-api-key'."
+        )
+    if len(found) > 1:
+        raise InvalidAPIKey("Two different API keys were sent: send one.")
+    return found.pop()
+
+
+def _elsewhere(headers: Mapping[bytes, bytes], query: str) -> set[str]:
+    """The keys in its other places."""
+    keys = {headers[name].decode("latin-1") for name in _API_KEY_HEADERS if headers.get(name)}
     if "key=" in query:
         keys.update(value for name, value in parse_qsl(query) if name == "key" and value)
-    if protocols := headers.get(b"sec-websocket-protocol"):
+    if protocols := headers.get(_WEBSOCKET):
         for item in protocols.decode("latin-1").split(","):
             if item.strip().startswith(_WEBSOCKET_PREFIX):
                 keys.add(item.strip()[len(_WEBSOCKET_PREFIX) :])

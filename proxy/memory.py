@@ -24,6 +24,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+
 from proxy.settings import ServerSettings
 
 HELD_BYTES_MIN = 256 * 1024 * 1024
@@ -71,26 +73,27 @@ class Memory:
         return Share(self)
 
 
-class Share:
-    """The bytes that one holder has. Whoever makes one closes it, however things end."""
+class Share(msgspec.Struct, eq=False):
+    """The bytes of `memory` that one holder has. Whoever makes one closes it, however things end.
 
-    __slots__ = ("_memory", "held_bytes")
+    Those that it is made with are in the count already.
+    """
 
-    def __init__(self, memory: Memory) -> None:
-        self.held_bytes = 0
-        self._memory = memory
+    memory: Memory
+    held_bytes: int = 0
 
     def take(self, size: int) -> bool:
         """Count `size` more. False where they are too many, and all had better be let go."""
         self.held_bytes += size
-        memory = self._memory
+        memory = self.memory
         memory.held_bytes += size
         return memory.held_bytes <= memory.max_bytes
 
     def close(self) -> None:
         """Give everything back. May be called twice."""
-        self._memory.held_bytes -= self.held_bytes
-        self.held_bytes = 0
+        if self.held_bytes:
+            self.memory.held_bytes -= self.held_bytes
+            self.held_bytes = 0
 
 
 def bound_of(settings: ServerSettings, workers: int) -> int:
