@@ -3,15 +3,30 @@
 After connecting it becomes `farebox_app`, which may read, and call the functions that keep the
 books, but write none of their tables (migration 0004). Where the database has no such role, or the
 user of the connection is no member of it, that user does the work itself.
+
+`Connections` is for calls that come and go, from threads: a connection waits there for whoever
+needs one next. How many there are is up to the callers, who limit their threads. The ledger's lanes
+and the directory have connections of their own.
 """
 
 from __future__ import annotations
+
+import select
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ledger.errors import brief
 
+T = TypeVar("T")
+Work = Callable[[psycopg.Connection], T]
+
+# SQLSTATEs, by their beginning, of a database that is at fault, not what it was asked: connection,
+# read-only, rolled back, out of resources, locked, shut down.
+_AWAY_CODES = ("08", "25", "40", "53", "55P03", "57P")
 _CONNECT_SECONDS = 5
 _UNACKNOWLEDGED_MS = 15_000  # after which the kernel gives a dead connection up
 
@@ -89,6 +104,76 @@ def announce(connection: psycopg.Connection, account_id: int) -> None:
     after the other.
     """
     connection.execute("SELECT pg_notify('ledger_account', %s)", [str(account_id)])
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the same statement may succeed later."""
+    code = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if code is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return code.startswith(_AWAY_CODES)
+
+
+class Connections:
+    """Connections that wait for the next call, shared by threads."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._lock = threading.Lock()
+        self._idle: list[psycopg.Connection] = []
+        self._closed = False
+
+    def run(self, work: Work[T]) -> T:
+        """Do `work`, which may be done twice: a connection that waited may have died meanwhile."""
+        connection = self._take()
+        if connection is not None:
+            try:
+                return self._use(connection, work)
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                if not connection.closed or self._closed:
+                    raise
+        return self._use(self._connect(), work)
+
+    def run_once(self, work: Work[T]) -> T:
+        """Do `work` once at most. That a connection died while it waited is seen before."""
+        while (connection := self._take()) is not None:
+            if not _has_spoken(connection):
+                return self._use(connection, work)
+            connection.close()
+        return self._use(self._connect(), work)
+
+    def close(self) -> None:
+        """Let all go; those in use go when they are given back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _use(self, connection: psycopg.Connection, work: Work[T]) -> T:
+        try:
+            return work(connection)
+        finally:
+            with self._lock:
+                keep = not (connection.closed or self._closed)
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.close()
+
+    def _take(self) -> psycopg.Connection | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _connect(self) -> psycopg.Connection:
+        return connect(self._conninfo, limited=True)
+
+
+def _has_spoken(connection: psycopg.Connection) -> bool:
+    """Whether the server said something nobody asked for: practically always its goodbye."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _socket_defaults(conninfo: str, connect_seconds: int) -> dict[str, int]:

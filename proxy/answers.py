@@ -24,8 +24,9 @@ import psycopg
 import trio
 
 from adapters.errors import InvalidAPIKey, Overloaded
+from ledger.connection import Connections, Work
 from ledger.errors import brief
-from proxy.database import Connections, Work, project_key
+from proxy.database import project_key
 from proxy.presence import Presence
 from proxy.sealing import ProjectKey, Unreadable, Wrapping
 

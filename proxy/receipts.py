@@ -27,6 +27,7 @@ from psycopg import errors
 from adapters.errors import InvalidRequest, LedgerUnavailable, NotFound
 from adapters.registry import ENDPOINTS
 from ledger import client
+from ledger.connection import Connections
 from ledger.usage import (
     BEGINNING,
     END,
@@ -40,7 +41,6 @@ from ledger.usage import (
     parse_request_id,
 )
 from proxy.authenticate import Principal
-from proxy.database import Connections
 
 T = TypeVar("T")
 

@@ -25,8 +25,9 @@ import trio
 from psycopg.rows import TupleRow
 
 from adapters.errors import Overloaded, RequestTooLarge
+from ledger.connection import Connections, Work, is_away
 from ledger.errors import brief
-from proxy.database import Connections, Work, is_away, project_key
+from proxy.database import project_key
 from proxy.sealing import ProjectKey, Unreadable, Wrapping
 
 T = TypeVar("T")

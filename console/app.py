@@ -1,0 +1,156 @@
+"""The console's ASGI app, put together: the JSON API, the pages, MCP, and what runs beside them.
+
+    /console/api/…   FastAPI: every module with routes has a `router`, named in `ROUTERS`
+    /console/…       pages (Starlette)
+    /mcp             tools
+
+Rules
+- A module that has to do something by itself (an inbox, a rollup) has `async def run(console)`,
+  named in `SERVICES`. It runs until cancelled; where one fails, the process ends and is started
+  again. There may be several consoles on one database: it is there that work is shared out.
+- Every refusal has the form of `console.errors`, whoever it comes from: a route, the framework's
+  validation, the directory, the database, a bug. The OpenAPI document says so too.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount
+from starlette.types import ASGIApp
+
+from console.context import Console
+from console.errors import DatabaseUnavailable, ErrorBody, Refused, body_of
+from console.security import Guard
+from ledger.directory import DirectoryRefused, DirectoryUnavailable
+
+Service = Callable[[Console], Awaitable[None]]
+
+API_PREFIX = "/console/api"
+ROUTERS: Sequence[APIRouter] = ()
+SERVICES: Sequence[Service] = ()
+
+_CODES = {
+    400: "invalid_request",
+    401: "not_signed_in",
+    403: "permission_denied",
+    404: "not_found",
+    405: "method_not_allowed",
+}
+
+
+def build(console: Console) -> ASGIApp:
+    """The whole app. Its lifespan runs the services."""
+    api = _api(console)
+    routes: list[BaseRoute] = [Mount(API_PREFIX, app=api)]
+
+    @asynccontextmanager
+    async def live(_: Starlette) -> AsyncIterator[None]:
+        async with trio.open_nursery() as services:
+            for service in SERVICES:
+                services.start_soon(service, console)
+            yield
+            services.cancel_scope.cancel()
+
+    app = Starlette(routes=routes, lifespan=live, exception_handlers={HTTPException: _refused})
+    app.state.console = console
+    return Guard(app, console.server.public_url)
+
+
+def _api(console: Console) -> FastAPI:
+    api = FastAPI(
+        title=f"{console.server.brand} console",
+        version="1",
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+        responses={
+            status: {"model": ErrorBody, "description": description}
+            for status, description in (
+                (400, "The request is malformed, or makes no sense as things are"),
+                (401, "Not signed in"),
+                (403, "The role does not allow it"),
+                (404, "There is no such thing"),
+                (503, "The database does not answer"),
+            )
+        },
+    )
+    api.state.console = console
+    for router in ROUTERS:
+        api.include_router(router)
+    for kind, handler in (
+        (Refused, _refused),
+        (RequestValidationError, _refused),
+        (DirectoryRefused, _refused),
+        (DirectoryUnavailable, _refused),
+        (HTTPException, _refused),
+        (Exception, _failed),
+    ):
+        api.add_exception_handler(kind, handler)
+    generate = api.openapi
+
+    def openapi() -> dict[str, object]:
+        document = generate()
+        _forget_unprocessable(document)
+        return document
+
+    api.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to change it
+    return api
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    refusal = _as_refusal(error)
+    return JSONResponse(
+        body_of(refusal.code, refusal.message), refusal.status, headers=refusal.headers
+    )
+
+
+def _as_refusal(error: Exception) -> Refused:
+    match error:
+        case Refused():
+            return error
+        case RequestValidationError():
+            return Refused(400, "invalid_request", _sentence(error))
+        case DirectoryRefused():
+            return Refused(400, "refused", str(error))
+        case DirectoryUnavailable():
+            return DatabaseUnavailable()
+        case HTTPException():
+            code = _CODES.get(error.status_code, "invalid_request")
+            return Refused(error.status_code, code, f"{error.detail}.", error.headers)
+        case _:
+            raise AssertionError(f"no refusal: {error!r}")
+
+
+def _sentence(error: RequestValidationError) -> str:
+    """The first of the problems, with where it is."""
+    first = error.errors()[0]
+    where = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
+    return f"{where}: {first['msg']}."
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    sys.stderr.write(f"{request.method} {request.url.path}: ")
+    traceback.print_exception(error)
+    return JSONResponse(body_of("internal_error", "The console failed to handle this."), 500)
+
+
+def _forget_unprocessable(document: dict[str, object]) -> None:
+    """FastAPI says of every operation that it may answer 422 in a form of its own: ours do not."""
+    paths = document["paths"]
+    assert isinstance(paths, dict)
+    for operations in paths.values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    components = document.get("components")
+    if isinstance(components, dict):
+        for name in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(name, None)

@@ -1,0 +1,153 @@
+"""What every answer of the console tells a browser, and who may ask for a change.
+
+Problem: whatever page a person has open may make their browser send requests here, with the session
+cookie, or show the console in a frame; and a text that came from somewhere else may turn out to be
+a script. Approach, in one piece of ASGI around the whole app:
+
+- A request that changes something has to come from our own pages. Browsers say where one comes from
+  (`Sec-Fetch-Site`, older ones `Origin`) and pages cannot change that. What says neither is no
+  browser: it may do without, unless it brings a session cookie. `/mcp` knows no cookies.
+- Scripts, styles and forms are our own files and addresses, no others, and nothing stands inline
+  (`content-security-policy`).
+- Nothing is kept by caches, but for what says so itself.
+- Who asks: only `proxy/control.py` can reach our socket, and says in a header from which address.
+
+Sign-in is limited to so many tries a minute from an address (`RateLimit`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from console.errors import body_of
+
+SESSION_COOKIE = "farebox_session"
+CLIENT_HEADER = "x-farebox-client"
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_OUR_SITE = frozenset({"same-origin", "none"})  # none: typed in, or a bookmark
+_ADDRESSES_MAX = 10_000
+_IPV6_PREFIX_BITS = 64  # of which one subscriber has all addresses
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_HEADERS = (
+    (
+        "content-security-policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "font-src 'self'; connect-src 'self'; form-action 'self' https://checkout.stripe.com; "
+        "frame-ancestors 'none'; base-uri 'none'",
+    ),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),  # for who does not know frame-ancestors
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+)
+
+
+class Guard:
+    """The piece of ASGI described above, around `app`."""
+
+    def __init__(self, app: ASGIApp, public_url: str) -> None:
+        self._app = app
+        self._origin = origin_of(public_url)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry point."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        scope["client"] = (headers.get(CLIENT_HEADER, ""), 0)
+        if self._origin is not None and headers.get("host", "") == self._origin[1]:
+            scope["scheme"] = self._origin[0]  # whoever ends TLS before us does not say it
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told = MutableHeaders(scope=message)
+                for name, value in _HEADERS:
+                    told.setdefault(name, value)
+                told.setdefault("cache-control", "no-store")
+            await send(message)
+
+        if self._is_foreign(scope["method"], scope["path"], headers):
+            refusal = JSONResponse(
+                body_of("cross_origin", "This request does not come from the console's own pages."),
+                403,
+            )
+            await refusal(scope, receive, send_guarded)
+            return
+        await self._app(scope, receive, send_guarded)
+
+    def _is_foreign(self, method: str, path: str, headers: Headers) -> bool:
+        """Whether it would change something, and is not known to come from our pages."""
+        if method in _SAFE_METHODS or path == "/mcp" or path.startswith("/mcp/"):
+            return False
+        if (site := headers.get("sec-fetch-site")) is not None:
+            return site not in _OUR_SITE
+        if (origin := headers.get("origin")) is not None:
+            said = origin_of(origin)
+            ours = said is not None and (
+                said == self._origin or said[1] == headers.get("host", "").lower()
+            )
+            return not ours
+        return f"{SESSION_COOKIE}=" in headers.get("cookie", "")
+
+
+def origin_of(url: str) -> tuple[str, str] | None:
+    """Scheme and authority of a URL as browsers compare them; None where it is no origin."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if port is None or port == _DEFAULT_PORTS[parts.scheme]:
+        return parts.scheme, host
+    return parts.scheme, f"{host}:{port}"
+
+
+class RateLimit:
+    """At most so many tries in so many seconds from an address; the oldest addresses are
+    forgotten."""
+
+    def __init__(self, tries: int, seconds: float, clock: Callable[[], float]) -> None:
+        self._tries = tries
+        self._seconds = seconds
+        self._clock = clock
+        self._since: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def admit(self, address: str) -> float:
+        """Count a try. 0 where it is admitted, otherwise in how many seconds the next may be."""
+        now = self._clock()
+        network = _network_of(address)
+        began, made = self._since.get(network, (now, 0))
+        if now - began >= self._seconds:
+            began, made = now, 0
+        if made >= self._tries:
+            return began + self._seconds - now
+        self._since[network] = (began, made + 1)
+        self._since.move_to_end(network)
+        if len(self._since) > _ADDRESSES_MAX:
+            self._since.popitem(last=False)
+        return 0.0
+
+
+def _network_of(address: str) -> str:
+    """What counts as one address."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    return str(ipaddress.ip_network((parsed, _IPV6_PREFIX_BITS), strict=False))
