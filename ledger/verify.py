@@ -58,7 +58,7 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         "C2",
-        "no account is below its credit limit, unless a forced debit or a failover put it there",
+        "no account is below its limit, unless a refund, a dispute or a failover put it there",
         "accounts",
         "SELECT count(*) FROM ledger.pool WHERE kind = 1",
         """
@@ -67,7 +67,7 @@ CHECKS: Sequence[Check] = (
           FROM ledger.pool p
          WHERE p.kind = 1 AND p.available < -p.credit_limit - p.overgranted
            AND NOT EXISTS (SELECT FROM ledger.transfer t
-                            WHERE t.account_id = p.account_id AND t.code = 7)
+                            WHERE t.account_id = p.account_id AND t.code IN (3, 7))
         """,
     ),
     Check(
