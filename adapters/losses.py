@@ -23,6 +23,8 @@ def told(names: Iterable[str]) -> tuple[str, ...]:
     """Names as they can stand in a header: a client may call its fields anything, and have any
     number of them. What is left out is told as `more`."""
     given = list(names)
+    if not given:
+        return ()
     safe = [name for name in given if _NAME.fullmatch(name)][:_NAMES_MAX]
     return (*safe, _MORE) if len(safe) < len(given) else tuple(safe)
 

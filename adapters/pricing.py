@@ -16,12 +16,10 @@ import msgspec
 
 from adapters.canonical import Usage
 from adapters.catalogue import Kind, PriceSchedule, Rates
-from adapters.estimate import Bound
 
 INPUT_UNITS = ("input", "cached_input", "cache_write", "cache_write_1h", "audio_input")
 OUTPUT_UNITS = ("output", "reasoning", "audio_output")
 PIECE_UNITS = ("image", "request", "web_search", "second")
-_TOKEN_UNITS = (*INPUT_UNITS, *OUTPUT_UNITS)
 
 _NANO_PER_USD = 10**9
 _UNITS_PER_PRICE = 10**6
@@ -94,20 +92,30 @@ def quantities(usage: Usage) -> dict[str, int]:
         + usage.cache_write_1h_tokens
         + usage.audio_input_tokens
     )
-    counts = (
-        usage.input_tokens - details_in,
-        usage.cached_input_tokens,
-        usage.cache_write_tokens,
-        usage.cache_write_1h_tokens,
-        usage.audio_input_tokens,
-        usage.output_tokens - usage.reasoning_tokens - usage.audio_output_tokens,
-        usage.reasoning_tokens,
-        usage.audio_output_tokens,
-    )
-    parts = dict(zip(_TOKEN_UNITS, counts, strict=True))
-    parts["request"] = 1
+    details_out = usage.reasoning_tokens + usage.audio_output_tokens
+    found = {"request": 1}
+    if (rest := usage.input_tokens - details_in) > 0:
+        found["input"] = rest
+    if (rest := usage.output_tokens - details_out) > 0:
+        found["output"] = rest
+    if details_in or details_out:
+        found |= _details(usage)
     if usage.pieces:
-        parts |= {unit: count for unit, count in usage.pieces.items() if unit in PIECE_UNITS}
+        priced = {unit: count for unit, count in usage.pieces.items() if unit in PIECE_UNITS}
+        found |= {unit: count for unit, count in priced.items() if count > 0}
+    return found
+
+
+def _details(usage: Usage) -> dict[str, int]:
+    """The parts of the totals that are told."""
+    parts = {
+        "cached_input": usage.cached_input_tokens,
+        "cache_write": usage.cache_write_tokens,
+        "cache_write_1h": usage.cache_write_1h_tokens,
+        "audio_input": usage.audio_input_tokens,
+        "reasoning": usage.reasoning_tokens,
+        "audio_output": usage.audio_output_tokens,
+    }
     return {unit: count for unit, count in parts.items() if count > 0}
 
 
@@ -121,15 +129,6 @@ class Ceiling(msgspec.Struct, frozen=True, gc=False):
     above: int
     input_unit: str
     output_unit: str
-
-    def quantities(self, bound: Bound, output_tokens: int) -> dict[str, int]:
-        """What to hold for a request with so much output, beyond what is `predicted`."""
-        return {
-            self.input_unit: bound.input_tokens,
-            self.output_unit: output_tokens + bound.predicted_tokens,
-            "request": 1,
-            **bound.pieces,
-        }
 
 
 def ceilings(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import mul
 
 NanoUsd = int
 
@@ -50,20 +51,56 @@ def cost_and_charge(price: Price, quantities: Mapping[str, int]) -> tuple[NanoUs
     Raises UnpricedUnit for a unit without a component and ValueError for a negative quantity; a
     quantity of 0 needs no component.
     """
-    components = price.components
-    exact = 0
-    for unit, quantity in quantities.items():
-        if not quantity:
-            continue
-        if quantity < 0:
-            raise ValueError(f"the quantity of {unit} is negative: {quantity}")
-        try:
-            exact += quantity * components[unit]
-        except KeyError:
-            raise UnpricedUnit(unit, price.price_id) from None
+    exact = _exact(price, quantities)
     cost = (exact + _UNITS_PER_PRICE // 2) // _UNITS_PER_PRICE
     charge = -(-exact * (_BASIS_POINTS + price.margin_bps) // (_UNITS_PER_PRICE * _BASIS_POINTS))
     return cost, charge
+
+
+class ChargeFormula:
+    """The charge at one price as a function of two quantities: `cost_and_charge`, multiplied out.
+
+    For what is asked with every request. `once` are quantities that are always there.
+    """
+
+    __slots__ = ("_fixed", "_margin", "_per_first", "_per_second", "_price")
+
+    def __init__(self, price: Price, first: str, second: str, once: Mapping[str, int]) -> None:
+        self._price = price
+        self._margin = _BASIS_POINTS + price.margin_bps
+        self._per_first = _exact(price, {first: 1}) * self._margin
+        self._per_second = _exact(price, {second: 1}) * self._margin
+        self._fixed = _exact(price, once) * self._margin
+
+    def charge(self, first: int, second: int, more: Mapping[str, int]) -> NanoUsd:
+        """What the customer pays for so much of both, which is not negative, and for `more`.
+
+        Raises as `cost_and_charge` does, of `more`.
+        """
+        exact = self._per_first * first + self._per_second * second + self._fixed
+        if more:
+            exact += _exact(self._price, more) * self._margin
+        return -(-exact // (_UNITS_PER_PRICE * _BASIS_POINTS))
+
+
+def _exact(price: Price, quantities: Mapping[str, int]) -> int:
+    """What `quantities` cost before anything is rounded, in 10⁻¹⁵ USD."""
+    if min(quantities.values(), default=0) < 0:
+        unit = min(quantities, key=quantities.__getitem__)
+        raise ValueError(f"the quantity of {unit} is negative: {quantities[unit]}")
+    try:
+        return sum(map(mul, quantities.values(), map(price.components.__getitem__, quantities)))
+    except KeyError:
+        return _exact_of_some(price, quantities)
+
+
+def _exact_of_some(price: Price, quantities: Mapping[str, int]) -> int:
+    """The same where some have no price: an error, unless there is nothing of them."""
+    used = {unit: quantity for unit, quantity in quantities.items() if quantity}
+    for unit in used:
+        if unit not in price.components:
+            raise UnpricedUnit(unit, price.price_id)
+    return _exact(price, used)
 
 
 def parse_usd(text: str) -> NanoUsd:
@@ -87,5 +124,7 @@ def parse_usd(text: str) -> NanoUsd:
 
 def format_usd(amount: NanoUsd) -> str:
     """The exact decimal string of an amount: `0`, `12.5`, `-0.000000001`; never an exponent."""
-    digits = str(amount).zfill(10 if amount >= 0 else 11)  # a whole dollar, and the sign
-    return f"{digits[:-9]}.{digits[-9:]}".rstrip("0").rstrip(".")
+    if amount < 0:
+        return f"-{format_usd(-amount)}"
+    whole, fraction = divmod(amount, NANO_PER_USD)
+    return f"{whole}.{fraction:09}".rstrip("0").rstrip(".")

@@ -14,9 +14,8 @@ from typing import cast
 
 import msgspec
 
-from adapters import registry
 from adapters.canonical import Prompt, Thinking, ToolCall
-from adapters.codec import Call, CountCall, DownstreamCodec, Request, Target, UpstreamCodec
+from adapters.codec import Call, CountCall, DownstreamCodec, Request, Target
 from adapters.embedders import embedding_call
 from adapters.embedding import EmbeddingDownstream
 from adapters.envelope import MARKS, Envelopes
@@ -54,14 +53,30 @@ class Calls:
         Raises RequestNotExpressible where its provider's protocol has no place for something that
         was asked, and InvalidRequest where the body is malformed.
         """
+        request, speech = self.request, candidate.speech[self.request.protocol]
+        target = self._target(candidate, output_cap)
         try:
-            return self._at(candidate, output_cap)
+            if request.kind == "embedding":
+                return embedding_call(cast("EmbeddingDownstream", self.codec), request, target)
+            if speech.same and not request.foreign:
+                return speech.codec.passing(request, target, self._envelopes)
+            return Translation(
+                self.codec,
+                speech.codec,
+                request,
+                self.prompt(),
+                target,
+                self._envelopes,
+                self._created,
+            )
         except RecursionError:
             raise _too_deep() from None
 
     def is_long(self, candidate: Candidate) -> bool:
         """Whether the call of a candidate takes so long to make that others would notice."""
         size = self.request.body_bytes
+        if size <= _LONG_BYTES:
+            return False
         long = size > _LARGE_BYTES or size - self.request.scan.media_bytes > _LONG_BYTES
         return long and not self._passes(candidate)
 
@@ -70,7 +85,8 @@ class Calls:
 
         Raises as `at` does.
         """
-        upstream, target = self._upstream(candidate), self._target(candidate, None)
+        upstream = candidate.speech[self.request.protocol].codec
+        target = self._target(candidate, None)
         try:
             if self._passes(candidate):
                 return upstream.counting_passing(self.request, target)
@@ -109,23 +125,6 @@ class Calls:
             sorted(candidates, key=lambda each: each.upstream.provider.name not in signers)
         )
 
-    def _at(self, candidate: Candidate, output_cap: int | None) -> Call:
-        if self.request.kind == "embedding":
-            codec = cast("EmbeddingDownstream", self.codec)
-            return embedding_call(codec, self.request, self._target(candidate, None))
-        upstream, target = self._upstream(candidate), self._target(candidate, output_cap)
-        if self._passes(candidate):
-            return upstream.passing(self.request, target, self._envelopes)
-        return Translation(
-            self.codec,
-            upstream,
-            self.request,
-            self.prompt(),
-            target,
-            self._envelopes,
-            self._created,
-        )
-
     def _holds_envelopes(self) -> bool:
         if not self.request.scan.signed:
             return False
@@ -133,13 +132,7 @@ class Calls:
         return any(mark in value for value in values for mark in MARKS)
 
     def _passes(self, candidate: Candidate) -> bool:
-        request = self.request
-        provider = candidate.upstream.provider
-        return provider.protocol_for(request.protocol) == request.protocol and not request.foreign
-
-    def _upstream(self, candidate: Candidate) -> UpstreamCodec:
-        provider = candidate.upstream.provider
-        return registry.upstream_codec(provider.protocol_for(self.request.protocol))
+        return candidate.speech[self.request.protocol].same and not self.request.foreign
 
     def _target(self, candidate: Candidate, output_cap: int | None) -> Target:
         upstream = candidate.upstream

@@ -15,7 +15,6 @@ from adapters.catalogue import Protocol
 from adapters.codec import Expected, Request
 from adapters.estimate import Bound
 from adapters.expected import Input
-from ledger.money import cost_and_charge
 from proxy.route import Candidate, Route
 
 
@@ -66,7 +65,7 @@ class Need(msgspec.Struct, frozen=True, gc=False):
 
     def expected(self, candidate: Candidate) -> Expected:
         """The input that the request most probably has at one upstream."""
-        return partial(self.input.at, candidate.upstream.provider.protocol_for(self.protocol))
+        return partial(self.input.at, candidate.speech[self.protocol].protocol)
 
     def capped(self, output_cap: int) -> Need:
         """The same with a lower cap."""
@@ -83,7 +82,7 @@ class Need(msgspec.Struct, frozen=True, gc=False):
 
     def amount_of(self, output_tokens: int, route: Route) -> int:
         """The same for so much output."""
-        return max([self.amount_at(candidate, output_tokens) for candidate in route.candidates])
+        return route.ceilings.amount(self.bound, self.service_tier, output_tokens)
 
     def affordable_output_tokens(self, route: Route, available: int) -> int:
         """The largest output cap that `available` nano-dollars would cover."""
@@ -95,12 +94,4 @@ class Need(msgspec.Struct, frozen=True, gc=False):
 
     def amount_at(self, candidate: Candidate, output_tokens: int) -> int:
         """Nano-dollars for so much output at one upstream, with margin."""
-        bound = self.bound
-        ceilings = candidate.ceilings(self.service_tier, bound.audio, bound.long_cache)
-        return max(
-            [
-                cost_and_charge(price, ceiling.quantities(bound, output_tokens))[1]
-                for ceiling, price in ceilings
-                if not ceiling.above or ceiling.above < bound.input_tokens
-            ]
-        )
+        return candidate.ceilings.amount(self.bound, self.service_tier, output_tokens)

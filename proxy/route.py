@@ -10,31 +10,47 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from adapters import pricing
+from adapters import registry
 from adapters.catalogue import (
     PROTOCOLS,
     Catalogue,
     Model,
     PriceSchedule,
     Protocol,
+    Provider,
     Rates,
     Upstream,
 )
+from adapters.codec import UpstreamCodec
 from adapters.errors import InvalidRequest, ModelNotAvailable, PermissionDenied
-from adapters.pricing import Ceiling
 from adapters.registry import OUTPUT_CAP_MIN
 from ledger.money import Price
 from proxy.authenticate import Principal
+from proxy.ceilings import Ceilings, Tariff
 
-Ceilings = tuple[tuple[Ceiling, Price], ...]
 _VIRTUAL = ("auto", "balanced", "cost-saver")
+
+
+class Speech(NamedTuple):
+    """How a provider is spoken with, for clients of one protocol; `same`: in that protocol."""
+
+    protocol: Protocol
+    same: bool
+    codec: UpstreamCodec
+
+    @classmethod
+    def of(cls, provider: Provider, asked: Protocol) -> Speech:
+        """With `provider`, where the client speaks `asked`."""
+        protocol = provider.protocol_for(asked)
+        return cls(protocol, protocol == asked, registry.upstream_codec(protocol))
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An upstream that may serve a request, with its price rows as the books know them.
 
-    `base_price` is the row that applies without long context or a service tier.
+    `base_price` is the row that applies without long context or a service tier; `ceilings` are the
+    dearest that may. `speech` is by the client's protocol.
     """
 
     upstream: Upstream
@@ -42,29 +58,25 @@ class Candidate:
     provider_id: int
     prices: Mapping[Rates, Price]
     base_price: Price = field(init=False)
-    _ceilings: dict[tuple[str, bool, bool], Ceilings] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    ceilings: Ceilings = field(init=False, repr=False, compare=False)
+    speech: Mapping[Protocol, Speech] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        provider = self.upstream.provider
+        speech = {asked: Speech.of(provider, asked) for asked in PROTOCOLS}
         object.__setattr__(self, "base_price", self.prices[self.schedule.variants[0, ""]])
+        object.__setattr__(self, "ceilings", Ceilings([self.tariff]))
+        object.__setattr__(self, "speech", speech)
 
     @property
     def weight(self) -> int:
         """Its share of the requests, among the equals of its group."""
         return self.upstream.weight
 
-    def ceilings(self, service_tier: str, audio: bool, long_cache: bool) -> Ceilings:
-        """As of `pricing.ceilings`, with their prices: made once, and kept."""
-        known = self._ceilings.get((service_tier, audio, long_cache))
-        return known or self._new_ceilings(service_tier, audio, long_cache)
-
-    def _new_ceilings(self, service_tier: str, audio: bool, long_cache: bool) -> Ceilings:
-        tier = pricing.asked_tier(self.schedule, service_tier)  # not whatever a client may say
-        found = pricing.ceilings(self.schedule, tier, audio=audio, long_cache=long_cache)
-        made = tuple((each, self.prices[each.rates]) for each in found)
-        self._ceilings[tier, audio, long_cache] = made
-        return made
+    @property
+    def tariff(self) -> Tariff:
+        """What it takes."""
+        return Tariff(self.schedule, self.prices)
 
 
 class Spoken(NamedTuple):
@@ -80,7 +92,7 @@ class Spoken(NamedTuple):
     @classmethod
     def by(cls, candidates: Iterable[Candidate], asked: Protocol) -> Spoken:
         """By these, where the client speaks `asked`."""
-        protocols = {each.upstream.provider.protocol_for(asked) for each in candidates}
+        protocols = {each.speech[asked].protocol for each in candidates}
         return cls(asked in protocols, max(OUTPUT_CAP_MIN.get(each, 0) for each in protocols))
 
 
@@ -91,7 +103,8 @@ class Route:
     `candidates` are all of them, in the order in which they are configured. `has_equals`: some
     group has more than one. `has_choice`: there are equals, or a provider with several API keys, so
     that it matters which request goes where. `is_timed`: how soon its upstreams answer decides
-    something. `spoken` is by the client's protocol. `reason` says why these, for virtual models.
+    something. `ceilings` are the dearest that may apply, `spoken` is by the client's protocol.
+    `reason` says why these, for virtual models.
     """
 
     model: Model
@@ -102,6 +115,7 @@ class Route:
     has_equals: bool = field(init=False)
     has_choice: bool = field(init=False)
     is_timed: bool = field(init=False)
+    ceilings: Ceilings = field(init=False, repr=False, compare=False)
     spoken: Mapping[Protocol, Spoken] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +127,7 @@ class Route:
         object.__setattr__(self, "has_choice", has_equals or several_keys)
         is_timed = has_equals or self.model.hedge_after_percentile > 0
         object.__setattr__(self, "is_timed", is_timed)
+        object.__setattr__(self, "ceilings", Ceilings(each.tariff for each in candidates))
         spoken = {asked: Spoken.by(candidates, asked) for asked in PROTOCOLS}
         object.__setattr__(self, "spoken", spoken)
 

@@ -9,6 +9,7 @@ What an attempt without an answer has cost is not charged to anybody. It is book
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from adapters import pricing
@@ -117,9 +118,10 @@ def cost_of(candidate: Candidate, usage: Usage) -> int:
 
 def _price(candidate: Candidate, usage: Usage) -> Price:
     """The row that applies to so long an input, at the tier that served it."""
-    return candidate.prices[
-        pricing.variant(candidate.schedule, usage.input_tokens, usage.service_tier)
-    ]
+    schedule, tier = candidate.schedule, usage.service_tier
+    if not (tier or schedule.thresholds):
+        return candidate.base_price
+    return candidate.prices[pricing.variant(schedule, usage.input_tokens, tier)]
 
 
 def _status(*, cut: bool, estimated: bool) -> EventStatus:
@@ -142,5 +144,10 @@ def _tokens(usage: Usage) -> TokenCounts:
         cached_input=usage.cached_input_tokens,
         output=usage.output_tokens,
         reasoning=usage.reasoning_tokens,
-        units={name: count for name, count in others.items() if count},
+        units=_some(others) if any(others.values()) else {},
     )
+
+
+def _some(counts: Mapping[str, int]) -> dict[str, int]:
+    """Those of which there are any."""
+    return {name: count for name, count in counts.items() if count}

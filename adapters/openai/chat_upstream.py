@@ -8,7 +8,7 @@ that are allowed) and the wish for usage, without which a stream cannot be bille
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -26,6 +26,7 @@ from adapters.pieces import encoded as body_of
 _MARK = MARKS[0]
 
 _CAPS = ("max_completion_tokens", "max_tokens")
+_OTHER_CAP = {_CAPS[0]: _CAPS[1], _CAPS[1]: _CAPS[0]}
 _NULL = b"null"
 _TRUE = msgspec.Raw(b"true")
 _decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
@@ -55,8 +56,7 @@ class ChatUpstream:
         return read_failure(status, headers, body)
 
 
-@dataclass(frozen=True, slots=True)
-class ChatCall:
+class ChatCall(msgspec.Struct, frozen=True):
     """A request as it came, at a provider of its own protocol. Implements `codec.Call`."""
 
     body: Body
@@ -82,7 +82,7 @@ class ChatCall:
 
 def _passed(request: Request, target: Target) -> Body:
     fields = dict(request.fields)
-    fields["model"] = msgspec.Raw(_encode(target.model))
+    fields["model"] = _written(target.model)
     if target.output_cap is not None:
         _write_cap(fields, cap_field(target), target.output_cap)
     if request.stream:
@@ -100,14 +100,24 @@ def _write_cap(fields: Fields, known: str, cap: int) -> None:
     The client's name stays, save where the provider knows only `max_tokens`: it would ignore the
     newer one and go on without a limit. A null would overrule the other name.
     """
+    written = msgspec.Raw(b"%d" % cap)
+    if _OTHER_CAP[known] not in fields:  # as nearly always
+        fields[known] = written
+        return
     names = [name for name in _CAPS if bytes(fields.get(name, _NULL)) != _NULL]
     if not names or (known == "max_tokens" and known not in names):
         names = [known]
     for name in _CAPS:
         if name in names:
-            fields[name] = msgspec.Raw(b"%d" % cap)
+            fields[name] = written
         else:
             fields.pop(name, None)
+
+
+@lru_cache(maxsize=1024)
+def _written(model: str) -> msgspec.Raw:
+    """The name of a provider's model: there are as many as are configured."""
+    return msgspec.Raw(_encode(model))
 
 
 def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:

@@ -15,6 +15,7 @@ from adapters.pricing import (
     INPUT_UNITS,
     OUTPUT_UNITS,
     PIECE_UNITS,
+    Ceiling,
     asked_tier,
     build_schedule,
     ceilings,
@@ -207,13 +208,23 @@ def test_details_that_exceed_their_total_leave_nothing_below_zero() -> None:
 # -- the bound ------------------------------------------------------------------------------------
 
 
+def most(row: Ceiling, bound: Bound, output_tokens: int) -> dict[str, int]:
+    """What of each unit is held by one row."""
+    return {
+        row.input_unit: bound.input_tokens,
+        row.output_unit: output_tokens + bound.predicted_tokens,
+        "request": 1,
+        **bound.pieces,
+    }
+
+
 def dearest(
     schedule: PriceSchedule, bound: Bound, output_tokens: int, tier: str
 ) -> list[tuple[Rates, dict[str, int]]]:
     """What may be billed at most, by each row that may apply."""
     rows = ceilings(schedule, tier, audio=bound.audio, long_cache=bound.long_cache)
     return [
-        (row.rates, row.quantities(bound, output_tokens))
+        (row.rates, most(row, bound, output_tokens))
         for row in rows
         if not row.above or row.above < bound.input_tokens
     ]

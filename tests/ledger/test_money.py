@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from ledger.money import (
     AMOUNT_MAX,
+    ChargeFormula,
     Price,
     UnpricedUnit,
     cost_and_charge,
@@ -50,6 +52,39 @@ def test_more_of_anything_never_costs_less(
     cost_more, charge_more = cost_and_charge(price, {**used, unit: used.get(unit, 0) + more})
     assert cost_more >= cost
     assert charge_more >= charge
+
+
+@given(
+    prices,
+    st.sampled_from(UNITS),
+    st.sampled_from(UNITS),
+    st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)),
+    quantities,
+    quantities,
+)
+def test_a_formula_charges_the_same_to_the_nano_dollar(
+    price: Price,
+    first: str,
+    second: str,
+    used: tuple[int, int],
+    once: dict[str, int],
+    more: dict[str, int],
+) -> None:
+    together = (
+        Counter(once) + Counter(more) + Counter({first: used[0]}) + Counter({second: used[1]})
+    )
+    formula = ChargeFormula(price, first, second, once)
+    assert formula.charge(*used, more) == cost_and_charge(price, together)[1]
+
+
+@pytest.mark.parametrize("unit", ["", "first", "second"])
+def test_a_formula_knows_no_unit_without_a_price(unit: str) -> None:
+    price = Price(9, {"input": 1}, 0)
+    units = {"first": "input", "second": "input", unit: "image"}
+    with pytest.raises(UnpricedUnit, match="price 9 has no component for 'image'"):
+        ChargeFormula(price, units["first"], units["second"], {} if unit else {"image": 1})
+    with pytest.raises(UnpricedUnit, match="price 9 has no component for 'image'"):
+        ChargeFormula(price, "input", "input", {}).charge(1, 1, {"image": 1})
 
 
 @pytest.mark.parametrize(

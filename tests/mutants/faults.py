@@ -1065,6 +1065,14 @@ MONEY = (
         "tiny requests would be free",
         _MONEY,
     ),
+    Mutant(
+        "formula-rounded-down",
+        "ledger/money.py",
+        "return -(-exact // (_UNITS_PER_PRICE * _BASIS_POINTS))",
+        "return exact // (_UNITS_PER_PRICE * _BASIS_POINTS)",
+        "less would be held than is charged",
+        _MONEY,
+    ),
 )
 
 SCHEMA = (
