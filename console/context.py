@@ -17,6 +17,7 @@ from fastapi import Depends, Request
 from adapters.catalogue import Catalogue
 from console.errors import DatabaseUnavailable
 from console.security import RateLimit
+from console.sessions import Verifier
 from console.settings import ConsoleSettings, StripeSettings
 from ledger.connection import Connections, Work, is_away
 from ledger.directory import Directory, DirectoryUnavailable
@@ -107,6 +108,7 @@ class Console:
         self.server = server
         self.secret = secret
         self.wall = wall
+        self.verifier = Verifier(settings, wall)
         self.database = Database(conninfo)
         self.directory = Directory(conninfo, secret=secret, brand=server.brand)
         self.sign_ins = RateLimit(_SIGN_INS_A_MINUTE, 60.0, trio.current_time)

@@ -59,7 +59,10 @@ ONLY_IN = {
         "proxy/receipts.py",
     ),
     "glide": ("ledger/valkey.py",),
-    "cryptography": ("proxy/sealing.py",),
+    "cryptography": (
+        "proxy/sealing.py",
+        "console/sessions.py",  # which kind of key was published
+    ),
     "hypercorn": ("console/serve.py", "farebox/admin.py"),
     "jwt": ("console/sessions.py",),
     "fastapi": ("console/",),
