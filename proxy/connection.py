@@ -350,6 +350,11 @@ class Connection:
         self.response_started = True
         await self.send(head if self._head_only else head + body)
 
+    async def respond_head(self, status: int, headers: Headers) -> None:
+        """Send a response that has no body, as to HEAD; a length it tells is another's."""
+        self.response_started = True
+        await self.send(self._head(status, headers, ""))
+
     async def start_stream(self, status: int, headers: Headers, first: bytes) -> None:
         """Send the head of a response of unknown length together with its first bytes."""
         begin = self._stream_head(status, headers) + self._frame(first)

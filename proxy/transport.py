@@ -91,6 +91,10 @@ class Transport(Protocol):
         """The file descriptor to watch for the peer leaving, or -1 where there is none."""
         ...
 
+    def address(self) -> str:
+        """The IP address of the peer; "" where it has none, or has gone."""
+        ...
+
 
 class SocketTransport:
     """A plain TCP (or Unix) connection."""
@@ -174,6 +178,15 @@ class SocketTransport:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def address(self) -> str:
+        if self._socket.family == socket.AF_UNIX:
+            return ""
+        try:
+            host: str = self._socket.getpeername()[0]
+        except OSError:
+            return ""
+        return host.removeprefix("::ffff:").partition("%")[0]
 
 
 def _closed() -> OSError:
@@ -285,6 +298,9 @@ class TLSTransport:
 
     def fileno(self) -> int:
         return self._plain.fileno()
+
+    def address(self) -> str:
+        return self._plain.address()
 
 
 class Sessions:

@@ -53,6 +53,13 @@ class ResponseHead(msgspec.Struct, frozen=True, gc=False):
         """All headers by their names in lower case; of one that is repeated the last."""
         return {name.lower(): value.strip() for name, value in _FIELD.findall(self.fields)}
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """All headers in their order, with names in lower case; one may be there several times."""
+        return [
+            (name.decode("latin-1").lower(), value.strip().decode("latin-1"))
+            for name, value in _FIELD.findall(self.fields)
+        ]
+
 
 def ordinary_head(data: bytes) -> ResponseHead | None:
     """The head that `data` begins with; None where it is not all there, or is no ordinary one."""

@@ -21,6 +21,9 @@ import trio
 
 from proxy.transport import RECEIVE_BYTES, Transport
 
+ADDRESS = "192.0.2.7"
+"""Where everybody is."""
+
 BUFFER_BYTES = 256 * 1024
 NEVER = math.inf
 """So long takes what does not happen."""
@@ -148,6 +151,9 @@ class MemoryTransport:
 
     def fileno(self) -> int:
         return -1
+
+    def address(self) -> str:
+        return ADDRESS
 
     def _check(self) -> None:
         if self.closed:
