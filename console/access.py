@@ -134,13 +134,15 @@ CallerOf = Annotated[Caller, Depends(caller_of)]
 
 async def member_of(account: str, caller: CallerOf, console: ConsoleOf) -> Member:
     """The caller in the account that the path names. Refuses with 404 who does not belong to it."""
-    found = await console.database.run(
-        lambda connection: people.find_membership(
-            connection, account, caller.user_id, is_operator=caller.is_operator
+    found = None
+    if account.isprintable():  # what Postgres cannot store it need not be asked for
+        found = await console.database.run(
+            lambda connection: people.find_membership(
+                connection, account, caller.user_id, is_operator=caller.is_operator
+            )
         )
-    )
     if found is None:
-        raise Refused(404, "not_found", f"You belong to no account {account!r}.")
+        raise no_such_account(account)
     return Member(caller, found.account_id, found.account, found.role)
 
 
@@ -148,16 +150,21 @@ def allowed(action: Action) -> Callable[..., Awaitable[Member]]:  # type: ignore
     """The dependency of a route with `{account}` in its path: a member who may do `action`."""
 
     async def check(member: Annotated[Member, Depends(member_of)]) -> Member:
-        require(member, action)
+        require_role(member.role, action, is_operator=member.caller.is_operator)
         return member
 
     return check
 
 
-def require(member: Member, action: Action) -> None:
+def require_role(role: Role, action: Action, *, is_operator: bool = False) -> None:
     """Refuse with 403 what a role does not allow."""
-    if not member.may(action):
-        raise Refused(403, "permission_denied", _denial(member.role, action))
+    if not may(role, action, is_operator=is_operator):
+        raise Refused(403, "permission_denied", _denial(role, action))
+
+
+def no_such_account(account: str) -> Refused:
+    """What is said of accounts that are not there and of those one does not belong to."""
+    return Refused(404, "not_found", f"You belong to no account {account!r}.")
 
 
 def _denial(role: Role, action: Action) -> str:
@@ -168,6 +175,36 @@ def _denial(role: Role, action: Action) -> str:
 
 def _with_article(role: Role) -> str:
     return f"an {role}" if role[0] in "ao" else f"a {role}"
+
+
+def check_role_change(
+    acting: Role, roles: Mapping[int, Role], user_id: int, wanted: Role | None
+) -> None:
+    """Refuse what must not become of a member: `wanted` is their new role, None for no longer any.
+
+    `acting` is the role of whoever asks; `roles` has that of each member.
+    """
+    current = roles.get(user_id)
+    if current is None:
+        raise Refused(404, "not_found", f"The account has no member {user_id}.")
+    for role in (current, wanted):
+        if role is not None:
+            check_rank(acting, role)
+    owners = sum(role == "owner" for role in roles.values())
+    if current == "owner" and wanted != "owner" and owners == 1:
+        raise Refused(
+            409, "last_owner", "This is the account's last owner: make somebody else one first."
+        )
+
+
+def check_rank(acting: Role, role: Role) -> None:
+    """Refuse who would make or unmake somebody that may do more than they may."""
+    if not reaches(acting, role):
+        raise Refused(
+            403,
+            "permission_denied",
+            f"You are {_with_article(acting)}: you cannot make or unmake {_with_article(role)}.",
+        )
 
 
 # -- who asks -------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
+from console import people
 from console.context import Console
 from console.errors import DatabaseUnavailable, ErrorBody, Refused, body_of
 from console.security import Guard
@@ -36,7 +37,7 @@ from ledger.directory import DirectoryRefused, DirectoryUnavailable
 Service = Callable[[Console], Awaitable[None]]
 
 API_PREFIX = "/console/api"
-ROUTERS: Sequence[APIRouter] = ()
+ROUTERS: Sequence[APIRouter] = (people.router,)
 SERVICES: Sequence[Service] = ()
 
 _CODES = {

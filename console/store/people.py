@@ -58,7 +58,7 @@ SELECT u.user_id, u.email, u.name, m.role, m.created_at AS since
 """
 _INVITATION = """
 SELECT i.invitation_id, i.account_id, a.name AS account, i.email, i.role,
-       coalesce(nullif(u.email, ''), u.name) AS invited_by,
+       coalesce(nullif(u.email, ''), nullif(u.name, ''), 'user ' || u.user_id) AS invited_by,
        i.created_at, i.expires_at, i.accepted_at, i.revoked_at
   FROM console.invitation i
   JOIN directory.account a USING (account_id)
@@ -127,6 +127,16 @@ def operator(connection: Connection, now: datetime) -> User:
         saved = cursor.execute(_SAVE_USER, {**facts, "is_operator": True}).fetchone()
         assert saved is not None, "an upsert returns its row"
         return saved
+
+
+def user_name(connection: Connection, user_id: int) -> str:
+    """What a user is called: their e-mail address, or else their name or number."""
+    row = connection.execute(
+        "SELECT coalesce(nullif(email, ''), nullif(name, ''), 'user ' || user_id)"
+        " FROM console.user WHERE user_id = %s",
+        [user_id],
+    ).fetchone()
+    return row[0] if row else f"user {user_id}"
 
 
 def open_session(
@@ -248,6 +258,20 @@ def members(connection: Connection, account_id: int) -> Sequence[MemberRow]:
         return cursor.execute(_MEMBERS, [account_id]).fetchall()
 
 
+def open_account(connection: Connection, name: str) -> int | None:
+    """The id of a new account without credit; None where there is one of that name.
+
+    The directory makes accounts in a transaction of its own; this one's first member has to come
+    with it.
+    """
+    row = connection.execute(
+        "INSERT INTO directory.account (name) VALUES (%s)"
+        " ON CONFLICT (name) DO NOTHING RETURNING account_id",
+        [name],
+    ).fetchone()
+    return None if row is None else row[0]
+
+
 def lock_user(connection: Connection, user_id: int) -> None:
     """Let nobody else in who does the same for this user, until the transaction ends."""
     connection.execute("SELECT FROM console.user WHERE user_id = %s FOR UPDATE", [user_id])
@@ -366,11 +390,22 @@ def find_invitation(connection: Connection, token_hash: bytes) -> Invitation | N
         ).fetchone()
 
 
-def close_invitation(connection: Connection, invitation_id: int, now: datetime) -> None:
-    """It was accepted."""
+def accept_invitation(connection: Connection, invitation_id: int, now: datetime) -> None:
+    """Close an invitation: whom it was for is in."""
     connection.execute(
         "UPDATE console.invitation SET accepted_at = %s WHERE invitation_id = %s",
         [now, invitation_id],
+    )
+
+
+def revoke_invitations_of(
+    connection: Connection, account_id: int, user_id: int, now: datetime
+) -> None:
+    """Take back what a member has offered others."""
+    connection.execute(
+        "UPDATE console.invitation SET revoked_at = %s WHERE account_id = %s AND invited_by = %s"
+        " AND accepted_at IS NULL AND revoked_at IS NULL",
+        [now, account_id, user_id],
     )
 
 
