@@ -24,7 +24,7 @@ from console import audit, tokens
 from console.access import Caller, address_of, caller, find_session, identify, moment, save_user
 from console.context import Console
 from console.errors import Refused
-from console.links import is_loopback
+from console.links import is_local
 from console.security import SESSION_COOKIE
 from console.store import Connection, people
 from console.store.people import User
@@ -65,7 +65,8 @@ async def with_link(console: Console, request: Request, token: str) -> Opened:
     """Sign in the operator, by a link's token. Refuses with 401, 403, or 429."""
     _admit(console, request)
     address = address_of(request)
-    if not is_loopback(address) or any(name in request.headers for name in _PASSED_ON):
+    passed_on = any(name in request.headers for name in _PASSED_ON)
+    if passed_on or not is_local(address, console.server.gateway_url):
         raise Refused(
             403,
             "sign_in_link_local_only",

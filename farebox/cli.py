@@ -13,6 +13,7 @@ import click
 
 from farebox.commands.accounts import account, credit
 from farebox.commands.books import ledger, usage
+from farebox.commands.console import console
 from farebox.commands.gateway import check, serve
 from farebox.commands.keys import key, project
 
@@ -23,7 +24,7 @@ def cli() -> None:
     """A prepaid gateway for language models: authenticate, reserve, relay, settle."""
 
 
-for command in (serve, check, account, credit, project, key, ledger, usage):
+for command in (serve, check, account, credit, project, key, ledger, usage, console):
     cli.add_command(command)
 
 

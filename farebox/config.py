@@ -26,6 +26,7 @@ from adapters.settings import (
     UpstreamRef,
     parse_upstream,
 )
+from console.links import is_loopback
 from console.settings import ConsoleSettings, StripeSettings
 from evals.settings import RoutingSettings
 from farebox.decode import Problems, map_strings, nearest, table
@@ -314,6 +315,19 @@ def _check_console(console: ConsoleSettings, problems: Problems) -> None:
         )
     if console.jwks_url:
         _check_url("console.jwks_url", console.jwks_url, problems)
+        parts = urlsplit(console.jwks_url)
+        host = parts.hostname or ""
+        if parts.scheme == "http" and host != "localhost" and not is_loopback(host):
+            problems.add(
+                "console.jwks_url",
+                "whoever is on the way could put keys of their own there; "
+                'write a URL that starts with "https://"',
+            )
+    if console.jwt_secret or console.jwks_url:
+        if not console.issuer:
+            problems.add("console.issuer", "missing; write what tokens have as iss")
+        if not console.audience:
+            problems.add("console.audience", "is empty; write what tokens have as aud")
 
 
 def _check_url(path: str, url: str, problems: Problems) -> None:

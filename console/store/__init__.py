@@ -8,3 +8,4 @@ from __future__ import annotations
 import psycopg
 
 Connection = psycopg.Connection
+DatabaseError = psycopg.Error

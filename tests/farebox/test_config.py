@@ -127,7 +127,7 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
         '[server]\nsecret = "s3cret"\n'
         '[database]\nurl = "postgresql://u:s3cret@h/d"\n'
         '[limits]\nvalkey_url = "redis://:s3cret@h"\n'
-        '[console]\njwt_secret = "s3cret-s3cret-s3cret-s3cret-s3cret"\n'
+        '[console]\njwt_secret = "s3cret-s3cret-s3cret-s3cret-s3cret"\nissuer = "i"\n'
         '[stripe]\napi_key = "s3cret"\nwebhook_secret = "s3cret"\n'
         '[[providers]]\npreset = "openai"\napi_key = "s3cret"\nshadow_api_key = "s3cret"\n'
         'headers = { "X" = "s3cret" }\nquery = { "key" = "s3cret" }\n',
@@ -261,8 +261,21 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             "stripe.api_key: cannot read the file nowhere: No such file or directory",
         ),
         (
-            '[console]\njwt_secret = "short"',
+            '[console]\njwt_secret = "short"\nissuer = "i"',
             "console.jwt_secret: is too short for HS256: at least 32 bytes",
+        ),
+        (
+            '[console]\njwks_url = "http://keys.test/jwks.json"\nissuer = "i"',
+            "console.jwks_url: whoever is on the way could put keys of their own there; "
+            'write a URL that starts with "https://"',
+        ),
+        (
+            '[console]\njwks_url = "https://keys.test/jwks.json"',
+            "console.issuer: missing; write what tokens have as iss",
+        ),
+        (
+            '[console]\njwks_url = "https://keys.test/jwks.json"\nissuer = "i"\naudience = ""',
+            "console.audience: is empty; write what tokens have as aud",
         ),
         (
             '[[providers]]\npreset = "opanai"',
