@@ -80,6 +80,7 @@ UPDATE directory.api_key k
                                               directory.first_period(k.budget_period))
   FROM directory.project p WHERE p.project_id = k.project_id AND k.key_id = %s
 """
+_SET_BUDGET = "SELECT directory.set_budget(%s, %s, %s, %s)"
 _KEYS = """
 SELECT k.key_id, a.name, p.name, k.name, k.budget, k.budget_period, k.models, k.created_at,
        k.expires_at, coalesce(k.revoked_at, p.deleted_at)
@@ -176,6 +177,16 @@ class Directory:
         self._brand = brand
         self._lock = threading.Lock()
         self._connection: psycopg.Connection | None = None
+
+    @classmethod
+    def within(
+        cls, connection: psycopg.Connection, *, secret: bytes = b"", brand: str = "farebox"
+    ) -> Self:
+        """The directory over a caller's connection, and inside of its transaction: what is changed
+        and what the caller writes beside it stand and fall together. Not to be closed."""
+        directory = cls("", secret=secret, brand=brand)
+        directory._connection = connection
+        return directory
 
     def __enter__(self) -> Self:
         return self
@@ -311,6 +322,13 @@ class Directory:
                 for project_id, owner, name, amount, period, created_at in rows
             ]
 
+    def set_project_budget(self, account: str, project: str, budget: Budget | None) -> None:
+        """Give a project another budget, or none; what was spent in its period stays spent."""
+        _check_budget(budget)
+        with self._transaction() as tx:
+            project_id = _find_project(tx, account, project)
+            tx.execute(_SET_BUDGET, [project_id, None, *_budget_columns(budget)])
+
     def delete_project(self, account: str, project: str) -> None:
         """Delete a project: none of its keys is served any more. Its name is free again."""
         with self._transaction() as tx:
@@ -368,6 +386,38 @@ class Directory:
                 {"account": account, "project": project},
             )
             return [_key(row) for row in rows]
+
+    def find_key(self, account: str, key_id: int) -> Key:
+        """A key of an account, revoked or not."""
+        with self._transaction() as tx:
+            key = _find_key(tx, key_id)
+            if key.account != account:
+                raise _no_such_key(key_id)
+            return key
+
+    def update_key(
+        self,
+        key_id: int,
+        *,
+        name: str,
+        budget: Budget | None,
+        expires_at: datetime | None,
+        models: Sequence[str],
+    ) -> Key:
+        """Change what a key may do; workers follow within a second. What was spent of a budget in
+        its period stays spent."""
+        _check_key_name(name)
+        _check_budget(budget)
+        with self._transaction() as tx:
+            before = _find_key(tx, key_id)
+            tx.execute(
+                "UPDATE directory.api_key SET name = %s, expires_at = %s, models = %s"
+                " WHERE key_id = %s",
+                [name, expires_at, sorted(set(models)), key_id],
+            )
+            if budget != before.budget:
+                tx.execute(_SET_BUDGET, [None, key_id, *_budget_columns(budget)])
+            return _find_key(tx, key_id)
 
     def revoke_key(self, key_id: int) -> Key:
         """End a key for good; workers follow within a second. Revoking twice is no error."""
@@ -517,8 +567,12 @@ def _find_project(tx: psycopg.Connection, account: str, project: str) -> int:
 def _find_key(tx: psycopg.Connection, key_id: int) -> Key:
     row = tx.execute(_KEYS + " WHERE k.key_id = %s", [key_id]).fetchone()
     if row is None:
-        raise DirectoryRefused(f"There is no key with the id {key_id}; 'key list' shows them.")
+        raise _no_such_key(key_id)
     return _key(row)
+
+
+def _no_such_key(key_id: int) -> DirectoryRefused:
+    return DirectoryRefused(f"There is no key with the id {key_id}; 'key list' shows them.")
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

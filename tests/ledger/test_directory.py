@@ -244,6 +244,75 @@ def test_budgets_are_pools_behind_the_account(database: str, acme: Directory) ->
     assert clean(database)
 
 
+def spend(database: str, pool: int, amount: int, leased: int = 0) -> None:
+    execute(
+        database,
+        f"UPDATE ledger.pool SET available = available - {amount + leased},"
+        f" spent = spent + {amount}, leased = leased + {leased} WHERE pool_id = {pool}",
+    )
+
+
+def test_a_budget_that_is_changed_keeps_what_was_spent(database: str, acme: Directory) -> None:
+    key, _ = acme.create_key("acme", "web", budget=Budget(20))
+    facts = {"name": key.name, "expires_at": None, "models": ()}
+    _, credential = only(acme, 0)
+    pool = credential.pools[-1]
+    spend(database, pool, 15)
+
+    assert acme.update_key(key.key_id, budget=Budget(50), **facts).budget == Budget(50)
+    assert pools_of(database)[pool] == (35, None)
+    acme.update_key(key.key_id, budget=Budget(10), **facts)
+    assert pools_of(database)[pool] == (-5, None)
+
+    acme.update_key(key.key_id, budget=None, **facts)
+    assert only(acme, 0)[1].pools == (credential.account_id,)
+    acme.update_key(key.key_id, budget=Budget(30), **facts)
+    assert only(acme, 0)[1].pools == credential.pools
+    assert pools_of(database)[pool] == (15, None)
+
+    acme.update_key(key.key_id, budget=Budget(30, "month"), **facts)
+    monthly = only(acme, 0)[1].pools[-1]
+    assert monthly != pool
+    assert pools_of(database)[monthly][0] == 30
+
+
+def test_a_project_gets_another_budget(database: str, acme: Directory) -> None:
+    acme.create_key("acme", "web")
+    acme.set_project_budget("acme", "web", Budget(70, "month"))
+    _, credential = only(acme, 0)
+    assert pools_of(database)[credential.pools[-1]][0] == 70
+    acme.set_project_budget("acme", "web", None)
+    assert only(acme, 0)[1].pools == (credential.account_id,)
+    with pytest.raises(DirectoryRefused, match="above 0"):
+        acme.set_project_budget("acme", "web", Budget(0))
+    with pytest.raises(DirectoryRefused, match="no project"):
+        acme.set_project_budget("acme", "none", None)
+
+
+def test_a_key_that_is_changed_stays_the_same_key(acme: Directory) -> None:
+    key, _ = acme.create_key("acme", "web", "old", budget=Budget(20), models=["a"])
+    expiry = datetime(2031, 1, 1, tzinfo=UTC)
+    changed = acme.update_key(
+        key.key_id, name="new", budget=Budget(20), expires_at=expiry, models=["c", "b", "c"]
+    )
+    assert changed == replace(key, name="new", expires_at=expiry, models=("b", "c"))
+    assert only(acme, 0)[1].models == {"b", "c"}
+    assert acme.find_key("acme", key.key_id) == changed
+    acme.create_account("other")
+    with pytest.raises(DirectoryRefused, match="no key"):
+        acme.find_key("other", key.key_id)
+
+
+def test_a_directory_within_a_transaction_stands_and_falls_with_it(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        with connection.transaction(force_rollback=True):
+            Directory.within(connection).create_account("lost")
+        with connection.transaction():
+            Directory.within(connection).create_account("kept")
+    with Directory(database) as directory:
+        assert [each.account.name for each in directory.list_accounts()] == ["kept"]
+
+
 def test_a_monthly_budget_gets_a_new_pool_each_month(database: str, acme: Directory) -> None:
     acme.create_project("acme", "tight", Budget(50, "month"))
     acme.create_key("acme", "tight", budget=Budget(20, "month"))

@@ -1,0 +1,182 @@
+"""What was used, in sums: by hour and day, key and model. `console.rollup` keeps them.
+
+Amounts are nano-dollars, moments aware datetimes in UTC. A page asks for the coarsest span that it
+can show, so that it reads some hundred rows however many requests there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+from psycopg.rows import class_row
+
+from console.store import Connection
+
+_SUM_UP = "SELECT console.sum_up_usage(%s)"
+_SLICES = """
+SELECT s.starts_at, coalesce(m.name, '') AS model, sum(s.requests)::bigint AS requests,
+       sum(s.failed)::bigint AS failed,
+       sum(s.charge)::bigint AS charge, sum(s.cost)::bigint AS cost,
+       sum(s.tok_in)::bigint AS input_tokens, sum(s.tok_cached)::bigint AS cached_input_tokens,
+       sum(s.tok_out)::bigint AS output_tokens, sum(s.tok_reason)::bigint AS reasoning_tokens
+  FROM console.usage_slice s LEFT JOIN directory.model m USING (model_id)
+ WHERE s.account_id = %(account_id)s AND s.span = %(span)s
+   AND s.starts_at >= %(since)s AND s.starts_at < %(until)s
+   AND (%(key_ids)s::bigint[] IS NULL OR s.key_id = ANY (%(key_ids)s))
+ GROUP BY 1, 2 ORDER BY 1, 2
+"""
+_LATENCIES = """
+SELECT l.starts_at, coalesce(m.name, '') AS model, l.bucket, sum(l.requests)::bigint AS requests
+  FROM console.usage_latency l LEFT JOIN directory.model m USING (model_id)
+ WHERE l.account_id = %(account_id)s AND l.span = %(span)s
+   AND l.starts_at >= %(since)s AND l.starts_at < %(until)s
+ GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+"""
+_OF_KEYS = """
+SELECT k.key_id, coalesce(u.charge, 0)::bigint AS charge,
+       coalesce(u.requests, 0)::bigint AS requests,
+       u.last_used_at, coalesce(b.spent, 0)::bigint AS budget_spent
+  FROM directory.api_key k
+  JOIN directory.project p USING (project_id)
+  LEFT JOIN ledger.pool b ON b.pool_id = k.budget_pool_id
+  LEFT JOIN (SELECT s.key_id, sum(s.charge) FILTER (WHERE s.starts_at >= %(since)s) AS charge,
+                    sum(s.requests) FILTER (WHERE s.starts_at >= %(since)s) AS requests,
+                    max(s.starts_at) AS last_used_at
+               FROM console.usage_slice s
+              WHERE s.account_id = %(account_id)s AND s.span = 2 GROUP BY 1) u USING (key_id)
+ WHERE p.account_id = %(account_id)s
+"""
+_OF_PROJECTS = """
+SELECT p.project_id, p.name AS project, coalesce(b.spent, 0)::bigint AS budget_spent,
+       (SELECT count(*) FROM directory.api_key k
+         WHERE k.project_id = p.project_id AND k.revoked_at IS NULL
+           AND (k.expires_at IS NULL OR k.expires_at > now()))::bigint AS live_keys
+  FROM directory.project p LEFT JOIN ledger.pool b ON b.pool_id = p.budget_pool_id
+ WHERE p.account_id = %s AND p.deleted_at IS NULL
+"""
+_LAST_MINUTE = """
+SELECT count(*)::bigint AS requests, coalesce(sum(tok_in + tok_out), 0)::bigint AS tokens
+  FROM ledger.usage_event
+ WHERE account_id = %s AND recorded_at >= now() - interval '1 minute'
+   AND (reserved > 0 OR charge > 0 OR status IN (1, 2, 8, 10))
+"""
+
+
+class Span(IntEnum):
+    """How long a slice is."""
+
+    HOUR = 1
+    DAY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What came together of one model between two moments."""
+
+    starts_at: datetime
+    model: str
+    requests: int
+    failed: int
+    charge: int
+    cost: int
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How many answers of a model began so soon; see the migration for buckets."""
+
+    starts_at: datetime
+    model: str
+    bucket: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What a key was used for since some moment; `last_used_at` is the beginning of a day."""
+
+    key_id: int
+    charge: int
+    requests: int
+    last_used_at: datetime | None
+    budget_spent: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectUse:
+    """What was spent of a project's budget, and how many of its keys are served."""
+
+    project_id: int
+    project: str
+    budget_spent: int
+    live_keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """What was posted in the last minute."""
+
+    requests: int
+    tokens: int
+
+
+def sum_up(connection: Connection, batches_max: int) -> int:
+    """Take what was posted since the last time into the sums; how many events that were."""
+    ((events,),) = connection.execute(_SUM_UP, [batches_max]).fetchall()
+    return int(events)
+
+
+def slices(
+    connection: Connection,
+    account_id: int,
+    span: Span,
+    since: datetime,
+    until: datetime,
+    key_ids: Sequence[int] | None = None,
+) -> list[Slice]:
+    """By time and model; of all keys, or of some."""
+    cursor = connection.cursor(row_factory=class_row(Slice))
+    asked = {
+        "account_id": account_id,
+        "span": span.value,
+        "since": since,
+        "until": until,
+        "key_ids": None if key_ids is None else list(key_ids),
+    }
+    return cursor.execute(_SLICES, asked).fetchall()
+
+
+def latencies(
+    connection: Connection, account_id: int, span: Span, since: datetime, until: datetime
+) -> list[Latency]:
+    """By time, model and bucket."""
+    cursor = connection.cursor(row_factory=class_row(Latency))
+    asked = {"account_id": account_id, "span": span.value, "since": since, "until": until}
+    return cursor.execute(_LATENCIES, asked).fetchall()
+
+
+def use_of_keys(connection: Connection, account_id: int, since: datetime) -> dict[int, KeyUse]:
+    """Of every key of an account, by its id."""
+    cursor = connection.cursor(row_factory=class_row(KeyUse))
+    asked = {"account_id": account_id, "since": since}
+    return {each.key_id: each for each in cursor.execute(_OF_KEYS, asked)}
+
+
+def use_of_projects(connection: Connection, account_id: int) -> dict[str, ProjectUse]:
+    """Of every project of an account, by its name."""
+    cursor = connection.cursor(row_factory=class_row(ProjectUse))
+    return {each.project: each for each in cursor.execute(_OF_PROJECTS, [account_id])}
+
+
+def last_minute(connection: Connection, account_id: int) -> Minute:
+    """What counts against limits per minute, up to a quarter of a second ago."""
+    cursor = connection.cursor(row_factory=class_row(Minute))
+    (minute,) = cursor.execute(_LAST_MINUTE, [account_id]).fetchall()
+    return minute
