@@ -35,7 +35,7 @@ from adapters.errors import (
 )
 from proxy.answer_head import CHUNKED, CLOSE, Headers, render_head
 from proxy.deadlines import Deadline
-from proxy.request_head import Head, head_of, plain_head
+from proxy.request_head import Head, PlainHeads, head_of
 from proxy.settings import ServerSettings
 from proxy.transport import Transport
 
@@ -81,6 +81,8 @@ class Connection:
         self.response_started = False
         self.outlives_client = False
         self.client_gone = False
+        self._now = trio.lowlevel.current_clock().current_time
+        self._plain_heads = PlainHeads()
         self._parser: h11.Connection | None = None  # of the request that is read, if it needs one
         self._arrived = b""  # behind the head
         self._leftover = b""  # behind the body
@@ -94,6 +96,11 @@ class Connection:
         self._head_only = False
         self._ends_at = 0.0  # of the whole exchange
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request, or for the rest of its head."""
+        return self.stage in (Stage.WAITING, Stage.HEAD)
+
     # -- reading ----------------------------------------------------------------------------------
 
     async def read_head(self) -> Head | None:
@@ -103,23 +110,29 @@ class Connection:
         """
         self.stage = Stage.WAITING
         self.response_started = False
-        self._parser = None
-        self._chunked = True
-        self._head_only = self._body_pending = self._continue_awaited = False
-        data, self._leftover = self._leftover, b""
-        if data:  # requests sent ahead take turns with everybody else's
+        if self._parser is not None:
+            self._forget_odd_head()
+        if data := self._leftover:  # requests sent ahead take turns with everybody else's
+            self._leftover = b""
             await trio.lowlevel.checkpoint()
         else:
-            self.deadline.after(self.settings.keep_alive_seconds)
-            data = await self._receive()
+            self.deadline.at = self._now() + self.settings.keep_alive_seconds
+            try:
+                data = await self.transport.receive()
+            except OSError as error:
+                raise ClientGone from error
             if not data:
                 return None
-        plain = plain_head(data)
+        plain = self._plain_heads.read(data)
         if plain is None:
-            return await self._read_odd_head(data)
-        head, self._arrived = plain
-        self._begin_serving(len(data) - len(self._arrived))
-        self._accept(head)
+            head = await self._read_odd_head(data)
+        else:
+            head, self._arrived = plain
+            self._begin_serving(len(data) - len(self._arrived))
+        self.body_bytes = head.body_bytes
+        self._body_pending = True
+        self._encoding = head.headers.get(b"content-encoding", _PLAIN).lower()
+        self.reusable = not head.is_last
         return head
 
     async def _read_odd_head(self, data: bytes) -> Head:
@@ -146,31 +159,21 @@ class Connection:
         # h11's own limit counts an incomplete head only.
         self._begin_serving(received - len(self._arrived))
         head = head_of(event)
-        self._accept(head)
         self._continue_awaited = parser.they_are_waiting_for_100_continue
         return head
 
+    def _forget_odd_head(self) -> None:
+        self._parser = None
+        self._chunked = True
+        self._head_only = self._continue_awaited = False
+
     def _begin_serving(self, head_bytes: int) -> None:
         self.stage = Stage.SERVING
-        self._ends_at = trio.current_time() + self.settings.max_request_seconds
-        self.deadline.at = self._ends_at
+        self.deadline.at = self._ends_at = self._now() + self.settings.max_request_seconds
         # Until it is certain where this request ends, nothing may be taken for the next one.
-        self.reusable = False
+        self.reusable = self._body_pending = False
         if head_bytes > self.settings.max_head_bytes:
             raise self._head_too_large()
-
-    def _accept(self, head: Head) -> None:
-        headers = head.headers
-        chunked = b"transfer-encoding" in headers
-        if chunked and b"content-length" in headers:
-            raise InvalidRequest("Send either Content-Length or Transfer-Encoding, not both.")
-        if chunked and not self._chunked:
-            raise InvalidRequest("Transfer-Encoding is no part of HTTP/1.0: send Content-Length.")
-        self.body_bytes = None if chunked else int(headers.get(b"content-length", 0))
-        self._body_pending = True
-        wish = headers.get(b"connection", b"").lower()
-        self.reusable = b"close" not in wish and (self._chunked or b"keep-alive" in wish)
-        self._encoding = headers.get(b"content-encoding", _PLAIN).lower()
 
     async def read_body(self, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
         """The whole body. One without a declared length is told to `count`, which may raise, chunk
@@ -183,9 +186,6 @@ class Connection:
                 f"Content-Encoding {self._encoding.decode('latin-1')} is not supported: "
                 "send the body uncompressed."
             )
-        return await self._take_body(max_bytes, count)
-
-    async def _take_body(self, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
         length = self.body_bytes
         if length is not None and length > max_bytes:
             raise RequestTooLarge(f"The body is larger than {max_bytes} bytes.")
@@ -249,7 +249,7 @@ class Connection:
     async def _receive_body(self) -> bytes:
         self.transport.acknowledge()
         self.stage = Stage.BODY
-        self.deadline.at = min(trio.current_time() + self.settings.body_seconds, self._ends_at)
+        self.deadline.at = min(self._now() + self.settings.body_seconds, self._ends_at)
         return await self._receive()
 
     async def skip_body(self) -> None:
@@ -263,9 +263,10 @@ class Connection:
         if self.stage is Stage.BODY or self._continue_awaited:
             self.reusable = False
             return
+        self._encoding = _PLAIN  # whatever it is, nobody looks
         try:
             with trio.move_on_after(_LINGER_SECONDS) as scope:
-                await self._take_body(_DRAIN_BYTES_MAX)
+                await self.read_body(_DRAIN_BYTES_MAX)
         except (InvalidRequest, RequestTooLarge, ClientGone):
             self.reusable = False
         if scope.cancelled_caught:
@@ -344,11 +345,11 @@ class Connection:
         if not self.outlives_client:
             raise ClientGone from error
 
-    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+    def respond(self, status: int, headers: Headers, body: bytes) -> Awaitable[None]:
         """Send a whole response in one piece."""
         head = self._head(status, headers, f"content-length: {len(body)}\r\n")
         self.response_started = True
-        await self.send(head if self._head_only else head + body)
+        return self.send(head if self._head_only else head + body)
 
     async def respond_head(self, status: int, headers: Headers) -> None:
         """Send a response that has no body, as to HEAD; a length it tells is another's."""

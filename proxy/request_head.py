@@ -1,4 +1,4 @@
-"""The head of a client's request: who asks for what, and how long its body is.
+"""The head of a client's request: who asks for what, and how its body is framed.
 
 Practically every head is of one plain form that can have one meaning only, and a few operations
 over the whole of it suffice to read it:
@@ -12,6 +12,11 @@ over the whole of it suffice to read it:
 *Whatever else comes is not judged here*: it goes to h11, which stays the parser of record, and
 accepts or refuses it as if the short way did not exist. So what is taken here has to be what h11
 would have read: tests try that with any bytes (`tests/proxy/test_request_head.py`).
+
+Who keeps a connection says the same in each head, but for the length of the body. So a connection
+remembers its last plain head, cut where that length stands: what is the same before and behind
+other digits is as plain, and means the same but for them. That keeps an API key in memory between
+two requests of its owner, as long as the connection stands and no longer.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import re
 import string
 
 import h11
+import msgspec
 
 from adapters.errors import InvalidRequest
 
@@ -27,6 +33,7 @@ _PRINTABLE = bytes(range(0x20, 0x7F))
 _NAME = (string.ascii_lowercase + string.digits + "!#$%&'*+-.^_`|~").encode()
 _REQUEST_LINE = re.compile(r"(GET|POST|DELETE) (/[!->@-~]*)(?:\?([!-~]*))? HTTP/1\.1")
 _LENGTH_DIGITS_MAX = 20
+_REMEMBERED_BYTES_MAX = 4096  # a node may have ten thousand connections
 # A request carries these at most once; two values would let two readers see two requests.
 _SINGLE = frozenset(
     {b"authorization", b"content-type", b"content-encoding", b"idempotency-key", b"host"}
@@ -34,16 +41,19 @@ _SINGLE = frozenset(
 )
 
 
-class Head:
-    """A request's head: its target split into path and query, header names in lower case."""
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """A request's head: its target split into path and query, header names in lower case.
 
-    __slots__ = ("headers", "method", "path", "query")
+    `body_bytes` is the declared length of the body, None where it is chunked. `is_last`: the client
+    sends no other request behind this one.
+    """
 
-    def __init__(self, method: str, path: str, query: str, headers: dict[bytes, bytes]) -> None:
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers = headers
+    method: str
+    path: str
+    query: str
+    headers: dict[bytes, bytes]
+    body_bytes: int | None = 0
+    is_last: bool = False
 
     def header(self, name: bytes) -> str | None:
         """The value of a header by its lower-case name, or None."""
@@ -51,12 +61,51 @@ class Head:
         return None if value is None else value.decode("latin-1")
 
 
+class PlainHeads:
+    """Reads the plain heads of one connection."""
+
+    __slots__ = ("_after", "_before", "_last")
+
+    def __init__(self) -> None:
+        self._last: Head | None = None
+        self._before = b""  # what of it stands before the digits of its length
+        self._after = b""  # and behind them
+
+    def read(self, data: bytes) -> tuple[Head, bytes] | None:
+        """As `plain_head`."""
+        last = self._last
+        if last is not None and data.startswith(self._before):
+            begin = len(self._before)
+            end = data.find(b"\r", begin)
+            length = data[begin:end]
+            if data.startswith(self._after, end) and _is_length(length):
+                headers = last.headers.copy()
+                headers[b"content-length"] = length
+                method, path, query = last.method, last.path, last.query
+                head = Head(method, path, query, headers, int(length), last.is_last)
+                return head, data[end + len(self._after) :]
+        plain = plain_head(data)
+        if plain is not None:
+            head, behind = plain
+            self._remember(head, data[: len(data) - len(behind)])
+        return plain
+
+    def _remember(self, head: Head, said: bytes) -> None:
+        line = b"\r\ncontent-length: %d" % (head.body_bytes or 0)
+        begin = said.lower().find(line + b"\r\n")  # once, if at all, and nowhere but in its place
+        if begin >= 0 and len(said) <= _REMEMBERED_BYTES_MAX:
+            end = begin + len(line)
+            self._last = head
+            self._before = said[: begin + len(b"\r\ncontent-length: ")]
+            self._after = said[end:]
+
+
 def plain_head(data: bytes) -> tuple[Head, bytes] | None:
     """The head that `data` begins with, and what comes behind it; None where that is not of the
     plain form, or not all there."""
     block, end, behind = data.partition(b"\r\n\r\n")
     first, *lines = block.split(b"\r\n")
-    if not end or b"".join((first, *lines)).translate(None, _PRINTABLE):
+    if not end or block.translate(None, _PRINTABLE) != b"\r\n" * len(lines):
         return None
     request_line = _REQUEST_LINE.fullmatch(first.decode("ascii"))
     if request_line is None:
@@ -64,26 +113,26 @@ def plain_head(data: bytes) -> tuple[Head, bytes] | None:
     headers: dict[bytes, bytes] = {}
     for line in lines:
         name, _, value = line.partition(b": ")
-        if not name or not value:
-            return None
         headers[name.lower()] = value.strip()
-    if len(headers) != len(lines) or not _is_plain(headers):
+    length = headers.get(b"content-length", b"0")
+    if (
+        len(headers) != len(lines)
+        or b"" in headers
+        or not all(headers.values())
+        or b"".join(headers).translate(None, _NAME)
+        or b"host" not in headers
+        or b"transfer-encoding" in headers
+        or b"expect" in headers
+        or not _is_length(length)
+    ):
         return None
     method, path, query = request_line.groups("")
-    return Head(method, path, query, headers), behind
+    is_last = b"close" in headers.get(b"connection", b"").lower()
+    return Head(method, path, query, headers, int(length), is_last), behind
 
 
-def _is_plain(headers: dict[bytes, bytes]) -> bool:
-    """Whether all names are tokens, and the request ends where its length says."""
-    length = headers.get(b"content-length", b"0")
-    return (
-        not b"".join(headers).translate(None, _NAME)
-        and b"host" in headers
-        and length.isdigit()
-        and len(length) <= _LENGTH_DIGITS_MAX
-        and b"transfer-encoding" not in headers
-        and b"expect" not in headers
-    )
+def _is_length(digits: bytes) -> bool:
+    return digits.isdigit() and len(digits) <= _LENGTH_DIGITS_MAX
 
 
 def head_of(event: h11.Request) -> Head:
@@ -93,8 +142,29 @@ def head_of(event: h11.Request) -> Head:
     headers = {name.lower(): value for name, value in pairs}
     if len(headers) != len(pairs):
         _refuse_conflicts(headers, pairs)
-    method = event.method.decode("ascii")
-    return Head(method, path.decode("latin-1"), query.decode("latin-1"), headers)
+    return Head(
+        event.method.decode("ascii"),
+        path.decode("latin-1"),
+        query.decode("latin-1"),
+        headers,
+        _body_bytes(event, headers),
+        _is_last(event, headers),
+    )
+
+
+def _body_bytes(event: h11.Request, headers: dict[bytes, bytes]) -> int | None:
+    if b"transfer-encoding" not in headers:
+        return int(headers.get(b"content-length", 0))
+    if b"content-length" in headers:
+        raise InvalidRequest("Send either Content-Length or Transfer-Encoding, not both.")
+    if event.http_version < b"1.1":
+        raise InvalidRequest("Transfer-Encoding is no part of HTTP/1.0: send Content-Length.")
+    return None
+
+
+def _is_last(event: h11.Request, headers: dict[bytes, bytes]) -> bool:
+    wish = headers.get(b"connection", b"").lower()
+    return b"close" in wish or (event.http_version < b"1.1" and b"keep-alive" not in wish)
 
 
 def _refuse_conflicts(headers: dict[bytes, bytes], pairs: list[tuple[bytes, bytes]]) -> None:

@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from adapters.errors import APIError, InvalidRequest
 from proxy.connection import ClientGone, Connection
 from proxy.deadlines import Deadlines
-from proxy.request_head import Head, head_of, plain_head
+from proxy.request_head import Head, PlainHeads, head_of, plain_head
 from proxy.settings import ServerSettings
 from tests.fakes.network import connected_pair
 
@@ -136,8 +136,7 @@ def assert_h11_agrees(data: bytes) -> None:
     head, behind = plain
     expected, expected_behind, parser = read_by_h11(data)
     assert behind == expected_behind
-    for name in Head.__slots__:
-        assert getattr(head, name) == getattr(expected, name)
+    assert head == expected
     assert not parser.they_are_waiting_for_100_continue
     # By its framing a body of that length follows, and then h11 knows of its end.
     length = int(head.headers.get(b"content-length", b"0"))
@@ -208,6 +207,117 @@ def test_any_fields_mean_what_h11_says(fields: list[tuple[bytes, str]], behind: 
     assert_h11_agrees(CURL[:-2] + b"".join(lines) + b"\r\n" + behind)
 
 
+# -- heads like the last one ----------------------------------------------------------------------
+
+
+def with_length(data: bytes, length: bytes) -> bytes:
+    """The same request with another length."""
+    for said in (b"ontent-Length: 4", b"ontent-length: 4"):
+        data = data.replace(said, said[:-1] + length)
+    return data
+
+
+def read_like_the_last(last: bytes, data: bytes) -> tuple[Head, bytes] | None:
+    heads = PlainHeads()
+    heads.read(last)
+    return heads.read(data)
+
+
+@pytest.mark.parametrize("data", [OPENAI, GEMINI])
+@pytest.mark.parametrize("length", [b"0", b"7", b"004", b"12345", b"9" * 20])
+def test_a_head_with_another_length_is_known_without_being_read(data: bytes, length: bytes) -> None:
+    heads = PlainHeads()
+    first = heads.read(data)
+    assert first is not None
+    said = with_length(data, length)
+    expected = plain_head(said + b"body")
+    assert expected is not None
+    with patch("proxy.request_head.plain_head", side_effect=AssertionError("it is read")):
+        assert heads.read(said + b"body") == expected
+        assert heads.read(data + b"body") == (first[0], b"body")
+    assert expected[0].body_bytes == int(length)
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        *(
+            b"",
+            b" ",
+            b"+4",
+            b"-4",
+            b"4 ",
+            b" 4",
+            b"4\t",
+            b"4\n",
+            b"4\r",
+            b"4_0",
+            b"0x4",
+            b"4,4",
+            b"a",
+        ),
+        *(
+            b"4\r\nA: b",
+            b"4\r\n",
+            b"4\r\n\r\n",
+            b"4\r\ncontent-length: 5",
+            b"4\x00",
+            b"\xb2",
+            b"4" * 21,
+        ),
+        *(b"4\r\nTransfer-Encoding: chunked", b"4\r\nExpect: 100-continue"),
+    ],
+)
+@pytest.mark.parametrize("data", [OPENAI, GEMINI])
+def test_a_length_that_is_none_is_not_known(data: bytes, length: bytes) -> None:
+    said = with_length(data, length) + b"body"
+    assert read_like_the_last(data, said) == plain_head(said)
+
+
+def test_every_byte_in_every_place_means_the_same_as_in_a_first_head() -> None:
+    said = GEMINI + b"body"
+    for place in range(len(said)):
+        for byte in range(256):
+            damaged = said[:place] + bytes([byte]) + said[place + 1 :]
+            assert read_like_the_last(GEMINI, damaged) == plain_head(damaged)
+
+
+@pytest.mark.parametrize("data", [OPENAI, GEMINI])
+def test_a_part_of_a_head_that_is_known_is_none(data: bytes) -> None:
+    assert not any(read_like_the_last(data, data[:length]) for length in range(len(data)))
+
+
+LENGTHS = st.binary(max_size=3) | st.integers(0, 10**6).map(b"%d".__mod__)
+SAID = st.tuples(st.sampled_from([OPENAI, GEMINI]) | st.sampled_from(CORPUS), LENGTHS)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(SAID, st.just([]) | EDITS), min_size=2, max_size=6))
+def test_what_was_said_before_changes_nothing(
+    heads: list[tuple[tuple[bytes, bytes], list[tuple[int, int, bytes]]]],
+) -> None:
+    read = PlainHeads()
+    for (data, length), edits in heads:
+        said = edited(with_length(data, length), edits) + b"body"
+        assert read.read(said) == plain_head(said)
+
+
+def test_requests_share_nothing_that_one_of_them_could_change() -> None:
+    heads = PlainHeads()
+    first, second = heads.read(OPENAI), heads.read(OPENAI)
+    assert first is not None
+    assert second is not None
+    assert first == second
+    assert first[0].headers is not second[0].headers
+
+
+def test_a_large_head_is_not_remembered() -> None:
+    said = OPENAI.replace(b"Connection", b"Cookie: " + b"a" * 4096 + b"\r\nConnection")
+    heads = PlainHeads()
+    assert heads.read(said) == plain_head(said)
+    assert heads._last is None
+
+
 # -- whole connections ----------------------------------------------------------------------------
 
 
@@ -255,7 +365,7 @@ async def serve(connection: Connection, seen: list[object]) -> bool:
 async def test_suspects_among_others_are_no_other_requests(name: str, data: bytes) -> None:
     pieces = [data + b"body"[: 4 * (data is not CURL)] + SUSPECTS[name] + CURL]
     taken = await exchanges(pieces)
-    with patch("proxy.connection.plain_head", return_value=None):
+    with patch("proxy.request_head.PlainHeads.read", return_value=None):
         assert await exchanges(pieces) == taken
 
 
@@ -280,7 +390,7 @@ def test_nobody_can_tell_which_way_was_gone(
 ) -> None:
     pieces = cut(edited(b"".join(requests), edits), places)
     taken = trio.run(exchanges, pieces)
-    with patch("proxy.connection.plain_head", return_value=None):
+    with patch("proxy.request_head.PlainHeads.read", return_value=None):
         assert trio.run(exchanges, pieces) == taken
 
 
