@@ -19,7 +19,8 @@ The steps, in order, and what may be relied on after each:
 10  settled           settle, record  SETTLED     posted or voided, exactly once, on every path
                                                   including cancellation
 
-What needs no model is looked up after step 3, and a count of tokens leaves after step 6 (`count`).
+What is the console's leaves before step 2 (`control`). What needs no model is looked up after step
+3, and a count of tokens leaves after step 6 (`count`).
 
 A connection's exchanges run in one cancel scope. Its deadline follows the stage, and the watch
 cancels it when the client leaves, unless a retry is to get the answer; what was acquired is a
@@ -48,6 +49,7 @@ from adapters.errors import (
 )
 from proxy import (
     authenticate,
+    control,
     count,
     fallback,
     idempotency,
@@ -120,6 +122,9 @@ async def serve_exchange(
     gateway: Gateway, connection: Connection, head: Head, record: Record
 ) -> None:
     """Steps 2 to 10. Raises APIError and ClientGone, and leaves nothing held."""
+    if control.takes(head.path):
+        await control.serve(gateway, connection, head, record)
+        return
     try:
         operation, name = registry.find(head.method, head.path, head.query, head.headers)
     except APIError:  # what is no operation has no words of its own
@@ -309,5 +314,8 @@ def _finish(gateway: Gateway, record: Record, error: APIError | None) -> None:
     elif isinstance(error, InsufficientBalance):
         gateway.metrics.insufficient_balance.inc()
     now = trio.current_time()
-    record.count(gateway.metrics, now)
+    if record.operation is control.OPERATION:
+        gateway.metrics.console(str(record.status)).inc()
+    else:
+        record.count(gateway.metrics, now)
     gateway.log.add(record.line(now))

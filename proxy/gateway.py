@@ -14,6 +14,7 @@ import trio
 from ledger.client import Ledger
 from proxy.admit import Load
 from proxy.authenticate import Keyring
+from proxy.control import Control
 from proxy.deadlines import Deadlines
 from proxy.idempotency import Answers
 from proxy.keep_alive import KeepAlives
@@ -41,7 +42,7 @@ class Gateway:
     """A worker's parts. `snapshot` and `settings` are replaced whole on reload.
 
     `secret` seals what clients carry for us between requests. `outputs` is None where reservations
-    hold the whole output cap.
+    hold the whole output cap, `control` where there is no console.
     """
 
     settings: ServerSettings
@@ -60,6 +61,7 @@ class Gateway:
     usage: UsageHistory
     means: Means
     outputs: Outputs | None = None
+    control: Control | None = None
     latencies: Latencies = field(default_factory=Latencies)
     keep_alives: KeepAlives = field(default_factory=KeepAlives)
     deadlines: Deadlines = field(default_factory=Deadlines)

@@ -111,6 +111,9 @@ class Metrics:
             "provider",
             "outcome",
         )
+        self.console = counter(
+            "farebox_console_requests_total", "Requests to the console and its API", "status"
+        )
         self.limited = counter("farebox_rate_limited_total", "Requests refused by a limit", "limit")
         self.insufficient_balance = counter(
             "farebox_insufficient_balance_total", "Requests refused with 402"
