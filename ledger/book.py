@@ -1,8 +1,9 @@
 """What a holder holds: its pools, the reservations bound in them, and the events they became.
 
 The engine decides who may reserve, the lanes talk to the store; both change this book, and only
-by the methods here does credit move between the buckets of a pool. Every movement is followed by
-a check of invariant H (`pool.py`); a breach halts the holder for good.
+by the methods here does credit move between the buckets of a pool. Invariant H (`pool.py`) is
+checked once for all that was moved together, before anything of it is journalled, answered or told
+to the store; a breach halts the holder for good.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from ledger.store import UsageEvent
 class Book:
     """The state of one holder. Amounts are nano-dollars, times any clock that never goes back.
 
-    `active` are the pools to look at in the next exchange. `records` is what the journal has to be
-    told before anything is answered.
+    `active` are the pools to look at in the next exchange; `moved` become active once they are
+    checked. `records` is what the journal has to be told before anything is answered.
     """
 
     def __init__(self, applied_seq: int, next_seq: int) -> None:
         self.outbox = Outbox(applied_seq, next_seq)
         self.open: dict[int, Hold] = {}
         self.active: dict[HolderPool, None] = {}
+        self.moved: dict[HolderPool, None] = {}
         self.records: list[Record] = []
         self.leased = 0
         self.overrun = 0
@@ -42,6 +44,13 @@ class Book:
         if pool is None:
             pool = self._pools[pool_id] = HolderPool(pool_id, now)
         return pool
+
+    def pools_of(self, pool_ids: Iterable[int], now: float) -> tuple[HolderPool, ...]:
+        """The pools in this order, new ones where nothing is known of them."""
+        try:
+            return tuple(map(self._pools.__getitem__, pool_ids))
+        except KeyError:
+            return tuple([self.pool(pool_id, now) for pool_id in pool_ids])
 
     def find_pool(self, pool_id: int) -> HolderPool | None:
         """The pool, if anything is known of it."""
@@ -75,7 +84,7 @@ class Book:
                 pool.sizes.append(amount)
                 if pool.pending > pool.peak:
                     pool.peak = pool.pending
-            self.active[pool] = None
+            self.moved[pool] = None
         self.open[hold.id] = hold
         self.records.append(
             Reserve(
@@ -91,7 +100,6 @@ class Book:
                 request.endpoint,
             )
         )
-        self.check(hold.pools)
 
     def grow(self, now: float, hold: Hold, extra: int) -> None:
         """Take more for an open reservation."""
@@ -100,9 +108,8 @@ class Book:
             pool.free -= extra
             pool.pending += extra
             pool.used_at = now
-            self.active[pool] = None
+            self.moved[pool] = None
         self.records.append(Extend(hold.id, extra))
-        self.check(hold.pools)
 
     def shrink(self, hold: Hold, extra: int) -> None:
         """The opposite of `grow`, where that could not be journalled: it never was."""
@@ -110,6 +117,7 @@ class Book:
         for pool in hold.pools:
             pool.pending -= extra
             pool.free += extra
+            self.moved[pool] = None
 
     def release(self, now: float, hold: Hold) -> None:
         """Void a reservation: all of it is free again."""
@@ -119,43 +127,47 @@ class Book:
             pool.pending -= hold.amount
             pool.free += hold.amount
             pool.used_at = now
-            self.active[pool] = None
-        self.check(hold.pools)
+            self.moved[pool] = None
 
-    def post(self, now: float, hold: Hold, charge: int) -> tuple[int, ...]:
-        """Settle a reservation: what of the charge each pool's lease covers."""
+    def post(self, now: float, hold: Hold, settlement: Settlement) -> UsageEvent:
+        """Settle a reservation: the event that says what of the charge each pool's lease covers."""
         del self.open[hold.id]
         hold.state = "settled"
-        amount = hold.amount
-        covered = []
-        for pool in hold.pools:
-            part = min(charge, amount + pool.free)
+        pools, amount, charge = hold.pools, hold.amount, settlement.charge
+        if charge <= amount and self.halted is None:  # as a rule; nothing free is below 0 then
+            covered, short = (charge,) * len(pools), (0,) * len(pools)
+        else:
+            covered = tuple([min(charge, amount + pool.free) for pool in pools])
+            short = tuple([charge - part for part in covered])
+            self.overrun += charge - amount
+        for pool, part in zip(pools, covered, strict=True):
             pool.pending -= amount
             pool.free += amount - part
             pool.unposted += part
             pool.charged += charge
             pool.recent += charge
             pool.used_at = now
-            self.active[pool] = None
-            covered.append(part)
-        if charge > amount:
-            self.overrun += charge - amount
-        self.check(hold.pools)
-        return tuple(covered)
+            self.moved[pool] = None
+        return self._add(now, hold, settlement, amount, charge, covered, short)
 
     def add_event(
+        self, now: float, hold: Hold, settlement: Settlement, *, reserved: int
+    ) -> UsageEvent:
+        """Append the next event of the sequence, one that charges nothing anywhere."""
+        nothing = (0,) * len(hold.request.pools)
+        return self._add(now, hold, settlement, reserved, 0, nothing, nothing)
+
+    def _add(
         self,
         now: float,
         hold: Hold,
         settlement: Settlement,
-        *,
         reserved: int,
-        covered: tuple[int, ...] = (),
+        charge: int,
+        covered: tuple[int, ...],
+        short: tuple[int, ...],
     ) -> UsageEvent:
-        """Append the next event of the sequence; without `covered` it charges nothing anywhere."""
         request, counts = hold.request, settlement.tokens
-        parts = covered or (0,) * len(request.pools)
-        charge = settlement.charge if covered else 0
         event = UsageEvent(  # in the order of its fields: with their names it takes 5 × as long
             self.outbox.next_seq,
             settlement.occurred_at,
@@ -176,10 +188,10 @@ class Book:
             counts.reasoning,
             settlement.ttfb_ms,
             settlement.duration_ms,
-            dict(counts.units),
+            counts.units,
             request.pools,
-            parts,
-            tuple([charge - part for part in parts]),
+            covered,
+            short,
         )
         self.outbox.add(now, event)
         return event
@@ -205,14 +217,27 @@ class Book:
 
     # -- consistency ------------------------------------------------------------------------------
 
+    def take_records(self) -> list[Record]:
+        """What the journal has to be told since the last call. Raises as of `check_moved`."""
+        if self.moved:
+            self.check_moved()
+        records, self.records = self.records, []
+        return records
+
+    def check_moved(self) -> None:
+        """Invariant H for what was moved since the last call. Raises as of `check`."""
+        moved, self.moved = self.moved, {}
+        self.active.update(moved)
+        self.check(moved)
+
     def check(self, pools: Iterable[HolderPool]) -> None:
         """Invariant H for `pools`. Raises LedgerDivergence and halts."""
-        for pool in pools:
-            try:
+        try:
+            for pool in pools:
                 pool.check()
-            except LedgerDivergence as divergence:
-                self.halted = f"the books disagree: {divergence}"
-                raise
+        except LedgerDivergence as divergence:
+            self.halted = f"the books disagree: {divergence}"
+            raise
 
     def diverged(self, what: str) -> LedgerDivergence:
         """Halt; the exception to raise."""

@@ -54,6 +54,7 @@ FLUSH_SECONDS = 2.0
 JOURNALLED_SECONDS = 5.0  # a ledger that restarts takes less
 SWEEP_SECONDS = 0.05
 UNCONFIRMED_MAX = 50_000  # reservations of one shard; more are not begun
+_FREE = EventStatus.FREE  # looked up once: in an enum's class it takes a while to find
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
@@ -93,48 +94,32 @@ class Listener(Protocol):
 class Reservation:
     """Credit set aside for one request. It must end in `settle` or `void`; see `open`."""
 
-    __slots__ = (
-        "_asked",
-        "_attempts",
-        "_closing",
-        "_extend_seconds",
-        "_granted",
-        "_notes",
-        "_refusal",
-        "_shard",
-        "amount",
-        "balance",
-        "id",
-        "limits",
-        "request",
-        "settled",
-    )
+    amount = 0
+    """Nano-dollars set aside, extensions included."""
+    limits: tuple[LimitState, ...] = ()
+    """What was left of each limit when this was admitted."""
+    balance: int | None = None
+    """The account's balance after the settlement, once it is journalled and if it is known."""
+    settled: Settled | None = None
+    granted = False
+    """Whether it was reserved; it may have ended since."""
+    refusal: LedgerError | None = None
+    """Why it was not reserved, and never will be."""
 
-    def __init__(
-        self, shard: _Shard, number: int, request: ReservationRequest, extend_seconds: float
-    ) -> None:
+    _closing = False
+    _asked = 0  # the amount that an extension shall lead to; 0: none is under way
+    _attempts = 0
+    _notes: tuple[Message, ...] = ()  # said, and to be said again after a broken link
+
+    def __init__(self, shard: _Shard, number: int, request: ReservationRequest) -> None:
         self.id = number
         self.request = request
-        self.amount = 0
-        """Nano-dollars set aside, extensions included."""
-        self.limits: tuple[LimitState, ...] = ()
-        """What was left of each limit when this was admitted."""
-        self.balance: int | None = None
-        """The account's balance after the settlement, once it is journalled and if it is known."""
-        self.settled: Settled | None = None
         self._shard = shard
-        self._extend_seconds = extend_seconds
-        self._granted = False
-        self._closing = False
-        self._refusal: LedgerError | None = None
-        self._asked = 0  # the amount that an extension shall lead to; 0: none is under way
-        self._attempts = 0
-        self._notes: list[Message] = []  # said, and to be said again after a broken link
 
     @property
     def open(self) -> bool:
         """Whether it was neither settled nor voided."""
-        return self._granted and not self._closing
+        return self.granted and not self._closing
 
     @property
     def refused(self) -> bool:
@@ -155,7 +140,8 @@ class Reservation:
 
         Raises ReservationClosed.
         """
-        self._refuse_closed()
+        if not self.open:
+            raise self._is_closed()
         self._attempts += 1
         settlement = Settlement(
             status=status,
@@ -189,23 +175,24 @@ class Reservation:
         """
         if self.settled is not None:
             return self.settled
-        self._refuse_closed()
+        if self._closing or not self.granted:
+            raise self._is_closed()
         cost, charge, status = bill(price, quantities, self.amount, status, plausible)
-        settlement = Settlement(
-            status=status,
-            provider_id=provider_id,
-            price_id=price.price_id,
-            cost=cost,
-            charge=charge,
-            tokens=tokens.bounded(),
-            ttfb_ms=ttfb_ms,
-            duration_ms=duration_ms,
-            occurred_at=self._shard.wall_clock(),
+        settlement = Settlement(  # in the order of its fields, which is quicker
+            status,
+            provider_id,
+            price.price_id,
+            cost,
+            charge,
+            tokens.bounded(),
+            ttfb_ms,
+            duration_ms,
+            self._shard.wall_clock(),
         )
         self._closing = True
-        self.settled = Settled(cost, charge, status)
+        settled = self.settled = Settled(cost, charge, status)
         self._say(messages.Settle(self.id, settlement))
-        return self.settled
+        return settled
 
     def void(
         self,
@@ -241,7 +228,11 @@ class Reservation:
         No checkpoint where it is there already. A ledger that is away is waited for, within
         bounds; the settlement is not lost even so, unless this process is.
         """
-        await self._heard(lambda: not self._shard.knows(self), JOURNALLED_SECONDS)
+        shard = self._shard
+        if self.id in shard.reservations:
+            await shard.lounge.wait(
+                self, lambda: self.id not in shard.reservations, JOURNALLED_SECONDS
+            )
         return self.balance
 
     def ask_for(self, amount: int) -> None:
@@ -259,7 +250,9 @@ class Reservation:
         wanted = self.amount + extra
         self.ask_for(wanted)
         try:
-            await self._heard(lambda: self._asked <= 0, self._extend_seconds)
+            if self._asked > 0:
+                shard = self._shard
+                await shard.lounge.wait(self, lambda: self._asked <= 0, shard.extend_seconds)
         finally:
             if self._asked > 0 and self.open:  # withdraw the wish
                 self._asked = 0
@@ -268,63 +261,43 @@ class Reservation:
 
     # -- what the shard tells
 
-    async def granted(self, seconds: float) -> None:
-        """Wait for the permit. Raises the refusal; leaves nothing held unless it returns."""
+    async def permit(self, seconds: float) -> None:
+        """Wait until it is granted. Raises the refusal; leaves nothing held unless it returns."""
         permitted = False
         try:
-            await self._heard(lambda: self._granted or self._refusal is not None, seconds)
-            permitted = self._granted
+            if self.refusal is None:
+                await self._shard.lounge.wait(
+                    self, lambda: self.granted or self.refusal is not None, seconds
+                )
+            permitted = self.granted
         finally:
-            if not permitted and self._refusal is None:
+            if not permitted and self.refusal is None:
                 self._closing = True
                 self._say(messages.Void(self.id, None))
-        if self._refusal is not None:
-            raise self._refusal
+        if self.refusal is not None:
+            raise self.refusal
         if not permitted:
             raise LedgerUnavailable(RETRY_AFTER_SECONDS, "the ledger did not answer in time")
-
-    def hear_permit(self, permit: messages.Reserved) -> None:
-        """It is reserved."""
-        self._granted = True
-        self.amount, self.limits = permit.amount, permit.limits
-        self._shard.lounge.wake(self)
-
-    def hear_refusal(self, refused: messages.Refused) -> None:
-        """It is not reserved, and never will be."""
-        self._refusal = refusal_of(refused.facts)
-        self._shard.lounge.wake(self)
 
     def hear_extended(self, extended: messages.Extended) -> None:
         """What is reserved by now."""
         self.amount = max(self.amount, extended.amount)
         if extended.asked == self._asked:
             self._asked = 0 if extended.amount >= extended.asked else -1
-        self._shard.lounge.wake(self)
-
-    def hear_closed(self, closed: messages.Closed) -> None:
-        """Its end is in the journal."""
-        self.balance = closed.balance
-        self._shard.lounge.wake(self)
 
     def unanswered(self) -> list[Message]:
         """Everything to be said again, in its order."""
-        wanted = not (self._granted or self._closing)
+        wanted = not (self.granted or self._closing)
         begun = [messages.Reserve(self.id, self.request)] if wanted else []
         asked = [messages.Extend(self.id, self._asked)] if self._asked > 0 else []
         return [*begun, *asked, *self._notes]
 
-    async def _heard(self, enough: Callable[[], bool], seconds: float) -> None:
-        """Wait until `enough`, within bounds; no checkpoint if it is so already."""
-        if not enough():  # as a rule it is, where the ledger is in this process
-            await self._shard.lounge.wait(self, enough, seconds)
-
     def _say(self, message: Message) -> None:
-        self._notes.append(message)
+        self._notes += (message,)
         self._shard.link.post(message)
 
-    def _refuse_closed(self) -> None:
-        if not self.open:
-            raise ReservationClosed(f"reservation {self.id} is closed")
+    def _is_closed(self) -> ReservationClosed:
+        return ReservationClosed(f"reservation {self.id} is closed")
 
 
 class _Lounge:
@@ -337,82 +310,81 @@ class _Lounge:
     """
 
     def __init__(self, *, swept: bool) -> None:
-        self._swept = swept
+        self.waiting: dict[Reservation, tuple[trio.lowlevel.Task, int]] = {}
+        self.wait = self._wait if swept else self._wait_alone
+        """As `_wait`: until something is enough, or for some seconds."""
         self._rounds = 0
-        self._waiting: dict[Reservation, tuple[trio.lowlevel.Task, int]] = {}
         self._occupied = trio.Event()
 
-    async def wait(
-        self, reservation: Reservation, enough: Callable[[], bool], seconds: float
-    ) -> None:
-        """Until `enough` or for `seconds`; looks whenever the reservation has heard something."""
-        last = self._rounds + int(seconds / SWEEP_SECONDS) + 2
-        if self._swept:
-            await self._wait(reservation, enough, last)
-        else:
-            with trio.move_on_after(seconds):
-                await self._wait(reservation, enough, last)
-
     def wake(self, reservation: Reservation) -> None:
-        """It has heard something."""
-        found = self._waiting.pop(reservation, None)
-        if found is not None:
-            trio.lowlevel.reschedule(found[0])
+        """One that is `waiting` has heard something."""
+        trio.lowlevel.reschedule(self.waiting.pop(reservation)[0])
 
     async def sweep(self) -> None:
         """Wake who has waited for too long, until cancelled."""
         while True:
-            if not self._waiting:
+            if not self.waiting:
                 self._occupied = trio.Event()
                 await self._occupied.wait()
             await trio.sleep(SWEEP_SECONDS)
             self._rounds += 1
-            late = [each for each, (_, last) in self._waiting.items() if last <= self._rounds]
+            late = [each for each, (_, last) in self.waiting.items() if last <= self._rounds]
             for reservation in late:
                 self.wake(reservation)
 
-    async def _wait(self, reservation: Reservation, enough: Callable[[], bool], last: int) -> None:
-        assert reservation not in self._waiting, "one caller waits for a reservation"
+    async def _wait(
+        self, reservation: Reservation, enough: Callable[[], bool], seconds: float
+    ) -> None:
+        """Until `enough` or for `seconds`; looks whenever the reservation has heard something."""
+        waiting = self.waiting
+        assert reservation not in waiting, "one caller waits for a reservation"
+        last = self._rounds + int(seconds / SWEEP_SECONDS) + 2
         place = trio.lowlevel.current_task(), last
 
         def leave(_raise_cancel: object) -> trio.lowlevel.Abort:
-            del self._waiting[reservation]
+            del waiting[reservation]
             return trio.lowlevel.Abort.SUCCEEDED
 
         while not enough() and self._rounds < last:
-            if not self._waiting:
+            if not waiting:
                 self._occupied.set()
-            self._waiting[reservation] = place
+            waiting[reservation] = place
             await trio.lowlevel.wait_task_rescheduled(leave)
+
+    async def _wait_alone(
+        self, reservation: Reservation, enough: Callable[[], bool], seconds: float
+    ) -> None:
+        with trio.move_on_after(seconds):
+            await self._wait(reservation, enough, seconds)
 
 
 class _Shard:
     """One link, and the reservations that its ledger has not confirmed the end of."""
 
-    def __init__(self, link: Link, wall_clock: Callable[[], int]) -> None:
+    def __init__(self, link: Link, wall_clock: Callable[[], int], extend_seconds: float) -> None:
         self.link = link
         self.wall_clock = wall_clock
-        self._reservations: dict[int, Reservation] = {}
+        self.extend_seconds = extend_seconds
+        self.reservations: dict[int, Reservation] = {}
         self._flushes: dict[int, trio.Event] = {}
-        self._counter = itertools.count(1)
+        self._numbers = itertools.count(reservation_id(link.instance, 1))
         self.lounge = _Lounge(swept=link.sweeps)
         self.sweep = self.lounge.sweep
         link.attach(self)
 
-    def reserve(self, request: ReservationRequest, extend_seconds: float) -> Reservation:
+    def reserve(self, request: ReservationRequest) -> Reservation:
         """A reservation that is on its way, or has been answered already."""
-        if max(request.amount, request.tokens) > AMOUNT_MAX:
+        if request.amount > AMOUNT_MAX or request.tokens > AMOUNT_MAX:
             raise ValueError(f"{request.amount} nano-dollars, {request.tokens} tokens")
-        if len(self._reservations) >= UNCONFIRMED_MAX:
+        if len(self.reservations) >= UNCONFIRMED_MAX:
             raise LedgerUnavailable(RETRY_AFTER_SECONDS, "too much waits for the ledger")
-        number = reservation_id(self.link.instance, next(self._counter))
-        reservation = Reservation(self, number, request, extend_seconds)
-        self._reservations[number] = reservation
+        number = next(self._numbers)
+        reservation = self.reservations[number] = Reservation(self, number, request)
         self.link.post(messages.Reserve(number, request))
         return reservation
 
     async def flush(self) -> None:
-        number = next(self._counter)
+        number = next(self._numbers)
         flushed = self._flushes[number] = trio.Event()
         try:
             self.link.post(messages.Flush(number))
@@ -426,36 +398,36 @@ class _Shard:
     @property
     def unconfirmed(self) -> int:
         """As of `Ledger`."""
-        return len(self._reservations)
-
-    def knows(self, reservation: Reservation) -> bool:
-        """Whether something of it is still unconfirmed."""
-        return reservation.id in self._reservations
+        return len(self.reservations)
 
     def hear(self, replies: Sequence[Reply]) -> None:
-        known = self._reservations
+        known, waiting = self.reservations, self.lounge.waiting
         for reply in replies:
+            reservation: Reservation | None = None
             match reply:
                 case messages.Reserved():
                     if reservation := known.get(reply.reservation_id):
-                        reservation.hear_permit(reply)
+                        reservation.granted = True
+                        reservation.amount, reservation.limits = reply.amount, reply.limits
                 case messages.Closed():
                     if reservation := known.pop(reply.reservation_id, None):
-                        reservation.hear_closed(reply)
+                        reservation.balance = reply.balance
                 case messages.Refused():
                     if reservation := known.pop(reply.reservation_id, None):
-                        reservation.hear_refusal(reply)
+                        reservation.refusal = refusal_of(reply.facts)
                 case messages.Extended():
                     if reservation := known.get(reply.reservation_id):
                         reservation.hear_extended(reply)
                 case messages.Flushed():
                     if (flushed := self._flushes.get(reply.number)) is not None:
                         flushed.set()
+            if reservation in waiting:
+                self.lounge.wake(reservation)
 
     def introduce(self) -> tuple[list[OpenReservation], list[Message]]:
         open_reservations: list[OpenReservation] = []
         again: list[Message] = []
-        for reservation in self._reservations.values():
+        for reservation in self.reservations.values():
             request = reservation.request
             open_reservations.append(
                 OpenReservation(reservation.id, request.limits, request.tokens)
@@ -480,9 +452,8 @@ class Ledger:
         extend_timeout: float = 0.25,
         wall_clock: Callable[[], int] = wall_microseconds,
     ) -> None:
-        self._shards = [_Shard(link, wall_clock) for link in links]
+        self._shards = [_Shard(link, wall_clock, extend_timeout) for link in links]
         self._reserve_timeout = reserve_timeout
-        self._extend_timeout = extend_timeout
 
     async def reserve(self, request: ReservationRequest) -> Reservation:
         """Set credit and limits aside for a request; no checkpoint if the answer is there at once.
@@ -490,8 +461,9 @@ class Ledger:
         Raises InsufficientCredit, RateLimited, AccountSuspended or LedgerUnavailable; after any of
         them, and after cancellation, nothing is held. Raises ValueError above AMOUNT_MAX.
         """
-        reservation = self._shard(request.account_id).reserve(request, self._extend_timeout)
-        await reservation.granted(self._reserve_timeout)
+        reservation = self._shards[request.account_id % len(self._shards)].reserve(request)
+        if not reservation.granted:  # as a rule it is, where the ledger is in this process
+            await reservation.permit(self._reserve_timeout)
         return reservation
 
     async def flush(self) -> None:
@@ -525,13 +497,13 @@ def bill(
     cost (`reserved`, or `plausible` where that is more): the provider is wrong, and the customer
     must not pay for it before somebody has looked. FREE costs the customer nothing.
     """
-    negative = bool(quantities) and min(quantities.values()) < 0
+    negative = quantities and min(quantities.values()) < 0
     if negative:
         quantities = {unit: max(quantity, 0) for unit, quantity in quantities.items()}
     cost, charge = cost_and_charge(price, quantities)
     if cost > AMOUNT_MAX or charge > AMOUNT_MAX:
         cost, charge = min(cost, AMOUNT_MAX), min(charge, AMOUNT_MAX)
-    if status is EventStatus.FREE:
+    if status is _FREE:
         return cost, 0, status
     if negative or charge > IMPLAUSIBLE_FACTOR * max(reserved, plausible):
         return cost, min(charge, reserved), EventStatus.REVIEW

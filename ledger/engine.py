@@ -4,7 +4,8 @@ The server feeds it time and the store's answers, and does what it asks: append 
 to the journal before answering, send what `lanes` has to say, answer the `Waiter`s it decided.
 Nothing here awaits, so nothing can interleave.
 
-Invariants (checked after every step; a breach raises LedgerDivergence and ends admission)
+Invariants (checked after every step, by `take_records`; a breach raises LedgerDivergence and ends
+admission)
 1. H (pool.py): what is free, bound, unposted and returning is exactly the lease. So the sum of all
    holders' promises never exceeds what the store has taken out of the pools for them.
 2. A reservation is OPEN, then SETTLED or VOID, once. It leaves at most one charged event.
@@ -31,7 +32,6 @@ from ledger.book import Book, request_of
 from ledger.errors import LedgerError, RateLimited, ReservationClosed
 from ledger.lanes import EngineSettings, Lanes, Phase
 from ledger.limits import Denied, Limiter, LimiterPort, LimitState
-from ledger.pool import HolderPool
 from ledger.records import Attempt, Record, Settle, Void, Worker, WorkerGone
 from ledger.reservation import (
     Hold,
@@ -113,7 +113,8 @@ class Engine:
             book.owe(now, event)
         for reserve in recovered.open.values():
             request = request_of(reserve)
-            hold = Hold(reserve.reservation_id, request, self._pools_of(request, now), (), now)
+            pools = book.pools_of(request.pools, now)
+            hold = Hold(reserve.reservation_id, request, pools, (), now)
             hold.attempts = reserve.attempts
             book.open[hold.id] = hold
             for pool in hold.pools:
@@ -130,10 +131,6 @@ class Engine:
         """The reservation, while it is open."""
         return self.book.open.get(reservation_id)
 
-    def awaits(self, reservation_id: int) -> bool:
-        """Whether the reservation waits to be made; said again, it is not made a second time."""
-        return self.room.find(reservation_id) is not None
-
     def reserve(
         self, now: float, reservation_id: int, request: ReservationRequest
     ) -> Hold | Waiter:
@@ -142,8 +139,8 @@ class Engine:
         Raises the LedgerErrors; then nothing is held and no limit was consumed.
         """
         self._refuse_unless_admitting(now)
-        pools = self._pools_of(request, now)
-        states = self._admit(now, request)
+        pools = self.book.pools_of(request.pools, now)
+        states = self._admit(now, request) if request.limits else ()
         if states is not None and affordable(pools, request.amount):
             hold = Hold(reservation_id, request, pools, states, now)
             self.book.bind(now, hold)
@@ -186,10 +183,8 @@ class Engine:
         if hold.state == "settled":
             return
         self._refuse_closed(hold)
-        reserved = hold.amount
-        covered = self.book.post(now, hold, settlement.charge)
-        event = self.book.add_event(now, hold, settlement, reserved=reserved, covered=covered)
-        self.book.records.append(Settle(hold.id, event))
+        book = self.book
+        book.records.append(Settle(hold.id, book.post(now, hold, settlement)))
         used = settlement.tokens.input + settlement.tokens.output
         if settlement.status is _REVIEW:
             used = hold.request.tokens
@@ -226,7 +221,7 @@ class Engine:
 
     def withdraw(self, reservation_id: int) -> None:
         """The caller of a reservation that waits is gone: it holds nothing, and never will."""
-        waiter = self.room.find(reservation_id)
+        waiter = self.room.reservations.get(reservation_id)
         if waiter is not None:
             self._withdraw(waiter)
 
@@ -356,11 +351,6 @@ class Engine:
         """Whether the store knows everything and holds no credit for us that is not bound."""
         return self.lanes.finished
 
-    def balance(self, account_id: int) -> int | None:
-        """The posted balance minus everything charged since; None if the store never said."""
-        pool = self.book.find_pool(account_id)
-        return None if pool is None else pool.posted_balance
-
     def credit_hint(self, account_id: int) -> None:
         """Credit may have arrived: forget that the account's pool was exhausted."""
         pool = self.book.find_pool(account_id)
@@ -370,10 +360,11 @@ class Engine:
             pool.ask_after = 0.0
 
     def take_records(self) -> list[Record]:
-        """The records written since the last call; to be journalled before anything is answered."""
-        records = self.book.records
-        self.book.records = []
-        return records
+        """What happened since the last call; to be journalled before anything is answered.
+
+        Raises LedgerDivergence where it broke invariant H.
+        """
+        return self.book.take_records()
 
     def statistics(self, now: float) -> EngineStatistics:
         """A snapshot; iterates over the pools."""
@@ -416,9 +407,6 @@ class Engine:
         if len(book.outbox) >= self.settings.events_max:
             raise lanes.unavailable("too much usage waits to be posted")
 
-    def _pools_of(self, request: ReservationRequest, now: float) -> tuple[HolderPool, ...]:
-        return tuple([self.book.pool(pool_id, now) for pool_id in request.pools])
-
     def _refuse_closed(self, hold: Hold) -> None:
         if hold.state != "open":
             self._refused_settlements += 1
@@ -431,7 +419,8 @@ class Engine:
     def _closed(self, hold: Hold, used_tokens: int) -> None:
         if hold.extension is not None:
             self._withdraw(hold.extension)
-        self.limiter.settle(hold.request.limits, hold.request.tokens, used_tokens)
+        if hold.request.limits:
+            self.limiter.settle(hold.request.limits, hold.request.tokens, used_tokens)
 
     def _admit(self, now: float, request: ReservationRequest) -> tuple[LimitState, ...] | None:
         """The limits admit it now; None if they have to be asked first. Raises RateLimited."""

@@ -246,13 +246,28 @@ class Journal:
         Returns the position after them, to be given to `sync`. Raises `JournalFull` (nothing was
         written) or `JournalFailed`.
         """
-        self._write(records)
+        if self._failure is not None:
+            raise self._failure
+        segment, synced = self._segment, self.synced
+        noted = (Synced(synced), *records) if self._noted < synced else records
+        frames = encode_records(noted, segment.number)
+        end = segment.offset + len(frames)
+        if end > segment.size:
+            segment = self._go_on(records)
+        else:
+            try:
+                self._files.write(segment.file, frames, segment.offset)
+                segment.offset = end
+                self._noted = synced
+            except OSError:  # a bad place on this disk: what was written of it is a torn tail
+                self._rescues += 1
+                segment = self._go_on(records)
         for record in records:
             self._state.apply(record)
-        position = self._segment.start + self._segment.offset
+        position = segment.start + segment.offset
         if not self._dirty.is_set():
             self._dirty.set()
-        if position - self.synced >= GROUP_BYTES:
+        if position - synced >= GROUP_BYTES:
             self._group_full.set()
         return position
 
@@ -280,7 +295,8 @@ class Journal:
         if self._failure or self._rescuing:
             return False
         needed = (open_reservations + 1) * SETTLEMENT_BYTES
-        return self._segment.free >= needed or self._spare_room() >= needed
+        segment = self._segment
+        return segment.size - segment.offset >= needed or self._spare_room() >= needed
 
     async def events_after(self, applied_seq: int) -> list[UsageEvent]:
         """Events above `applied_seq`, also acknowledged ones, for a store that lost them.
@@ -375,30 +391,19 @@ class Journal:
 
     # frames into the current segment, or the next one
 
-    def _write(self, records: Sequence[Record]) -> None:
-        self._check()
-        noted = (Synced(self.synced), *records) if self._noted < self.synced else records
-        frames = encode_records(noted, self._segment.number)
-        try:
-            if len(frames) <= self._segment.free:
-                self._put(frames)
-                self._noted = self.synced
-                return
-        except OSError:  # a bad place on this disk: what was written of it is a torn tail
-            self._rescues += 1
+    def _go_on(self, records: Sequence[Record]) -> _Segment:
+        """Write into the next segment, which becomes the current one."""
         self._roll()
-        frames = encode_records(records, self._segment.number)  # another segment, another seed
-        if len(frames) > self._segment.free:
+        segment = self._segment
+        frames = encode_records(records, segment.number)  # another segment, another seed
+        if len(frames) > segment.free:
             raise JournalFull(f"{len(frames)} bytes of records do not fit into a segment")
         try:
-            self._put(frames)
+            self._files.write(segment.file, frames, segment.offset)
         except OSError as error:
             raise self._fail(error) from error
-
-    def _put(self, frames: bytes) -> None:
-        segment = self._segment
-        self._files.write(segment.file, frames, segment.offset)
         segment.offset += len(frames)
+        return segment
 
     def _roll(self) -> None:
         """Go on in the next segment. Raises `JournalFull` and leaves everything as it is."""

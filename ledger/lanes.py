@@ -347,6 +347,7 @@ class Lanes:
         assert self._in_flight is None, "one exchange at a time"
         self.exchange_wanted = False
         book = self._book
+        book.check_moved()
         events = book.outbox.batch(upto, self.settings.batch_max)
         covered: dict[int, int] = {}
         short: dict[int, int] = {}

@@ -99,22 +99,16 @@ class LocalLink:
     def __init__(self, server: LedgerServer) -> None:
         self.instance = WorkerIdentity.of_this_process().instance
         self._server = server
-        self._listener: Listener | None = None
 
     def attach(self, listener: Listener) -> None:
         """Introduce the worker. It has no process of its own, so a restart finds it dead."""
-        self._listener = listener
+        self.send = listener.hear  # what the server answers
         joined = self._server.join(self, messages.Hello(self.instance, 0, 0, []))
         assert joined, "a new number is taken"
 
     def post(self, message: Message) -> None:
         """Handled, journalled and answered before this returns, unless it has to wait."""
         self._server.handle(self, (message,))
-
-    def send(self, replies: Sequence[Reply]) -> None:
-        """What the server answers."""
-        assert self._listener is not None, "nobody listens"
-        self._listener.hear(replies)
 
 
 class _Outgoing:

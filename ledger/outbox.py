@@ -51,10 +51,11 @@ class Outbox:
 
     def add(self, now: float, event: UsageEvent) -> None:
         """Append the next event; its number must be `next_seq`."""
-        assert event.seq == self.next_seq, f"event {event.seq} is not the next, {self.next_seq}"
+        seq = event.seq
+        assert seq == self.next_seq, f"event {seq} is not the next, {self.next_seq}"
         self._events.append(event)
         self._times.append(now)
-        self.next_seq += 1
+        self.next_seq = seq + 1
 
     def restore(self, now: float, events: Sequence[UsageEvent]) -> None:
         """Put events in front that the store has, or may have, lost: the ones before the first.

@@ -156,10 +156,6 @@ class HolderPool:
         self.exhausted_until = now + EXHAUSTED_SECONDS
         self.refused_need = need
 
-    def is_scarce(self, now: float) -> bool:
-        """Whether what is free should go back at once, as others may be waiting for it."""
-        return bool(self.free) and now < self.scarce_until
-
     def target(self, now: float, sizing: Sizing) -> int:
         """The free credit this pool should hold."""
         if (

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -32,7 +32,8 @@ def instance_of(reservation_id: int) -> int:
     return reservation_id >> _COUNTER_BITS
 
 
-TOKENS_MAX = 2**31 - 1
+TOKENS_BITS = 31
+TOKENS_MAX = (1 << TOKENS_BITS) - 1
 """The width of the usage history's columns."""
 
 Amount = Annotated[int, msgspec.Meta(ge=0, le=AMOUNT_MAX)]
@@ -62,14 +63,14 @@ class TokenCounts(msgspec.Struct, frozen=True, gc=False, array_like=True):
     cached_input: int = 0
     output: int = 0
     reasoning: int = 0
-    units: Mapping[str, int] = {}  # msgspec copies it
+    units: dict[str, int] = {}  # msgspec copies it; nobody changes one
 
     def bounded(self) -> TokenCounts:
         """The same within the columns' width: providers can say anything."""
-        counts = [self.input, self.cached_input, self.output, self.reasoning]
-        if self.units:
-            counts += self.units.values()
-        if min(counts) >= 0 and max(counts) <= TOKENS_MAX:
+        together = self.input | self.cached_input | self.output | self.reasoning
+        for count in self.units.values():
+            together |= count
+        if not together >> TOKENS_BITS:  # one that is negative, or too large, shows in it
             return self
         return TokenCounts(
             _column(self.input),
@@ -84,7 +85,7 @@ def _column(count: int) -> int:
     return min(max(count, 0), TOKENS_MAX)
 
 
-class Settlement(msgspec.Struct, frozen=True, gc=False, array_like=True, kw_only=True):
+class Settlement(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """How a reservation, or an attempt within it, ended: what its event says of itself.
 
     Amounts are nano-dollars, times milliseconds, `occurred_at` microseconds since the epoch (for

@@ -79,7 +79,7 @@ class Scribe:
     def has_room(self) -> bool:
         """Whether the journal can take one more, and the end of all that are open or wait."""
         engine = self._engine
-        return self._journal.headroom(engine.open_reservations + len(engine.room))
+        return self._journal.headroom(len(engine.book.open) + len(engine.room.reservations))
 
     def write(self, records: Sequence[Record]) -> None:
         """Raises JournalFull or JournalFailed; nothing of it is written then."""

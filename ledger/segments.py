@@ -232,7 +232,8 @@ class RecoveredState:
                 self.open[record.reservation_id] = record
             case Settle():
                 self.open.pop(record.reservation_id, None)
-                self._add(record.event)
+                self.events.append(record.event)
+                self.next_seq = record.event.seq + 1
             case Void():
                 self.open.pop(record.reservation_id, None)
                 if record.event is not None:
@@ -311,8 +312,7 @@ def encode_header(header: Header) -> bytes:
 def encode_records(records: Sequence[Record | Synced], seed: int) -> bytes:
     """One frame per record, for the segment number `seed`."""
     frames: list[bytes] = []
-    for record in records:
-        payload = _encoder.encode(record)
+    for payload in map(_encoder.encode, records):
         length = len(payload)
         frames += _FRAME.pack(length, zlib.crc32(payload, seed)), payload, _PADDING[length & 7]
     return b"".join(frames)

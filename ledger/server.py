@@ -29,7 +29,7 @@ from ledger.journal import JournalFailed, JournalFull, RecoveredState
 from ledger.lanes import Phase
 from ledger.limits import LimiterPort
 from ledger.messages import Message, Reply, facts_of
-from ledger.records import Extend, Reserve, Worker
+from ledger.records import Extend, Record, Reserve, Worker
 from ledger.reservation import Hold, Waiter, instance_of
 from ledger.scribe import JournalPort, Scribe
 from ledger.sessions import FlushObserver, LedgerSettings, Sessions
@@ -183,17 +183,22 @@ class LedgerServer:
                     self.engine.credit_hint(message.account_id)
                 case messages.Hello():
                     raise AssertionError("a worker introduces itself once a link")
-        answers = self._journalise(now, replies)
-        if self.engine.pending_events >= self.settings.flush_events:
-            self._sessions.hurry()
-        if answers:
-            peer.send(answers)
+        records = self.engine.book.take_records()
+        try:
+            self._scribe.write(records)
+        except JournalFailed as error:
+            self._scribe.lose(error)
+            return
+        except JournalFull as error:
+            replies = self._refuse_new(now, records, replies, str(error))
+        if replies:
+            peer.send(replies)
 
     def _reserve(self, now: float, replies: list[Reply], message: messages.Reserve) -> None:
         engine, number = self.engine, message.reservation_id
-        hold = engine.find(number)
+        hold = engine.book.open.get(number)
         if hold is None:
-            if engine.awaits(number):
+            if number in engine.room.reservations:  # said again, it is not made a second time
                 return
             try:
                 if not self._scribe.has_room():
@@ -232,15 +237,16 @@ class LedgerServer:
             self.engine.attempt(now, hold, message.ordinal, message.settlement)
 
     def _settle(self, now: float, replies: list[Reply], message: messages.Settle) -> None:
-        hold = self.engine.find(message.reservation_id)
+        engine, number = self.engine, message.reservation_id
+        hold = engine.book.open.get(number)
         balance = None
         if hold is None:  # settled before, or its worker was taken for dead
-            self.engine.refused_settlement()
+            engine.refused_settlement()
         else:
-            self.engine.settle(now, hold, message.settlement)
-            self._return_scarce(now, hold)
-            balance = self.engine.balance(hold.request.account_id)
-        replies.append(messages.Closed(message.reservation_id, balance))
+            engine.settle(now, hold, message.settlement)
+            self._hurry(now, hold)
+            balance = hold.pools[0].posted_balance
+        replies.append(messages.Closed(number, balance))
 
     def _void(self, now: float, replies: list[Reply], message: messages.Void) -> None:
         hold = self.engine.find(message.reservation_id)
@@ -248,13 +254,15 @@ class LedgerServer:
             self.engine.withdraw(message.reservation_id)
         else:
             self.engine.void(now, hold, message.settlement)
-            self._return_scarce(now, hold)
+            self._hurry(now, hold)
         replies.append(messages.Closed(message.reservation_id, None))
 
-    def _return_scarce(self, now: float, hold: Hold) -> None:
-        """What it no longer holds of a scarce pool is worth an exchange of its own."""
+    def _hurry(self, now: float, hold: Hold) -> None:
+        """What it holds no longer of a scarce pool is worth an exchange; so is much usage."""
+        if len(self.engine.book.outbox) >= self.settings.flush_events:
+            self._sessions.hurry()
         for pool in hold.pools:
-            if pool.is_scarce(now):
+            if now < pool.scarce_until and pool.free:
                 self._sessions.hurry()
 
     def _flush(self, peer: Peer, message: messages.Flush) -> None:
@@ -364,23 +372,17 @@ class LedgerServer:
             if peer is not None:
                 peer.send([_told(waiter)])
 
-    def _journalise(self, now: float, replies: list[Reply]) -> Sequence[Reply]:
-        """Write down what was done; what may be answered, which is nothing if that failed.
+    def _refuse_new(
+        self, now: float, records: Sequence[Record], replies: Sequence[Reply], reason: str
+    ) -> list[Reply]:
+        """The journal has no room: nothing new is admitted, but settlements proceed.
 
-        Where the journal has no room nothing new is admitted, but settlements proceed.
+        What may be answered then, which is nothing if not even that can be written down.
         """
-        records = self.engine.take_records()
-        try:
-            self._scribe.write(records)
-        except JournalFailed as error:
-            self._scribe.lose(error)
-            return []
-        except JournalFull as error:
-            taken = [record for record in records if isinstance(record, Reserve | Extend)]
-            answers = self._undo(now, taken, replies, str(error))
-            kept = [record for record in records if not isinstance(record, Reserve | Extend)]
-            return answers if self._scribe.settle(kept) else []
-        return replies
+        taken = [record for record in records if isinstance(record, Reserve | Extend)]
+        answers = self._undo(now, taken, replies, reason)
+        kept = [record for record in records if not isinstance(record, Reserve | Extend)]
+        return answers if self._scribe.settle(kept) else []
 
     def _undo(
         self,

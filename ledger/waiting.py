@@ -11,13 +11,14 @@ from ledger.reservation import Waiter
 class WaitingRoom:
     """Every waiter of an engine, and at which pools those wait whom the limits have admitted."""
 
-    __slots__ = ("_at", "_deferred", "_reservations", "_thirsty")
+    __slots__ = ("_at", "_deferred", "_thirsty", "reservations")
 
     def __init__(self) -> None:
         self._deferred: dict[Waiter, None] = {}
         self._thirsty: dict[Waiter, None] = {}
         self._at: dict[HolderPool, dict[Waiter, None]] = {}
-        self._reservations: dict[int, Waiter] = {}
+        self.reservations: dict[int, Waiter] = {}
+        """The reservations that wait to be made; extensions are found at what they extend."""
 
     def __len__(self) -> int:
         return len(self._deferred) + len(self._thirsty)
@@ -48,14 +49,10 @@ class WaitingRoom:
         """Whether anybody waits for this pool."""
         return pool in self._at
 
-    def find(self, reservation_id: int) -> Waiter | None:
-        """The reservation that waits to be made; extensions are found at what they extend."""
-        return self._reservations.get(reservation_id)
-
     def defer(self, waiter: Waiter) -> None:
         """Wait for the limits."""
         self._deferred[waiter] = None
-        self._reservations[waiter.id] = waiter
+        self.reservations[waiter.id] = waiter
 
     def is_deferred(self, waiter: Waiter) -> bool:
         """Whether the limits have not admitted it yet."""
@@ -64,20 +61,20 @@ class WaitingRoom:
     def admit(self, waiter: Waiter) -> None:
         """The limits have admitted it: it waits no longer, or for credit from now on."""
         del self._deferred[waiter]
-        del self._reservations[waiter.id]
+        del self.reservations[waiter.id]
 
     def enter(self, waiter: Waiter) -> None:
         """Queue at each of the waiter's pools."""
         self._thirsty[waiter] = None
         if waiter.hold is None:
-            self._reservations[waiter.id] = waiter
+            self.reservations[waiter.id] = waiter
         for pool in waiter.pools:
             self._at.setdefault(pool, {})[waiter] = None
 
     def leave(self, waiter: Waiter) -> None:
         """It is decided."""
         if waiter.hold is None:
-            del self._reservations[waiter.id]
+            del self.reservations[waiter.id]
         if waiter in self._deferred:
             del self._deferred[waiter]
             return

@@ -39,6 +39,12 @@ def finish(call: Coroutine[object, object, T]) -> T:
     raise AssertionError("it waits")
 
 
+def posted_balance(engine: Engine, account_id: int) -> int | None:
+    """Credited − charged, including what the store has not heard of yet; None if unknown."""
+    pool = engine.book.find_pool(account_id)
+    return None if pool is None else pool.posted_balance
+
+
 class Holder:
     """One holder on virtual time; `now` moves only when told."""
 

@@ -22,6 +22,7 @@ from ledger.client import (
     bill,
 )
 from ledger.engine import EngineSettings
+from ledger.errors import LedgerDivergence
 from ledger.journal import JournalFailed, RecoveredState
 from ledger.limits import LimitRef
 from ledger.link import LocalLink
@@ -32,7 +33,7 @@ from ledger.reservation import Settlement, reservation_id
 from ledger.server import LedgerServer, LedgerSettings
 from ledger.store import Ask, EventStatus, PoolGrant, Session
 from tests.fakes.faulty_store import Fault, FaultyStore
-from tests.fakes.holder import WORKER
+from tests.fakes.holder import WORKER, posted_balance
 from tests.fakes.journal import MemoryJournal
 from tests.fakes.ledger import ACCOUNT, PRICE, PROVIDER, funded_store, output, request, top_up
 
@@ -116,7 +117,7 @@ async def test_the_first_request_waits_for_a_grant_the_next_does_not(
             scope.cancel()  # a checkpoint would notice
             second = await node.ledger.reserve(request(50))
         assert not scope.cancelled_caught
-        assert node.server.engine.balance(ACCOUNT) == BALANCE - 40
+        assert posted_balance(node.server.engine, ACCOUNT) == BALANCE - 40
         second.void()
     await in_order(books, [40])
 
@@ -400,7 +401,7 @@ async def test_without_the_store_from_the_start_callers_are_told_to_come_back(
 ) -> None:
     books = await funded_store(BALANCE)
     async with running(books, away=True) as node:
-        assert node.server.engine.balance(ACCOUNT) is None
+        assert posted_balance(node.server.engine, ACCOUNT) is None
         for _ in range(3):
             with pytest.raises(LedgerUnavailable):
                 await node.ledger.reserve(request(100))
@@ -442,7 +443,7 @@ async def test_a_poisoned_event_is_put_aside_and_the_others_are_posted(
         await trio.sleep(20)
         assert node.server.statistics().quarantined == 1
         assert node.server.statistics().pending_events == 0
-        assert node.server.engine.balance(ACCOUNT) == BALANCE - 80
+        assert posted_balance(node.server.engine, ACCOUNT) == BALANCE - 80
     await in_order(books, [10, 10, 10, 0, 10, 10, 10, 10, 10])
 
 
@@ -479,6 +480,22 @@ async def test_books_that_disagree_stop_admission_but_not_settlements(
         settle(reservation, 70)
         assert node.journal.state.events[-1].charge == 70
         assert not await node.server.drain(1)
+
+
+async def test_nothing_is_answered_out_of_books_that_disagree(autojump_clock: MockClock) -> None:
+    books = await funded_store(BALANCE)
+    async with running(books) as node:
+        settle(await node.ledger.reserve(request(100)), 70)
+        pool = node.server.engine.book.find_pool(ACCOUNT)
+        assert pool is not None
+        pool.free += 1  # out of nothing
+        told = len(node.journal.state.open), len(node.journal.state.events)
+        with pytest.raises(LedgerDivergence, match="free"):
+            await node.ledger.reserve(request(10))
+        assert told == (len(node.journal.state.open), len(node.journal.state.events))
+        assert node.server.statistics().halted
+        with pytest.raises(LedgerUnavailable, match="the books disagree"):
+            await node.ledger.reserve(request(1))
 
 
 # -- the journal ----------------------------------------------------------------------------------

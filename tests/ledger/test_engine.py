@@ -24,7 +24,7 @@ from ledger.money import AMOUNT_MAX
 from ledger.pool import Sizing
 from ledger.reservation import Hold, Waiter
 from ledger.store import Ask, EventStatus, PoolId, PoolReport, PoolStatus, UsageEvent
-from tests.fakes.holder import JOURNAL_ID, WORKER, Holder, Lost, finish, in_vain
+from tests.fakes.holder import JOURNAL_ID, WORKER, Holder, Lost, finish, in_vain, posted_balance
 from tests.fakes.ledger import ACCOUNT, BUDGET, funded_store, request, top_up
 
 BALANCE = 1_000
@@ -70,7 +70,7 @@ def test_the_first_reservation_waits_for_a_grant_and_the_rest_is_charged(holder:
     hold = waiter.outcome
     assert isinstance(hold, Hold)
     holder.settle(hold, 60)
-    assert holder.engine.balance(ACCOUNT) == BALANCE - 60
+    assert posted_balance(holder.engine, ACCOUNT) == BALANCE - 60
     assert isinstance(holder.reserve(request(40)), Hold)  # what was not used is free again
 
 
@@ -164,7 +164,7 @@ def test_extending_binds_more_of_the_lease(holder: Holder) -> None:
     assert waiter.outcome is hold
     assert hold.amount == 150
     holder.settle(hold, 150)
-    assert holder.engine.balance(ACCOUNT) == BALANCE - 150
+    assert posted_balance(holder.engine, ACCOUNT) == BALANCE - 150
     assert holder.extend(hold, 1) is False
     settled_up(holder)
 
@@ -729,7 +729,7 @@ def test_a_lost_exchange_charges_once(holder: Holder, store: MemoryStore, lost: 
     holder.settle(hold, 60)
     holder.exchange(lost)
     holder.engine.check()
-    assert holder.engine.balance(ACCOUNT) == BALANCE - 60
+    assert posted_balance(holder.engine, ACCOUNT) == BALANCE - 60
     settled_up(holder)
     assert [event.charge for event in events(store)] == [60]
 
@@ -756,7 +756,7 @@ def test_work_goes_on_while_an_exchange_is_under_way(holder: Holder, store: Memo
     third = holder.reserve(request(10))
     holder.acknowledge(replies)
     holder.engine.check()
-    assert holder.engine.balance(ACCOUNT) == BALANCE - 180
+    assert posted_balance(holder.engine, ACCOUNT) == BALANCE - 180
     if isinstance(third, Hold):
         holder.void(third)
     settled_up(holder)
@@ -775,9 +775,9 @@ def test_a_posting_and_a_grant_of_one_pool_may_cross(holder: Holder, store: Memo
     holder.granted(asks, granted)
     holder.write()
     assert isinstance(waiter.outcome, Hold)
-    assert holder.engine.balance(ACCOUNT) == BALANCE - 100
+    assert posted_balance(holder.engine, ACCOUNT) == BALANCE - 100
     holder.settle(waiter.outcome, 200)
-    assert holder.engine.balance(ACCOUNT) == BALANCE - 300
+    assert posted_balance(holder.engine, ACCOUNT) == BALANCE - 300
     settled_up(holder)
 
 
@@ -879,7 +879,7 @@ def test_one_bad_event_is_found_and_put_aside(holder: Holder, store: MemoryStore
     settled_up(holder)
     assert [event.seq for event in events(store)] == list(range(1, 10))
     assert store.pools[ACCOUNT].spent == 80
-    assert holder.engine.balance(ACCOUNT) == BALANCE - 80
+    assert posted_balance(holder.engine, ACCOUNT) == BALANCE - 80
     assert holder.engine.statistics(holder.now + 1).oldest_event_seconds == 0
 
 

@@ -29,7 +29,7 @@ from ledger.pool import Sizing
 from ledger.reservation import Hold, Waiter
 from ledger.segments import RecoveredState
 from ledger.store import Ask, EventStatus, PoolGrant, PoolId, PoolReport, StoreRefused
-from tests.fakes.holder import WORKER, Holder, finish
+from tests.fakes.holder import WORKER, Holder, finish, posted_balance
 from tests.fakes.ledger import ACCOUNT, BUDGET, PROVIDER, request, top_up
 
 SECOND = ACCOUNT + 1
@@ -374,7 +374,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def balance_is_what_was_paid_minus_what_was_charged(self) -> None:
         """As far as the holder can know: payments and refunds show with the store's next answer."""
         for account, charged in self.charged.items():
-            balance = self.holder.engine.balance(account)
+            balance = posted_balance(self.holder.engine, account)
             absorbed = sum(
                 t.amount for t in self.store.transfers if t.code == 40 and t.account_id == account
             )

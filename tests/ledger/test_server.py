@@ -15,6 +15,7 @@ from ledger.money import Price
 from ledger.postgres import PostgresStore
 from ledger.server import LedgerServer
 from ledger.store import EventStatus
+from tests.fakes.holder import posted_balance
 from tests.fakes.ledger import output, request
 
 PAID = 100_000
@@ -64,7 +65,7 @@ async def test_customers_are_charged_exactly_and_never_below_zero(
                 while refused == before:
                     await use(ledger, account, 900)
             for account in accounts:
-                assert server.engine.balance(account) == PAID - charged[account]
+                assert posted_balance(server.engine, account) == PAID - charged[account]
             await ledger.reserve(request(0, account=accounts[0]))  # nobody will end it
             assert await server.drain()
 

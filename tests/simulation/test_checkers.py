@@ -14,10 +14,12 @@ from ledger.lanes import EngineSettings, Lanes
 from ledger.memory import Holder, MemoryStore
 from ledger.pool import HolderPool
 from ledger.records import Record, Reserve, Settle
+from ledger.reservation import Waiter
 from ledger.scribe import Scribe
 from ledger.segments import RecoveredState
 from ledger.server import LedgerSettings
 from ledger.store import HolderState, Session, StoreRefused
+from ledger.waiting import WaitingRoom
 from tests.simulation import node as simulated
 from tests.simulation.oracle import WatchedJournal
 from tests.simulation.plan import Plan
@@ -94,8 +96,22 @@ def post_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scribe, "make_durable", at_once)
 
 
+class _Forgetful(dict[int, Waiter]):
+    """Waiters of whom nobody knows that they wait."""
+
+    def __contains__(self, _number: object) -> bool:
+        return False
+
+
 def forget_that_it_waits(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Engine, "awaits", lambda _self, _number: False)
+    """A reservation that is said again while it waits is made a second time."""
+    real = WaitingRoom.__init__
+
+    def begin(self: WaitingRoom) -> None:
+        real(self)
+        self.reservations = _Forgetful()
+
+    patch.setattr(WaitingRoom, "__init__", begin)
 
 
 def say_nothing_again(patch: pytest.MonkeyPatch) -> None:
