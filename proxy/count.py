@@ -52,10 +52,10 @@ async def serve(
         *limits,
     ]
     tokens = None
-    started = trio.current_time()
+    began = record.clock()
     with trio.move_on_after(_SECONDS):
         tokens = await _asked(gateway, calls, route, record)
-    record.upstream_seconds += trio.current_time() - started
+    record.upstream_seconds += record.clock() - began
     if tokens is None:
         record.estimated = True
         headers.append(("x-farebox-estimated", "true"))

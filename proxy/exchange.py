@@ -82,29 +82,36 @@ async def serve_connection(gateway: Gateway, transport: Transport) -> None:
     """
     with gateway.deadlines.new() as deadline:
         connection = Connection(transport, gateway.settings, deadline)
-        record = Record()
+        record = Record(gateway.means.monotonic)
         gateway.watch.add(transport, deadline.scope)
+        gateway.connections.add(connection)
         try:
             while await run(gateway, connection, record):
-                record = Record()
+                record = Record(gateway.means.monotonic)
         finally:
+            gateway.connections.discard(connection)
             gateway.watch.remove(transport)
     if not deadline.scope.cancelled_caught or connection.stage is Stage.WAITING:
         return
     if deadline.expired:
-        await _conclude(gateway, connection, record, _too_late(connection))
+        await _refuse(gateway, connection, record, _too_late(connection))
     else:
         record.status = CLIENT_CLOSED  # the watch saw the client leave
-        _finish(gateway, record, None)
+    _finish(gateway, record)
 
 
 async def run(gateway: Gateway, connection: Connection, record: Record) -> bool:
     """One exchange. False where the connection has to be closed after it."""
     error: APIError | None = None
     try:
-        head = await _next_head(gateway, connection, record)
+        try:
+            head = await connection.read_head()
+        finally:
+            record.start(gateway.wall())  # also for a head that is refused, or never complete
         if head is None:
             return False
+        if gateway.draining:
+            connection.reusable = False  # the answer says so
         await serve_exchange(gateway, connection, head, record)
     except APIError as refused:
         error = refused.with_traceback(None)  # its frames hold it: only the collector would free it
@@ -114,7 +121,9 @@ async def run(gateway: Gateway, connection: Connection, record: Record) -> bool:
     except Exception:  # the one place that turns a bug into a 500
         sys.stderr.write(f"{record.id}: {traceback.format_exc()}")
         error = InternalError("The gateway failed to handle this request.")
-    await _conclude(gateway, connection, record, error)
+    if error is not None:
+        await _refuse(gateway, connection, record, error)
+    _finish(gateway, record)
     return connection.reusable and not gateway.draining
 
 
@@ -130,8 +139,8 @@ async def serve_exchange(
     except APIError:  # what is no operation has no words of its own
         record.refusals = registry.refusals(head.path, head.query, head.headers)
         raise
-    record.enter(operation)
-    record.principal = principal = authenticate.principal(gateway.keyring, head, gateway.wall())
+    record.operation, record.refusals = operation, operation.refusals
+    record.principal = principal = authenticate.principal(gateway.keyring, head, record.came_at)
     ask = Ask(name, head.query, head.headers)
     if operation.codec is None:
         await _look_up(gateway, connection, ask, principal, record)
@@ -145,7 +154,7 @@ async def serve_exchange(
             if claim.replay is None:
                 await _serve(gateway, connection, permit, head, calls, principal, record, claim)
             else:
-                record.ask(calls.request.model, stream=calls.request.stream)
+                record.model, record.stream = calls.request.model, calls.request.stream
                 await idempotency.replay(connection, record, claim.replay)
         if connection.client_gone:
             record.status = CLIENT_CLOSED
@@ -166,7 +175,7 @@ async def _read(
     body = await _read_body(connection, permit, record)
     envelopes = Envelopes(gateway.secret, str(principal.account_id))
     request = operation.codec.decode(body, ask)
-    calls = Calls(operation.codec, request, envelopes, int(gateway.wall()))
+    calls = Calls(operation.codec, request, envelopes, int(record.came_at))
     if (key := idempotency.key_of(head, operation)) is None:
         return calls, None
     printed = await idempotency.fingerprint(gateway.secret, operation, ask, body)
@@ -190,7 +199,7 @@ async def _serve(
         calls.request, said = await stored.resolve(gateway.responses, principal, calls.request)
         keeper = stored.Keeper(gateway.responses, principal, said, keyed=claim is not None)
     found = route.find(gateway.snapshot, principal, calls.request.model, calls.request.kind)
-    record.ask(found.model.id, stream=calls.request.stream)
+    record.model, record.stream = found.model.id, calls.request.stream
     if record.operation.action == "count":
         await count.serve(gateway, connection, found, calls, record)
         return
@@ -199,16 +208,18 @@ async def _serve(
         conversation = head.header(b"x-farebox-conversation-id") or calls.request.conversation_id
         told = hold.headers(conversation)
         delivery = relay.Delivery(connection, record, calls, told, keeper, claim)
+        attempts = gateway, calls, found, hold, record, conversation
+        if not need.stream:
+            hold.answer = await fallback.first_event(*attempts)
+            await relay.plain(delivery, hold)
+            return
         with gateway.keep_alives.pulse(delivery.beat) as pulse:
-            hold.answer = await fallback.first_event(
-                gateway, calls, found, hold, record, conversation
-            )
-            if need.stream:  # which may take minutes
-                need.input.read()
-                calls.let_go()
-                if keeper is None or not keeper.keeps:
-                    permit.close()
-            await relay.deliver(gateway, delivery, hold, pulse)
+            hold.answer = await fallback.first_event(*attempts)
+            need.input.read()  # what streams may take minutes
+            calls.let_go()
+            if keeper is None or not keeper.keeps:
+                permit.close()
+            await relay.stream(gateway, delivery, hold, pulse)
 
 
 async def _look_up(
@@ -233,26 +244,14 @@ async def _look_up(
     await connection.respond(200, headers, body)
 
 
-async def _next_head(gateway: Gateway, connection: Connection, record: Record) -> Head | None:
-    gateway.idle.add(connection.deadline.scope)
-    try:
-        head = await connection.read_head()
-    finally:
-        record.start()  # also for a head that is refused, or never complete
-        gateway.idle.discard(connection.deadline.scope)
-    if gateway.draining:
-        connection.reusable = False  # the answer says so
-    return head
-
-
 async def _read_body(connection: Connection, permit: Permit, record: Record) -> bytes:
     if connection.body_bytes == 0:
         raise InvalidRequest(
             "The request has no body: send JSON with Content-Length or chunked encoding."
         )
-    started = trio.current_time()
+    began = record.clock()
     body = await connection.read_body(connection.settings.max_body_bytes, permit.chunk)
-    record.client_seconds += trio.current_time() - started
+    record.client_seconds += record.clock() - began
     return body
 
 
@@ -268,8 +267,14 @@ def _too_late(connection: Connection) -> APIError:
     return UpstreamTimeout(f"The request took over {settings.max_request_seconds:g} s.")
 
 
-async def _answer_error(connection: Connection, error: APIError, record: Record) -> None:
+async def _refuse(
+    gateway: Gateway, connection: Connection, record: Record, error: APIError
+) -> None:
     """Tell the client, in its envelope and in a form that fits what was already sent."""
+    if isinstance(error, RateLimited):
+        gateway.metrics.limited(str(error.details["limit"])).inc()
+    elif isinstance(error, InsufficientBalance):
+        gateway.metrics.insufficient_balance.inc()
     record.code = error.code
     record.status = record.status or error.status
     refusals = record.refusals
@@ -299,23 +304,11 @@ async def _answer_error(connection: Connection, error: APIError, record: Record)
         connection.reusable = False
 
 
-async def _conclude(
-    gateway: Gateway, connection: Connection, record: Record, error: APIError | None
-) -> None:
-    """Answer an error where there is one, and write down what happened."""
-    if error is not None:
-        await _answer_error(connection, error, record)
-    _finish(gateway, record, error)
-
-
-def _finish(gateway: Gateway, record: Record, error: APIError | None) -> None:
-    if isinstance(error, RateLimited):
-        gateway.metrics.limited(str(error.details["limit"])).inc()
-    elif isinstance(error, InsufficientBalance):
-        gateway.metrics.insufficient_balance.inc()
-    now = trio.current_time()
+def _finish(gateway: Gateway, record: Record) -> None:
+    """Write down what happened."""
+    record.ended = record.ended or record.clock()
     if record.operation is control.OPERATION:
         gateway.metrics.console(str(record.status)).inc()
     else:
-        record.count(gateway.metrics, now)
-    gateway.log.add(record.line(now))
+        record.count(gateway.metrics)
+    gateway.log.add(record.line())

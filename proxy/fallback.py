@@ -40,13 +40,11 @@ async def first_event(
     means, stream = gateway.means, calls.request.stream
     affinity = conversation_key(calls.request, conversation) if route.has_choice else None
     order = ordered(gateway, route, affinity, streamed=stream)
-    passed = trio.current_time() - record.started
-    left = gateway.settings.max_request_seconds - passed - _LAST_SECONDS
     assert record.principal is not None, "it was authenticated"
     turn = Turn(
         calls.signers_first(order),
         means,
-        means.monotonic() + left,
+        record.started + gateway.settings.max_request_seconds - _LAST_SECONDS,
         record.principal.account_id,
         repeatable=calls.request.scan.passes == 1,
     )

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import trio
-
 from ledger.client import Ledger
 from proxy.admit import Load
 from proxy.authenticate import Keyring
+from proxy.connection import Connection
 from proxy.control import Control
 from proxy.deadlines import Deadlines
 from proxy.idempotency import Answers
@@ -67,10 +66,11 @@ class Gateway:
     deadlines: Deadlines = field(default_factory=Deadlines)
     wall: Callable[[], float] = wall_seconds
     draining: bool = False
-    idle: set[trio.CancelScope] = field(default_factory=set)
+    connections: set[Connection] = field(default_factory=set)
 
     def drain(self) -> None:
         """Close idle connections now, and the others after their answer."""
         self.draining = True
-        for scope in self.idle:
-            scope.cancel()
+        for connection in self.connections:
+            if connection.is_idle:
+                connection.deadline.scope.cancel()

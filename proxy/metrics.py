@@ -26,13 +26,13 @@ from proxy import figures
 from proxy.tallies import Spread, Spreads, Tallies, Tally
 
 if TYPE_CHECKING:  # a ledger's process has metrics, and nothing that workers need
+    from adapters.canonical import Usage
     from proxy.health import UpstreamState
     from proxy.memory import Memory
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 _FLUSH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
-TOKEN_KINDS = ("input", "cached_input", "output", "reasoning")
 ENDINGS = ("settled", "estimated", "cancelled", "review", "free", "voided")
 """How a reservation can end: the status of its settlement, or that there was none."""
 
@@ -143,25 +143,19 @@ class Metrics:
             ["version"],
             registry=registry,
         ).labels(version("farebox")).set(1)
-        self._exchanges: dict[tuple[str, str, str, str], ExchangeMetrics] = {}
+        self.exchanges = _Exchanges(self)
 
-    def exchange(self, surface: str, model: str, provider: str, status: str) -> ExchangeMetrics:
-        """Everything that one kind of exchange is counted in."""
-        kind = surface, model, provider, status
-        known = self._exchanges.get(kind)
-        if known is None:
-            known = self._exchanges[kind] = self._new_exchange(*kind)
-        return known
-
-    def _new_exchange(
-        self, surface: str, model: str, provider: str, status: str
-    ) -> ExchangeMetrics:
+    def exchange(self, surface: str, model: str, provider: str, status: int) -> ExchangeMetrics:
+        """Resolve what one kind of exchange is counted in."""
         return ExchangeMetrics(
-            requests=self._requests(surface, model, provider, status),
+            requests=self._requests(surface, model, provider, str(status)),
             duration=self._duration(surface, model),
             first_byte=self._first_byte(surface, model),
             overhead=self._overhead,
-            tokens={kind: self._tokens(model, provider, kind) for kind in TOKEN_KINDS},
+            input_tokens=self._tokens(model, provider, "input"),
+            cached_input_tokens=self._tokens(model, provider, "cached_input"),
+            output_tokens=self._tokens(model, provider, "output"),
+            reasoning_tokens=self._tokens(model, provider, "reasoning"),
             charged=self._charged(model, provider),
             cost=self._cost(model, provider),
             reserved=self._reserved(model, provider),
@@ -195,7 +189,10 @@ class ExchangeMetrics:
     duration: Spread
     first_byte: Spread
     overhead: Spread
-    tokens: Mapping[str, Tally]
+    input_tokens: Tally
+    cached_input_tokens: Tally
+    output_tokens: Tally
+    reasoning_tokens: Tally
     charged: Tally
     cost: Tally
     reserved: Tally
@@ -203,12 +200,32 @@ class ExchangeMetrics:
     unbilled: Tally
     endings: Mapping[str, Tally]
 
-    def settle(self, *, reserved: int, charge: int, cost: int) -> None:
+    def use(self, usage: Usage) -> None:
+        """Count the tokens of an answer."""
+        self.input_tokens.value += usage.input_tokens
+        self.output_tokens.value += usage.output_tokens
+        if usage.cached_input_tokens:
+            self.cached_input_tokens.value += usage.cached_input_tokens
+        if usage.reasoning_tokens:
+            self.reasoning_tokens.value += usage.reasoning_tokens
+
+    def settle(self, reserved: int, charge: int, cost: int) -> None:
         """Count one settlement; amounts are nano-dollars."""
-        self.charged.inc(charge)
-        self.cost.inc(cost)
-        self.reserved.inc(reserved)
+        self.charged.value += charge
+        self.cost.value += cost
+        self.reserved.value += reserved
         if charge > reserved:
-            self.overrun.inc(charge - reserved)
+            self.overrun.value += charge - reserved
         if cost > charge:
-            self.unbilled.inc(cost - charge)
+            self.unbilled.value += cost - charge
+
+
+class _Exchanges(dict[tuple[str, str, str, int], ExchangeMetrics]):
+    """What each kind of exchange is counted in: by surface, model, provider and status."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def __missing__(self, kind: tuple[str, str, str, int]) -> ExchangeMetrics:
+        made = self[kind] = self._metrics.exchange(*kind)
+        return made

@@ -8,7 +8,7 @@ task; they name the key by its id, never the key.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from random import getrandbits
 from typing import TYPE_CHECKING
@@ -31,21 +31,22 @@ CLIENT_CLOSED = 499
 _ENCODER = msgspec.json.Encoder()
 _LOG_LINES_MAX = 20_000
 _UUID_VERSION_7 = (0x7 << 76) | (0x2 << 62)
+_UUID_RANDOM = 2**80 - 1 - (0xF << 76) - (0x3 << 62)
 
 
-def new_request_id() -> bytes:
-    """The 16 bytes of a UUIDv7: 48 bits of milliseconds, then 74 random bits.
+def new_request_id(milliseconds: int) -> bytes:
+    """The 16 bytes of a UUIDv7: 48 bits of milliseconds since the epoch, then 74 random bits.
 
     It has to be unique, not a secret: who asks for a receipt needs the account's key as well.
     """
-    random = getrandbits(12) << 64 | getrandbits(62)
-    return (time.time_ns() // 1_000_000 << 80 | _UUID_VERSION_7 | random).to_bytes(16)
+    random = getrandbits(80) & _UUID_RANDOM
+    return (milliseconds << 80 | _UUID_VERSION_7 | random).to_bytes(16)
 
 
 def uuid_text(value: bytes) -> str:
     """Its usual form; `str(uuid.UUID(bytes=value))` takes three times as long."""
-    digits = value.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    quads = value.hex("-", 2)  # 0123-4567-89ab-cdef-0123-4567-89ab-cdef
+    return f"{quads[:4]}{quads[5:29]}{quads[30:34]}{quads[35:]}"
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
@@ -59,15 +60,19 @@ class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
 class Record(msgspec.Struct, gc=False, eq=False):
     """The facts of one exchange, from its `start`. Each step of the exchange writes what it learnt.
 
-    `upstream_seconds` and `client_seconds` sum up waiting, so that what is left is our own time.
-    `reserved` is what was asked for, and once it is settled what was held then. `ending` is one of
-    `metrics.ENDINGS`, "" where nothing was reserved. `failures` is None where there are none.
+    `came_at` is in seconds since the epoch, the other moments are on its `clock`, which is that of
+    `Means`; one that has not come is 0. `upstream_seconds` and `client_seconds` sum up waiting, so
+    that what is left is our own time. `reserved` is what was asked for, and once it is settled what
+    was held then. `ending` is one of `metrics.ENDINGS`, "" where nothing was reserved.
     """
 
+    clock: Callable[[], float]
     request_id: bytes = b""
     id: str = ""
+    came_at: float = 0.0
     started: float = 0.0
     first_byte: float = 0.0
+    ended: float = 0.0
     upstream_seconds: float = 0.0
     client_seconds: float = 0.0
     operation: Operation = UNKNOWN
@@ -80,7 +85,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
     stream: bool = False
     estimated: bool = False
     attempts: int = 0
-    failures: list[FailedAttempt] | None = None
+    failures: tuple[FailedAttempt, ...] = ()
     dropped: tuple[str, ...] = ()
     reserved: int = 0
     ending: str = ""
@@ -88,13 +93,11 @@ class Record(msgspec.Struct, gc=False, eq=False):
     usage: Usage | None = None
     settled: Settled | None = None
 
-    def enter(self, operation: Operation) -> None:
-        """The path says what is wanted, and in whose words to answer."""
-        self.operation, self.refusals = operation, operation.refusals
-
-    def ask(self, model: str, *, stream: bool) -> None:
-        """The body says of which model, and how."""
-        self.model, self.stream = model, stream
+    def start(self, wall: float) -> None:
+        """The head has arrived, or what there is of it: waiting for that was not the request's."""
+        self.came_at, self.started = wall, self.clock()
+        self.request_id = new_request_id(int(wall * 1000))
+        self.id = uuid_text(self.request_id)
 
     def serves(self, upstream: Upstream, dropped: tuple[str, ...]) -> None:
         """It is this upstream that is asked, and without these fields."""
@@ -103,8 +106,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     def failed(self, upstream: Upstream, outcome: str, duration_ms: int) -> None:
         """An attempt has ended without content."""
-        failure = FailedAttempt(upstream.name, outcome, duration_ms)
-        self.failures = [*(self.failures or ()), failure]
+        self.failures += (FailedAttempt(upstream.name, outcome, duration_ms),)
 
     def id_headers(self) -> Headers:
         """The request id under the names that the SDKs read."""
@@ -117,82 +119,73 @@ class Record(msgspec.Struct, gc=False, eq=False):
             headers.append(("x-farebox-dropped", ",".join(self.dropped)))
         return headers
 
-    def start(self) -> None:
-        """The head has arrived, or what there is of it: waiting for that was not the request's."""
-        self.request_id = new_request_id()
-        self.id = uuid_text(self.request_id)
-        self.started = trio.current_time()
-
     @property
     def ttfb_ms(self) -> int:
         return round((self.first_byte - self.started) * 1000) if self.first_byte else 0
 
     @property
     def duration_ms(self) -> int:
-        return round((trio.current_time() - self.started) * 1000)
+        """How long it took, or has taken by now."""
+        return round(((self.ended or self.clock()) - self.started) * 1000)
 
-    def count(self, metrics: Metrics, now: float) -> None:
-        """Add an exchange that has finished now to the metrics."""
-        surface = self.operation.surface
-        seen = metrics.exchange(surface, self.model, self.provider, str(self.status))
-        total = now - self.started
-        seen.requests.inc()
-        seen.duration.observe(total)
-        seen.overhead.observe(max(0.0, total - self.upstream_seconds - self.client_seconds))
+    def count(self, metrics: Metrics) -> None:
+        """Add it to the metrics, now that it has ended."""
+        seen = metrics.exchanges[self.operation.surface, self.model, self.provider, self.status]
+        seconds = self.ended - self.started
+        seen.requests.value += 1
+        seen.duration.observe(seconds)
+        seen.overhead.observe(max(0.0, seconds - self.upstream_seconds - self.client_seconds))
         if self.first_byte:
             seen.first_byte.observe(self.first_byte - self.started)
         if (usage := self.usage) is not None:
-            seen.tokens["input"].inc(usage.input_tokens)
-            seen.tokens["output"].inc(usage.output_tokens)
-            if usage.cached_input_tokens:
-                seen.tokens["cached_input"].inc(usage.cached_input_tokens)
-            if usage.reasoning_tokens:
-                seen.tokens["reasoning"].inc(usage.reasoning_tokens)
+            seen.use(usage)
         if self.ending:
-            seen.endings[self.ending].inc()
-        if self.settled is not None:
-            seen.settle(reserved=self.reserved, charge=self.settled.charge, cost=self.settled.cost)
+            seen.endings[self.ending].value += 1
+        if (settled := self.settled) is not None:
+            seen.settle(self.reserved, settled.charge, settled.cost)
 
-    def line(self, now: float) -> bytes:
-        """An exchange that has finished now as one line of JSON; what is unknown is left out."""
+    def line(self) -> bytes:
+        """As one line of JSON, now that it has ended; what is unknown is left out."""
         caller, usage, settled = self.principal, self.usage, self.settled
         return _ENCODER.encode(
             _Line(
-                time=_timestamp(time.time_ns() // 10**9),
-                event="request",
-                request_id=self.id,
-                surface=self.operation.surface,
-                endpoint=self.operation.name,
-                status=self.status,
-                code=self.code,
-                account=caller.account if caller else "",
-                project=caller.project if caller else "",
-                key_id=caller.key_id if caller else 0,
-                model=self.model,
-                upstream=self.upstream,
-                attempts=self.attempts,
-                failed=self.failures or (),
-                dropped=",".join(self.dropped),
-                stream=self.stream,
-                reserved_usd=format_usd(self.reserved),
-                input_tokens=usage.input_tokens if usage else 0,
-                output_tokens=usage.output_tokens if usage else 0,
-                estimated=self.estimated,
-                charge_usd=format_usd(settled.charge) if settled else "0",
-                ttfb_ms=self.ttfb_ms,
-                duration_ms=round((now - self.started) * 1000),
-                upstream_ms=round(self.upstream_seconds * 1000),
+                _timestamp(time.time_ns() // 10**9),
+                "request",
+                self.id,
+                self.operation.surface,
+                self.operation.name,
+                self.status,
+                self.code,
+                caller.account if caller else "",
+                caller.project if caller else "",
+                caller.key_id if caller else 0,
+                self.model,
+                self.upstream,
+                self.attempts,
+                self.failures,
+                ",".join(self.dropped),
+                self.stream,
+                format_usd(self.reserved),
+                usage.input_tokens if usage else 0,
+                usage.output_tokens if usage else 0,
+                self.estimated,
+                format_usd(settled.charge) if settled else "0",
+                self.ttfb_ms,
+                self.duration_ms,
+                round(self.upstream_seconds * 1000),
             )
         )
 
 
-class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+class _Line(msgspec.Struct, omit_defaults=True, gc=False):
+    """What a line says, in its order. It is made by position, which is a third of the work."""
+
     time: str
-    event: str  # always "request"
+    event: str
     request_id: str
     surface: str
     endpoint: str = ""
-    status: int
+    status: int = -1  # which it never is, so that it is always told
     code: str = ""
     account: str = ""
     project: str = ""
@@ -200,7 +193,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     model: str = "unknown"
     upstream: str = ""
     attempts: int = 0
-    failed: Sequence[FailedAttempt] = ()
+    failed: tuple[FailedAttempt, ...] = ()
     dropped: str = ""
     stream: bool = False
     reserved_usd: str = "0"
@@ -209,7 +202,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     estimated: bool = False
     charge_usd: str = "0"
     ttfb_ms: int = 0
-    duration_ms: int
+    duration_ms: int = -1  # as the status
     upstream_ms: int = 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
 import trio
 
 from adapters.codec import Headers
@@ -29,37 +30,27 @@ from proxy.upstream import AttemptFailed
 from proxy.verdicts import VERDICTS, Outcome
 
 _FIGURES_SECONDS = 0.5
+_PLAIN_TYPE = ("content-type", "application/json")
 _STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """An answer on its way to its client; made before it is known which upstream serves it.
 
     `headers` are what the reservation and the route have to say; `keeper` is for answers that can
     be cancelled and may be kept, `claim` for those that a retry is to get again.
     """
 
-    __slots__ = ("_calls", "_headers", "claim", "connection", "keeper", "record")
-
-    def __init__(
-        self,
-        connection: Connection,
-        record: Record,
-        calls: Calls,
-        headers: Headers,
-        keeper: Keeper | None,
-        claim: Claim | None = None,
-    ) -> None:
-        self.claim = claim
-        self.connection = connection
-        self.record = record
-        self.keeper = keeper
-        self._calls = calls
-        self._headers = headers
+    connection: Connection
+    record: Record
+    calls: Calls
+    headers: Headers
+    keeper: Keeper | None
+    claim: Claim | None = None
 
     def beat(self) -> None:
         """A sign of life while the upstream says nothing, before its first event or after."""
-        request = self._calls.request
+        request = self.calls.request
         keep_alive = request.keep_alive
         if not (request.stream and keep_alive):
             return
@@ -95,48 +86,27 @@ class Delivery:
     async def keep_plain(self, headers: Headers, body: bytes) -> None:
         """As `keep`, for a whole answer."""
         if self.claim is not None:
-            self.claim.begin(200, self._plain_head(headers))
+            self.claim.begin(200, self.plain_head(headers))
             await self.claim.keep(body, self._kept_as(body))
 
-    async def plain(self, headers: Headers, body: bytes) -> None:
-        """Send a whole answer. Raises ClientGone."""
-        self.record.status = 200
-        await self.connection.respond(200, self._plain_head(headers), body)
+    def plain_head(self, headers: Headers) -> Headers:
+        """All headers of a whole answer, with those that are only known at its end."""
+        return [_PLAIN_TYPE, *self.record.answer_headers(), *self.headers, *headers]
 
     def _stream_head(self) -> Headers:
-        content_type = self._calls.codec.stream_type(self._calls.request)
-        return [("content-type", content_type), *_STREAM_HEADERS, *self._known()]
-
-    def _plain_head(self, headers: Headers) -> Headers:
-        return [("content-type", "application/json"), *self._known(), *headers]
+        content_type = self.calls.codec.stream_type(self.calls.request)
+        known = *self.record.answer_headers(), *self.headers
+        return [("content-type", content_type), *_STREAM_HEADERS, *known]
 
     def _kept_as(self, body: bytes) -> str:
         return "" if self.keeper is None else self.keeper.name_of(body)
 
-    def _known(self) -> Headers:
-        return self.record.answer_headers() + self._headers
 
-
-async def deliver(gateway: Gateway, delivery: Delivery, hold: Hold, pulse: Pulse) -> None:
-    """Bring the answer of `hold` to the client. Raises ClientGone."""
-    pulse.stop()
-    match hold.answer:
-        case PlainAnswer() as answer:
-            await _plain(answer, delivery, hold)
-        case StreamAnswer() as answer:
-            gateway.metrics.open_streams.inc()
-            try:
-                await _stream(gateway, answer, delivery, hold, pulse)
-            finally:
-                gateway.metrics.open_streams.dec()
-        case None:
-            raise AssertionError("there is nothing to deliver")
-
-
-async def _plain(answer: PlainAnswer, delivery: Delivery, hold: Hold) -> None:
-    """Settle, then send an answer that is complete already."""
-    record = delivery.record
-    record.first_byte = trio.current_time()
+async def plain(delivery: Delivery, hold: Hold) -> None:
+    """Settle, then send an answer that is complete already. Raises ClientGone."""
+    answer, record = hold.answer, delivery.record
+    assert isinstance(answer, PlainAnswer), "it was not to be streamed"
+    record.first_byte = record.clock()
     if delivery.claim is not None:
         charge, estimated = hold.quote()
         await delivery.keep_plain(_price(charge, estimated=estimated), answer.relay.body)
@@ -147,9 +117,11 @@ async def _plain(answer: PlainAnswer, delivery: Delivery, hold: Hold) -> None:
         money.append(("x-farebox-balance-usd", format_usd(balance)))
     if delivery.keeper is not None:
         delivery.keeper.keep(answer.relay.body)
-    sending = trio.current_time()
-    await delivery.plain(money, answer.relay.body)
-    record.client_seconds += trio.current_time() - sending
+    record.status = 200
+    sending = record.clock()
+    await delivery.connection.respond(200, delivery.plain_head(money), answer.relay.body)
+    record.ended = record.clock()
+    record.client_seconds += record.ended - sending
 
 
 def _price(charge: int, *, estimated: bool) -> Headers:
@@ -158,17 +130,29 @@ def _price(charge: int, *, estimated: bool) -> Headers:
     return [*told, ("x-farebox-estimated", "true")] if estimated else told
 
 
+async def stream(gateway: Gateway, delivery: Delivery, hold: Hold, pulse: Pulse) -> None:
+    """Relay a stream to its end, and settle it. Raises ClientGone."""
+    answer = hold.answer
+    assert isinstance(answer, StreamAnswer), "it was to be streamed"
+    pulse.stop()
+    gateway.metrics.open_streams.inc()
+    try:
+        await _stream(gateway, answer, delivery, hold, pulse)
+    finally:
+        gateway.metrics.open_streams.dec()
+
+
 async def _stream(
     gateway: Gateway, answer: StreamAnswer, delivery: Delivery, hold: Hold, pulse: Pulse
 ) -> None:
-    """Relay a stream to its end, and settle it.
+    """As `stream`.
 
     Where its allowance is used up, the relay has ended it as if its output cap were reached: it is
     complete like any other. Where the upstream breaks, the client gets an error in its own grammar,
     never a clean end, and is charged for what was produced.
     """
     connection, record = delivery.connection, delivery.record
-    record.first_byte = trio.current_time()
+    record.first_byte = record.clock()
     await delivery.stream(answer.first)
     try:
         broken = await _relay(answer, delivery, pulse)

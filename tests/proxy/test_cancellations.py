@@ -143,7 +143,8 @@ class Scene:
             "attempts": sum(health.in_flight(each.upstream) for each in self.candidates),
             "deadlines": len(gateway.deadlines.active),
             "pulses": len(gateway.keep_alives.active),
-            "idle connections": len(gateway.idle),
+            "clients": len(gateway.connections),
+            "idle clients": sum(client.is_idle for client in gateway.connections),
             "watched connections": int(self.transport.on_peer_close is not None),
             "streams": sum(
                 int(sample.value)
@@ -201,7 +202,7 @@ class State:
     after: Callable[[Scene], None] | None = None
 
 
-CONNECTED = frozenset({"deadlines", "watched connections"})
+CONNECTED = frozenset({"clients", "deadlines", "watched connections"})
 ADMITTED = CONNECTED | {"exchanges", "bytes"}
 RESERVED = ADMITTED | {"reservations", "pulses"}
 WAITING = RESERVED  # between attempts nothing else is held
@@ -321,8 +322,8 @@ AT_ONCE: Script = [b"".join(step for step in provider.stream("Hello") if isinsta
 ENDLESS: Script = [STREAM_HEAD, delta("x"), HANG]
 UNCAPPED = {name: value for name, value in STREAM.items() if name != "max_tokens"}
 STATES = {
-    "idle": State((), CONNECTED | {"idle connections"}, raw=b""),
-    "head": State((), CONNECTED | {"idle connections"}, raw=HEAD),
+    "idle": State((), CONNECTED | {"idle clients"}, raw=b""),
+    "head": State((), CONNECTED | {"idle clients"}, raw=HEAD),
     "body": State((), ADMITTED, raw=HEAD + b'content-length: 9999\r\n\r\n{"'),
     "body in chunks": State(
         (), ADMITTED, raw=HEAD + b'transfer-encoding: chunked\r\n\r\n2\r\n{"\r\n'
@@ -348,9 +349,9 @@ STATES = {
     ),
     "queue for an upstream": State((ENDLESS,), WAITING, prepare=its_limit_is_reached),
     "no head": State((SILENCE,), ASKING, asked=(1,), cancelled=1),
-    "plain, no head": State((SILENCE,), ASKING, body=ASK, asked=(1,), cancelled=1),
+    "plain, no head": State((SILENCE,), ASKING - {"pulses"}, body=ASK, asked=(1,), cancelled=1),
     "plain, half a body": State(
-        ((COMPLETION[:-20], HANG),), ASKING, body=ASK, asked=(1,), cancelled=1
+        ((COMPLETION[:-20], HANG),), ASKING - {"pulses"}, body=ASK, asked=(1,), cancelled=1
     ),
     "no content": State(((STREAM_HEAD, ROLE, HANG),), ASKING, asked=(1,), cancelled=1),
     "retry-after": State((provider.error(429, "slow", retry_after="5"),), WAITING, asked=(1,)),
@@ -399,7 +400,7 @@ STATES = {
     ),
     "plain, journal": State(
         ((COMPLETION,),),
-        ATTEMPTING - {"attempts", "reservations"},
+        ATTEMPTING - {"attempts", "reservations", "pulses"},
         at=0.2,
         body=ASK,
         prepare=slow_journal,

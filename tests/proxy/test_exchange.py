@@ -20,6 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ledger.fleet import NODES, FleetLimiter
 from ledger.limits import LimitRef
 from ledger.store import EventStatus
+from proxy.gateway import wall_seconds
 from proxy.settings import ServerSettings
 from tests.fakes import provider
 from tests.fakes.gateway import (
@@ -149,6 +150,7 @@ async def test_a_request_id_is_of_the_moment_when_the_request_came(long: str) ->
     """However long its connection has waited for it: receipts are looked for around that moment."""
     upstream = ScriptedProvider(provider.completion(), provider.completion())
     async with running({"p": upstream}, settings=ServerSettings(max_head_bytes=512)) as world:
+        world.gateway.wall = wall_seconds
         client = world.connect()
         assert (await client.call(CHAT, ASK)).status == 200
         await wait_all_tasks_blocked()

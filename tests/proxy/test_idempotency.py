@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import psycopg
@@ -34,13 +35,18 @@ LOCKS = (
 SAID = Answer(200, [("content-type", "text/event-stream"), ("x", "1")], b"data: \x00\xff\n\n")
 
 
+def new_id() -> bytes:
+    """Another one each time, also where chance is made to repeat itself."""
+    return new_request_id(time.time_ns() // 1_000_000)
+
+
 def asked(key: str = "k", **options: object) -> Asked:
     """A request of ours with a key; each has an id of its own."""
     known: dict[str, object] = {
         "account_id": ACCOUNT,
         "key": key,
         "project_id": OURS,
-        "request_id": new_request_id(),
+        "request_id": new_id(),
         "fingerprint": b"f" * 32,
         "stale": STALE,
         "expires": EXPIRES,
@@ -582,7 +588,7 @@ async def play(
         now += minutes * 60
         request = requests[index]
         if step == "claim":
-            made = {"request_id": new_request_id(), "stale": now + 1000, "expires": now + 86_400}
+            made = {"request_id": new_id(), "stale": now + 1000, "expires": now + 86_400}
             request = requests[index] = asked(key, **made)
             earlier = await store.claim(request, now)
             if charged is not None and now < over:
@@ -624,7 +630,7 @@ def test_one_a_day_may_charge_in_the_database_too(
 
     async def compare() -> None:
         async with opened(database) as store:
-            key = new_request_id().hex()
+            key = new_id().hex()
             assert await play(store, die, steps, key) == await play_in_memory(steps)
 
     trio.run(compare)

@@ -42,9 +42,9 @@ def amount(metrics: Metrics, name: str, **labels: str) -> int:
 @given(st.lists(st.tuples(AMOUNTS, AMOUNTS, AMOUNTS), max_size=5))
 def test_what_was_settled_adds_up(settled: list[tuple[int, int, int]]) -> None:
     metrics = Metrics()
-    seen = metrics.exchange("openai", "gpt", "p", "200")
+    seen = metrics.exchanges["openai", "gpt", "p", 200]
     for reserved, charge, cost in settled:
-        seen.settle(reserved=reserved, charge=charge, cost=cost)
+        seen.settle(reserved, charge, cost)
     sums = {
         "farebox_settled_reserved_usd_total": sum(reserved for reserved, _, _ in settled),
         "farebox_charged_usd_total": sum(charge for _, charge, _ in settled),

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import uuid
 
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from proxy.record import Log, new_request_id, uuid_text
 
+MOMENTS = st.integers(0, 2**48 - 1)
 
-def test_request_ids_are_version_7_and_in_order_of_time() -> None:
-    made = [new_request_id() for _ in range(100)]
-    assert len(set(made)) == 100
+
+@given(MOMENTS)
+def test_request_ids_are_version_7_and_tell_their_time(milliseconds: int) -> None:
+    made = {new_request_id(milliseconds) for _ in range(10)}
+    assert len(made) == 10
     for value in made:
         parsed = uuid.UUID(bytes=value)
         assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
         assert uuid_text(value) == str(parsed)
-    assert [value[:6] for value in made] == sorted(value[:6] for value in made)
+        assert int.from_bytes(value[:6]) == milliseconds
+
+
+def test_every_other_bit_of_a_request_id_is_random() -> None:
+    made = [int.from_bytes(new_request_id(0)) for _ in range(200)]
+    varied = functools.reduce(operator.or_, made) & ~functools.reduce(operator.and_, made)
+    assert varied == (2**12 - 1) << 64 | 2**62 - 1
 
 
 async def test_a_log_that_nobody_reads_stops_nothing(
