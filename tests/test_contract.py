@@ -303,7 +303,7 @@ def test_metrics_have_the_promised_names_and_labels() -> None:
     figures = {field.name for field in dataclasses.fields(LedgerStatistics)} - {"halted"}
     zero = LedgerStatistics(**dict.fromkeys(figures, False), halted=None)
     metrics.watch_ledger(lambda: zero)
-    metrics.exchange("openai", "m", "p", "200").requests.inc()
+    metrics.exchanges["openai", "m", "p", 200].requests.inc()
     metrics.attempt("p", "ok").inc()
     metrics.short_of_credit("m").inc()
     metrics.limited("rpm").inc()
