@@ -53,7 +53,8 @@ CLIENT_HEADER = "x-farebox-client"
 ALIVE_PATH = "/alive"
 """Answered with 204 by a console that lives. Nothing from outside gets there."""
 
-_PREFIXES = ("/console", "/mcp")
+_PATHS = ("/console", "/mcp")
+_BELOW = tuple(f"{path}/" for path in _PATHS)
 _ALIVE = f"GET {ALIVE_PATH} HTTP/1.1\r\nhost: console\r\n\r\n".encode()
 _ALIVE_SECONDS = 5.0
 _FRESH_SECONDS = 1.0  # so long after an answer the console is taken for alive
@@ -128,7 +129,7 @@ OPERATION = Operation("console", "console", 0, ConsoleRefusals())
 
 def takes(path: str) -> bool:
     """Whether what is there is the console's."""
-    return any(path == prefix or path.startswith(f"{prefix}/") for prefix in _PREFIXES)
+    return path.startswith(_BELOW) or path in _PATHS
 
 
 async def serve(gateway: Gateway, connection: Connection, head: Head, record: Record) -> None:
