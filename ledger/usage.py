@@ -80,7 +80,8 @@ SELECT e.recorded_at, e.holder_id, e.seq, e.ended, e.occurred_at, e.request_id,
        a.name, coalesce(p.name, ''), e.key_id, e.endpoint,
        coalesce(m.name, ''), coalesce(r.upstream, v.name, ''),
        e.tok_in, e.tok_cached, e.tok_out, e.tok_reason, coalesce(e.units, '{}'),
-       e.status, e.cost, e.charge, e.reserved, e.ttfb_ms, e.duration_ms
+       e.status, e.cost, e.charge, e.reserved, e.ttfb_ms, e.duration_ms,
+       coalesce(r.components, '{}'), coalesce(r.margin_bps, 0)
   FROM chosen e
   JOIN directory.account a ON a.account_id = e.account_id
   LEFT JOIN directory.api_key k ON k.key_id = e.key_id
@@ -96,6 +97,7 @@ WITH chosen AS MATERIALIZED (
      AND e.recorded_at >= %(since)s AND e.recorded_at < %(until)s
      AND (e.recorded_at, e.holder_id, e.seq) {beyond} (%(at)s, %(holder_id)s, %(seq)s)
      AND (%(key_id)s::bigint IS NULL OR e.key_id = %(key_id)s)
+     AND (%(statuses)s::smallint[] IS NULL OR e.status = ANY (%(statuses)s))
      AND (%(model)s::text IS NULL OR e.model_id = ANY (ARRAY(
            SELECT m.model_id FROM directory.model m WHERE m.name = %(model)s)))
      AND (%(project)s::text IS NULL OR e.key_id = ANY (ARRAY(
@@ -167,11 +169,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """A request's record, the upstreams that were tried for it, and what was bought besides
     tokens with fields of their own: images, searches, audio tokens, by the names of their prices.
+
+    `price` is nano-dollars of provider cost per 1,000,000 units, to which the margin came; `units`
+    are the pieces and the two kinds of written cache, which a record has in one figure.
     """
 
     record: UsageRecord
     attempts: tuple[Attempt, ...]
     pieces: Units
+    units: Units = {}
+    price: Mapping[str, int] = {}
+    margin_bps: int = 0
 
 
 class Position(NamedTuple):
@@ -216,6 +224,7 @@ class Wanted:
     model: str | None = None
     key_id: int | None = None
     project: str | None = None
+    statuses: Sequence[EventStatus] | None = None
     newest_first: bool = True
 
 
@@ -322,6 +331,8 @@ class _Event(NamedTuple):
     reserved: int
     ttfb_ms: int
     duration_ms: int
+    components: Mapping[str, int]
+    margin_bps: int
 
     @property
     def position(self) -> Position:
@@ -347,6 +358,7 @@ def _page_parameters(wanted: Wanted) -> Mapping[str, object]:
         "key_id": wanted.key_id,
         "model": wanted.model,
         "project": wanted.project,
+        "statuses": None if wanted.statuses is None else [int(each) for each in wanted.statuses],
         "rows": wanted.limit + 1,
     }
 
@@ -392,6 +404,9 @@ def _receipt(events: Sequence[_Event], endpoints: Endpoints) -> Receipt:
         record=_record(ended, others, endpoints),
         attempts=tuple(map(_attempt, events)),
         pieces={unit: count for unit, count in ended.units.items() if unit not in _CACHE_WRITES},
+        units=ended.units,
+        price=ended.components,
+        margin_bps=ended.margin_bps,
     )
 
 

@@ -1,0 +1,420 @@
+"""Routes about keys and projects: what applications authenticate with, and what they may spend.
+
+    …  /accounts/{account}/keys        make one (shown once), list, change, revoke
+    …  /accounts/{account}/projects    parts of an account, with budgets of their own
+
+A key is made, changed or revoked together with its entry in the audit log. Workers follow within a
+second. What a budget had spent in its period stays spent when it is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Path
+from pydantic import AfterValidator, BaseModel, Field
+
+from console import audit
+from console.access import Member, allowed, moment
+from console.context import Console, ConsoleOf
+from console.errors import Refused
+from console.store import Connection, usage
+from ledger.accounts import Budget, Key, Project
+from ledger.directory import Directory, DirectoryRefused
+from ledger.money import AMOUNT_MAX, format_usd, parse_usd
+
+NAME_CHARACTERS_MAX = 100
+MODELS_MAX = 100
+USED_WITHIN = timedelta(days=30)
+
+_ID_MAX = 2**63 - 1
+_MODEL_CHARACTERS_MAX = 200
+
+KeyId = Annotated[int, Path(ge=1, le=_ID_MAX)]
+State = Literal["live", "expired", "revoked"]
+
+
+def _usd(text: str) -> str:
+    try:
+        amount = parse_usd(text)
+    except ValueError:
+        amount = 0
+    if not 0 < amount <= AMOUNT_MAX:
+        raise ValueError("expected an amount above 0 as a decimal string, such as 25.00")
+    return text
+
+
+def _future(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("expected a time with its zone, such as 2027-01-31T00:00:00Z")
+    return moment.astimezone(UTC)
+
+
+Usd = Annotated[str, Field(max_length=40, examples=["25.00"]), AfterValidator(_usd)]
+Moment = Annotated[datetime, AfterValidator(_future)]
+
+
+# -- what is said ---------------------------------------------------------------------------------
+
+
+class BudgetIn(BaseModel):
+    """A limit on what may be spent: in all, or in each calendar month (UTC)."""
+
+    usd: Usd
+    period: Literal["month"] | None = None
+
+    def budget(self) -> Budget:
+        """As the directory knows it."""
+        return Budget(parse_usd(self.usd), self.period)
+
+
+class BudgetOut(BaseModel):
+    """A budget, and what was spent of it in its period."""
+
+    usd: str
+    period: Literal["month"] | None
+    spent_usd: str
+
+
+class KeyFactsIn(BaseModel):
+    """What a key is called, and what it may do."""
+
+    name: str = Field("", max_length=NAME_CHARACTERS_MAX)
+    budget: BudgetIn | None = None
+    expires_at: Moment | None = None
+    models: list[Annotated[str, Field(max_length=_MODEL_CHARACTERS_MAX)]] = Field(
+        default=[], max_length=MODELS_MAX, description="only these; empty: every model"
+    )
+
+
+class KeyIn(KeyFactsIn):
+    """A key that is to be made."""
+
+    project: str = Field(max_length=NAME_CHARACTERS_MAX)
+
+
+class KeyOut(BaseModel):
+    """A key's facts. What it was used for is of the last 30 days, a few seconds late."""
+
+    key_id: int
+    project: str
+    name: str
+    state: State
+    budget: BudgetOut | None
+    models: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    charged_usd: str
+    requests: int
+    last_used_at: datetime | None = Field(description="the day, in UTC")
+
+
+class KeyMadeOut(BaseModel):
+    """A new key: `secret` is what applications send, shown this once and stored nowhere."""
+
+    secret: str
+    key: KeyOut
+
+
+class KeysOut(BaseModel):
+    """All keys of an account, revoked ones too; newest first."""
+
+    keys: list[KeyOut]
+
+
+class ProjectIn(BaseModel):
+    """A project that is to be made."""
+
+    name: str = Field(max_length=NAME_CHARACTERS_MAX)
+    budget: BudgetIn | None = None
+
+
+class ProjectBudgetIn(BaseModel):
+    """A project's new budget; null: none."""
+
+    budget: BudgetIn | None
+
+
+class ProjectOut(BaseModel):
+    """A part of an account."""
+
+    name: str
+    budget: BudgetOut | None
+    live_keys: int
+    created_at: datetime
+
+
+class ProjectsOut(BaseModel):
+    """An account's projects, by name."""
+
+    projects: list[ProjectOut]
+
+
+# -- keys -----------------------------------------------------------------------------------------
+
+keys = APIRouter(prefix="/accounts/{account}/keys", tags=["keys"])
+Reader = Annotated[Member, Depends(allowed("read"))]
+KeyMaker = Annotated[Member, Depends(allowed("keys.write"))]
+
+
+@keys.get("", summary="All keys")
+async def list_keys(member: Reader, console: ConsoleOf) -> KeysOut:
+    """What each key may do, and what it was used for."""
+    now = moment(console)
+
+    def work(connection: Connection) -> KeysOut:
+        used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
+        found = Directory.within(connection).list_keys(member.account)
+        return KeysOut(keys=[_key(each, used.get(each.key_id), now) for each in reversed(found)])
+
+    return await console.database.run(work)
+
+
+@keys.post("", status_code=201, summary="Make a key")
+async def create_key(member: KeyMaker, wanted: KeyIn, console: ConsoleOf) -> KeyMadeOut:
+    """A new key of a project. Its secret is in this answer and nowhere else."""
+    now = moment(console)
+    if wanted.expires_at is not None and wanted.expires_at <= now:
+        raise Refused(400, "invalid_request", "expires_at: this has passed already.")
+    models = known_models(console, wanted.models)
+
+    def work(connection: Connection) -> KeyMadeOut:
+        with connection.transaction():
+            directory = _directory(console, connection)
+            key, secret = directory.create_key(
+                member.account,
+                wanted.project,
+                wanted.name,
+                budget=wanted.budget.budget() if wanted.budget else None,
+                expires_at=wanted.expires_at,
+                models=models,
+            )
+            audit.note(connection, member, "key.create", _called(key), _facts(key))
+        return KeyMadeOut(secret=secret, key=_key(key, None, now))
+
+    return await console.database.run(work)
+
+
+@keys.get("/{key_id}", summary="One key")
+async def show_key(member: Reader, key_id: KeyId, console: ConsoleOf) -> KeyOut:
+    """What a key may do, and what it was used for."""
+    now = moment(console)
+
+    def work(connection: Connection) -> KeyOut:
+        key = _found(connection, member, key_id)
+        used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
+        return _key(key, used.get(key_id), now)
+
+    return await console.database.run(work)
+
+
+@keys.put("/{key_id}", summary="Change what a key may do")
+async def change_key(
+    member: KeyMaker, key_id: KeyId, wanted: KeyFactsIn, console: ConsoleOf
+) -> KeyOut:
+    """Its name, budget, expiry and models become what is said here."""
+    now = moment(console)
+    models = known_models(console, wanted.models)
+
+    def work(connection: Connection) -> KeyOut:
+        with connection.transaction():
+            before = _found(connection, member, key_id)
+            if before.revoked_at is not None:
+                raise Refused(409, "key_revoked", "A revoked key stays as it is.")
+            key = Directory.within(connection).update_key(
+                key_id,
+                name=wanted.name,
+                budget=wanted.budget.budget() if wanted.budget else None,
+                expires_at=wanted.expires_at,
+                models=models,
+            )
+            if key != before:
+                audit.note(connection, member, "key.change", _called(key), _facts(key))
+        used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
+        return _key(key, used.get(key_id), now)
+
+    return await console.database.run(work)
+
+
+@keys.delete("/{key_id}", status_code=204, summary="Revoke a key")
+async def revoke_key(member: KeyMaker, key_id: KeyId, console: ConsoleOf) -> None:
+    """End a key for good: within a second it gets 401. Twice is no error."""
+
+    def work(connection: Connection) -> None:
+        with connection.transaction():
+            key = _found(connection, member, key_id)
+            if key.revoked_at is None:
+                Directory.within(connection).revoke_key(key_id)
+                audit.note(connection, member, "key.revoke", _called(key))
+
+    await console.database.run(work)
+
+
+# -- projects -------------------------------------------------------------------------------------
+
+projects = APIRouter(prefix="/accounts/{account}/projects", tags=["projects"])
+ProjectMaker = Annotated[Member, Depends(allowed("projects.write"))]
+
+
+@projects.get("", summary="All projects")
+async def list_projects(member: Reader, console: ConsoleOf) -> ProjectsOut:
+    """The parts of the account, with what was spent of their budgets."""
+
+    def work(connection: Connection) -> ProjectsOut:
+        used = usage.use_of_projects(connection, member.account_id)
+        found = Directory.within(connection).list_projects(member.account)
+        return ProjectsOut(projects=[_project(each, used.get(each.name)) for each in found])
+
+    return await console.database.run(work)
+
+
+@projects.post("", status_code=201, summary="Make a project")
+async def create_project(member: ProjectMaker, wanted: ProjectIn, console: ConsoleOf) -> ProjectOut:
+    """A new part of the account, perhaps with a budget over all its keys."""
+
+    def work(connection: Connection) -> ProjectOut:
+        with connection.transaction():
+            budget = wanted.budget.budget() if wanted.budget else None
+            made = Directory.within(connection).create_project(member.account, wanted.name, budget)
+            audit.note(connection, member, "project.create", made.path, _budget_facts(budget))
+            return _project(made, None)
+
+    return await console.database.run(work)
+
+
+@projects.put("/{project}/budget", status_code=204, summary="Give a project another budget")
+async def change_project_budget(
+    member: ProjectMaker, project: str, wanted: ProjectBudgetIn, console: ConsoleOf
+) -> None:
+    """Another budget, or none. What was spent in its period stays spent."""
+
+    def work(connection: Connection) -> None:
+        with connection.transaction():
+            budget = wanted.budget.budget() if wanted.budget else None
+            with _not_found_if_refused():
+                Directory.within(connection).set_project_budget(member.account, project, budget)
+            audit.note(
+                connection,
+                member,
+                "project.budget",
+                f"{member.account}/{project}",
+                _budget_facts(budget),
+            )
+
+    await console.database.run(work)
+
+
+@projects.delete("/{project}", status_code=204, summary="Delete a project")
+async def delete_project(member: ProjectMaker, project: str, console: ConsoleOf) -> None:
+    """Its keys are served no more, and what was kept for it cannot be read any more. Its usage
+    stays in the books."""
+
+    def work(connection: Connection) -> None:
+        with connection.transaction():
+            with _not_found_if_refused():
+                Directory.within(connection).delete_project(member.account, project)
+            audit.note(connection, member, "project.delete", f"{member.account}/{project}")
+
+    await console.database.run(work)
+
+
+# -- how it is said -------------------------------------------------------------------------------
+
+
+def known_models(console: Console, names: Sequence[str]) -> list[str]:
+    """The models that a key is to be limited to. Refuses names that the gateway does not serve: a
+    key with a slip in it would be of no use."""
+    catalogue = console.server.catalogue
+    for name in names:
+        if catalogue.find(name) is None:
+            raise Refused(400, "unknown_model", f"models: there is no model {name!r}.")
+    return list(names)
+
+
+def state_of(key: Key, now: datetime) -> State:
+    """Whether a key is served."""
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= now else "live"
+
+
+@contextmanager
+def _not_found_if_refused() -> Iterator[None]:
+    """What the directory does not know is not found, rather than malformed."""
+    try:
+        yield
+    except DirectoryRefused as refused:
+        raise Refused(404, "not_found", str(refused)) from refused
+
+
+def _directory(console: Console, connection: Connection) -> Directory:
+    """One that makes keys, inside of the connection's transaction."""
+    return Directory.within(connection, secret=console.secret, brand=console.server.brand)
+
+
+def _found(connection: Connection, member: Member, key_id: int) -> Key:
+    try:
+        return Directory.within(connection).find_key(member.account, key_id)
+    except DirectoryRefused:
+        raise Refused(404, "not_found", f"There is no key {key_id} in this account.") from None
+
+
+def _key(key: Key, used: usage.KeyUse | None, now: datetime) -> KeyOut:
+    return KeyOut(
+        key_id=key.key_id,
+        project=key.project,
+        name=key.name,
+        state=state_of(key, now),
+        budget=_budget(key.budget, used.budget_spent if used else 0),
+        models=list(key.models),
+        created_at=key.created_at,
+        expires_at=key.expires_at,
+        revoked_at=key.revoked_at,
+        charged_usd=format_usd(used.charge if used else 0),
+        requests=used.requests if used else 0,
+        last_used_at=used.last_used_at if used else None,
+    )
+
+
+def _project(project: Project, used: usage.ProjectUse | None) -> ProjectOut:
+    return ProjectOut(
+        name=project.name,
+        budget=_budget(project.budget, used.budget_spent if used else 0),
+        live_keys=used.live_keys if used else 0,
+        created_at=project.created_at,
+    )
+
+
+def _budget(budget: Budget | None, spent: int) -> BudgetOut | None:
+    if budget is None:
+        return None
+    return BudgetOut(
+        usd=format_usd(budget.amount), period=budget.period, spent_usd=format_usd(spent)
+    )
+
+
+def _called(key: Key) -> str:
+    """A key in the audit log: its name says nothing when it is empty or used twice."""
+    name = f" ({key.name})" if key.name else ""
+    return f"key {key.key_id} of {key.account}/{key.project}{name}"
+
+
+def _facts(key: Key) -> dict[str, str | int]:
+    expiry = {"expires_at": key.expires_at.isoformat()} if key.expires_at else {}
+    models = {"models": ", ".join(key.models)} if key.models else {}
+    return {**_budget_facts(key.budget), **expiry, **models}
+
+
+def _budget_facts(budget: Budget | None) -> dict[str, str | int]:
+    if budget is None:
+        return {"budget": "none"}
+    return {"budget": f"{format_usd(budget.amount)} USD {budget.period or 'in all'}"}
+
+
+router = APIRouter()
+router.include_router(keys)
+router.include_router(projects)
