@@ -170,12 +170,17 @@ async def _read(
     record: Record,
 ) -> tuple[Calls, Claim | None]:
     """Step 5: the request, and the claim of its idempotency key, which is still to be made."""
-    operation = record.operation
-    assert operation.codec is not None, "a model is asked"
-    body = await _read_body(connection, permit, record)
+    if connection.body_bytes == 0:
+        raise InvalidRequest(
+            "The request has no body: send JSON with Content-Length or chunked encoding."
+        )
+    began = record.clock()
+    body = await connection.read_body(connection.settings.max_body_bytes, permit.chunk)
+    record.client_seconds += record.clock() - began
+    operation, codec = record.operation, record.operation.codec
+    assert codec is not None, "a model is asked"
     envelopes = Envelopes(gateway.secret, str(principal.account_id))
-    request = operation.codec.decode(body, ask)
-    calls = Calls(operation.codec, request, envelopes, int(record.came_at))
+    calls = Calls(codec, codec.decode(body, ask), envelopes, int(record.came_at))
     if (key := idempotency.key_of(head, operation)) is None:
         return calls, None
     printed = await idempotency.fingerprint(gateway.secret, operation, ask, body)
@@ -242,17 +247,6 @@ async def _look_up(
     record.status = 200
     headers = [("content-type", "application/json"), *record.id_headers()]
     await connection.respond(200, headers, body)
-
-
-async def _read_body(connection: Connection, permit: Permit, record: Record) -> bytes:
-    if connection.body_bytes == 0:
-        raise InvalidRequest(
-            "The request has no body: send JSON with Content-Length or chunked encoding."
-        )
-    began = record.clock()
-    body = await connection.read_body(connection.settings.max_body_bytes, permit.chunk)
-    record.client_seconds += record.clock() - began
-    return body
 
 
 def _too_late(connection: Connection) -> APIError:

@@ -86,7 +86,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
     estimated: bool = False
     attempts: int = 0
     failures: tuple[FailedAttempt, ...] = ()
-    dropped: tuple[str, ...] = ()
+    dropped: str = ""
     reserved: int = 0
     ending: str = ""
     principal: Principal | None = None
@@ -102,7 +102,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
     def serves(self, upstream: Upstream, dropped: tuple[str, ...]) -> None:
         """It is this upstream that is asked, and without these fields."""
         self.provider, self.upstream = upstream.provider.name, upstream.name
-        self.dropped = dropped
+        self.dropped = ",".join(dropped)
 
     def failed(self, upstream: Upstream, outcome: str, duration_ms: int) -> None:
         """An attempt has ended without content."""
@@ -116,7 +116,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
         """What is known of the answer when its head goes out."""
         headers = self.id_headers()
         if self.dropped:
-            headers.append(("x-farebox-dropped", ",".join(self.dropped)))
+            headers.append(("x-farebox-dropped", self.dropped))
         return headers
 
     @property
@@ -163,7 +163,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
                 self.upstream,
                 self.attempts,
                 self.failures,
-                ",".join(self.dropped),
+                self.dropped,
                 self.stream,
                 format_usd(self.reserved),
                 usage.input_tokens if usage else 0,

@@ -616,7 +616,9 @@ def test_one_a_day_may_charge(steps: list[tuple[str, int, int]]) -> None:
     trio.run(play_in_memory, steps)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=STEPS)
 def test_one_a_day_may_charge_in_the_database_too(
     database: str, projects: Directory, steps: list[tuple[str, int, int]]
