@@ -1,0 +1,141 @@
+"""Routes about models: what may be asked for here, and what it costs.
+
+    GET /accounts/{account}/models    every model with its prices
+    GET /models                       the same for everybody, where the operator publishes it
+
+Prices are what a customer pays: the provider's, with this gateway's margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
+
+from adapters.catalogue import Model, Rates
+from adapters.pricing import PIECE_UNITS
+from console.access import Member, allowed
+from console.context import Console, ConsoleOf
+from console.errors import Refused
+
+_NANO_PER_USD = 10**9
+_PER_MILLION = 10**6
+_BASIS_POINTS = 10_000
+
+
+class PriceOut(BaseModel):
+    """What is paid for one kind of unit: USD per million tokens, or USD a piece."""
+
+    unit: str
+    usd: str
+    per: str = Field(description="`million` or `piece`")
+
+
+class PriceRowOut(BaseModel):
+    """The prices that hold for input longer than `above_input_tokens`, at a service tier."""
+
+    above_input_tokens: int
+    service_tier: str
+    prices: list[PriceOut]
+
+
+class ModelOut(BaseModel):
+    """A model. 0 means that a size is not known, or that there is no limit."""
+
+    id: str
+    kind: str
+    owned_by: str
+    context_window: int
+    max_output_tokens: int
+    capabilities: list[str]
+    rpm: int
+    tpm: int
+    upstreams: list[str]
+    price_rows: list[PriceRowOut]
+
+
+class ModelsOut(BaseModel):
+    """Every model that is served, by name."""
+
+    models: list[ModelOut]
+
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/accounts/{account}/models", summary="Models and prices")
+async def list_models(
+    _: Annotated[Member, Depends(allowed("read"))], console: ConsoleOf
+) -> ModelsOut:
+    """What may be asked for, and what it costs."""
+    return ModelsOut(models=models(console))
+
+
+@router.get("/models", summary="Models and prices, for everybody")
+async def list_public_models(console: ConsoleOf) -> ModelsOut:
+    """The same without signing in, where the operator has switched that on."""
+    if not console.settings.public_models:
+        raise Refused(404, "not_found", "The list of models is not public here.")
+    return ModelsOut(models=models(console))
+
+
+def models(console: Console) -> list[ModelOut]:
+    """Every model of the catalogue, by name."""
+    margin = console.server.margin_bps
+    found = console.server.catalogue.models
+    return [_model(found[name], margin) for name in sorted(found)]
+
+
+def _model(model: Model, margin_bps: int) -> ModelOut:
+    rows = model.prices.variants if model.prices is not None else {}
+    return ModelOut(
+        id=model.id,
+        kind=model.kind,
+        owned_by=model.owned_by,
+        context_window=model.context_window,
+        max_output_tokens=model.max_output_tokens,
+        capabilities=list(model.capabilities),
+        rpm=model.rpm,
+        tpm=model.tpm,
+        upstreams=[upstream.name for upstream in model.upstreams],
+        price_rows=[
+            PriceRowOut(
+                above_input_tokens=threshold,
+                service_tier=tier,
+                prices=_prices(rates, margin_bps),
+            )
+            for (threshold, tier), rates in sorted(rows.items())
+        ],
+    )
+
+
+def _prices(rates: Rates, margin_bps: int) -> list[PriceOut]:
+    """Kinds that cost nothing, or what `input` or `output` costs, say nothing new."""
+    components = dict(rates.components)
+    return [
+        PriceOut(
+            unit=unit,
+            usd=usd_of(amount, margin_bps, unit),
+            per="piece" if unit in PIECE_UNITS else "million",
+        )
+        for unit, amount in components.items()
+        if unit in ("input", "output") or amount not in (0, _otherwise(unit, components))
+    ]
+
+
+def _otherwise(unit: str, components: Mapping[str, int]) -> int:
+    if unit in PIECE_UNITS:
+        return 0
+    whole = "output" if unit in ("reasoning", "audio_output") else "input"
+    return components.get(whole, 0)
+
+
+def usd_of(amount: int, margin_bps: int, unit: str) -> str:
+    """Nano-dollars per 1,000,000 units as the exact USD that a customer pays: per million tokens,
+    or a piece."""
+    exact = Decimal(amount) * (_BASIS_POINTS + margin_bps) / _BASIS_POINTS / _NANO_PER_USD
+    text = f"{exact / _PER_MILLION if unit in PIECE_UNITS else exact:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

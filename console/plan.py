@@ -1,0 +1,321 @@
+"""Routes about an account's money and limits: its balance, its tier, and asking for another.
+
+    GET    /accounts/{account}                   balance, tier, state
+    GET    /accounts/{account}/plan              the tier, its limits, and what is left of them
+    POST   /accounts/{account}/plan/requests     ask for another tier
+    DELETE /accounts/{account}/plan/requests/…   take that back
+    GET    /plan/requests                        what waits for the operator
+    POST   /plan/requests/{request_id}           the operator's answer
+
+A tier that is granted holds for the account's next request, within a second.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Path
+from pydantic import BaseModel, Field
+
+from console import audit
+from console.access import Caller, CallerOf, Member, allowed, moment
+from console.context import Console, ConsoleOf, Tier
+from console.errors import Refused
+from console.store import Connection, plan, usage
+from ledger.accounts import AccountStatus, Statement
+from ledger.directory import Directory
+from ledger.money import format_usd
+
+REQUESTS_SHOWN = 20
+
+_ID_MAX = 2**63 - 1
+_NOTE_CHARACTERS_MAX = 1000
+
+RequestId = Annotated[int, Path(ge=1, le=_ID_MAX)]
+
+
+# -- what is said ---------------------------------------------------------------------------------
+
+
+class AccountStateOut(BaseModel):
+    """An account and its money. `balance_usd` is what was credited without what was charged;
+    `reserved_usd` of it is held by gateways for requests that run or come."""
+
+    account: str
+    tier: str
+    suspended: bool
+    balance_usd: str
+    reserved_usd: str
+    credited_usd: str
+    charged_usd: str
+    created_at: datetime
+
+
+class LimitOut(BaseModel):
+    """A limit over all keys of an account, and what the last minute took of it. `limit` null:
+    there is none; `used` null: it is not known here."""
+
+    kind: Literal["rpm", "tpm", "concurrent"]
+    limit: int | None
+    used: int | None
+
+
+class TierOut(BaseModel):
+    """A tier that the operator offers; null means no limit."""
+
+    name: str
+    rpm: int | None
+    tpm: int | None
+    concurrent: int | None
+
+
+class PlanRequestOut(BaseModel):
+    """A wish for another tier."""
+
+    request_id: int
+    account: str
+    present_tier: str
+    tier: str
+    note: str
+    asked_by: str
+    asked_at: datetime
+    state: plan.State
+    decided_at: datetime | None
+    reply: str
+
+
+class PlanOut(BaseModel):
+    """The account's tier. "" is one without limits."""
+
+    tier: str
+    limits: list[LimitOut]
+    tiers: list[TierOut]
+    requests: list[PlanRequestOut]
+
+
+class PlanRequestIn(BaseModel):
+    """Which tier, and why."""
+
+    tier: str = Field(max_length=_NOTE_CHARACTERS_MAX)
+    note: str = Field("", max_length=_NOTE_CHARACTERS_MAX)
+
+
+class DecisionIn(BaseModel):
+    """The operator's answer."""
+
+    grant: bool
+    reply: str = Field("", max_length=_NOTE_CHARACTERS_MAX)
+
+
+class PlanRequestsOut(BaseModel):
+    """What waits for the operator, oldest first."""
+
+    requests: list[PlanRequestOut]
+
+
+# -- the account ----------------------------------------------------------------------------------
+
+account_router = APIRouter(prefix="/accounts/{account}", tags=["account"])
+Reader = Annotated[Member, Depends(allowed("read"))]
+Asker = Annotated[Member, Depends(allowed("plan.request"))]
+
+
+@account_router.get("", summary="Balance and state")
+async def show_account(member: Reader, console: ConsoleOf) -> AccountStateOut:
+    """The account and its money, of one moment."""
+    found = await statement(console, member)
+    account = found.account
+    return AccountStateOut(
+        account=account.name,
+        tier=account.tier or console.server.default_tier,
+        suspended=account.status is AccountStatus.SUSPENDED,
+        balance_usd=format_usd(found.balance),
+        reserved_usd=format_usd(found.reserved),
+        credited_usd=format_usd(found.credited),
+        charged_usd=format_usd(found.charged),
+        created_at=account.created_at,
+    )
+
+
+async def statement(console: Console, member: Member) -> Statement:
+    """The account's money."""
+    return await console.database.run(
+        lambda connection: Directory.within(connection).show_account(member.account)
+    )
+
+
+# -- its plan -------------------------------------------------------------------------------------
+
+
+@account_router.get("/plan", summary="Tier, limits and headroom")
+async def show_plan(member: Reader, console: ConsoleOf) -> PlanOut:
+    """What the account may do at once, and which tiers there are."""
+
+    def work(connection: Connection) -> PlanOut:
+        account = Directory.within(connection).show_account(member.account).account
+        name = account.tier or console.server.default_tier
+        return PlanOut(
+            tier=name,
+            limits=_limits(
+                console.server.tiers.get(name), usage.last_minute(connection, member.account_id)
+            ),
+            tiers=[_tier(name, tier) for name, tier in console.server.tiers.items()],
+            requests=[
+                _request(each)
+                for each in plan.of_account(connection, member.account_id, REQUESTS_SHOWN)
+            ],
+        )
+
+    return await console.database.run(work)
+
+
+@account_router.post("/plan/requests", status_code=201, summary="Ask for another tier")
+async def ask(member: Asker, wanted: PlanRequestIn, console: ConsoleOf) -> PlanRequestOut:
+    """The operator sees it, and grants it or says why not. One at a time."""
+    if wanted.tier not in console.server.tiers:
+        raise Refused(400, "unknown_tier", f"There is no tier {wanted.tier!r}.")
+    now = moment(console)
+
+    def work(connection: Connection) -> PlanRequestOut:
+        with connection.transaction():
+            request_id = plan.ask(
+                connection,
+                member.account_id,
+                wanted.tier,
+                wanted.note,
+                member.caller.user_id,
+                now,
+            )
+            if request_id is None:
+                raise Refused(409, "already_asked", "A request for another tier is open already.")
+            audit.note(connection, member, "plan.request", wanted.tier)
+            return _request(_known(connection, request_id))
+
+    return await console.database.run(work)
+
+
+@account_router.delete(
+    "/plan/requests/{request_id}", status_code=204, summary="Take a request back"
+)
+async def withdraw(member: Asker, request_id: RequestId, console: ConsoleOf) -> None:
+    """The operator will not be asked any more."""
+    now = moment(console)
+
+    def work(connection: Connection) -> None:
+        with connection.transaction():
+            known = _known(connection, request_id)
+            if known.account_id != member.account_id:
+                raise _no_such_request(request_id)
+            _end(connection, known, "withdrawn", member.caller, "", now)
+            audit.note(connection, member, "plan.withdraw", known.tier)
+
+    await console.database.run(work)
+
+
+# -- the operator's side --------------------------------------------------------------------------
+
+operator_router = APIRouter(prefix="/plan/requests", tags=["operator"])
+
+
+async def operator_of(caller: CallerOf) -> Caller:
+    """The operator. Refuses everybody else with 403."""
+    if not caller.is_operator:
+        raise Refused(403, "permission_denied", "Only the operator of this gateway can do this.")
+    return caller
+
+
+OperatorOf = Annotated[Caller, Depends(operator_of)]
+
+
+@operator_router.get("", summary="Who asks for another tier")
+async def list_requests(_: OperatorOf, console: ConsoleOf) -> PlanRequestsOut:
+    """Open requests of all accounts, oldest first."""
+    found = await console.database.run(plan.all_open)
+    return PlanRequestsOut(requests=[_request(each) for each in found])
+
+
+@operator_router.post("/{request_id}", status_code=204, summary="Grant or decline")
+async def decide(
+    caller: OperatorOf, request_id: RequestId, said: DecisionIn, console: ConsoleOf
+) -> None:
+    """Granted, the tier holds at once."""
+    now = moment(console)
+
+    def work(connection: Connection) -> None:
+        with connection.transaction():
+            known = _known(connection, request_id)
+            state: plan.State = "granted" if said.grant else "declined"
+            _end(connection, known, state, caller, said.reply, now)
+            if said.grant:
+                Directory.within(connection).set_tier(known.account, known.tier)
+            member = Member(caller, known.account_id, known.account, "owner")
+            audit.note(
+                connection, member, "plan.grant" if said.grant else "plan.decline", known.tier
+            )
+
+    await console.database.run(work)
+
+
+# -- how it is said -------------------------------------------------------------------------------
+
+
+def _known(connection: Connection, request_id: int) -> plan.PlanRequest:
+    found = plan.find(connection, request_id)
+    if found is None:
+        raise _no_such_request(request_id)
+    return found
+
+
+def _no_such_request(request_id: int) -> Refused:
+    return Refused(404, "not_found", f"There is no request {request_id}.")
+
+
+def _end(
+    connection: Connection,
+    known: plan.PlanRequest,
+    state: plan.State,
+    by: Caller,
+    reply: str,
+    now: datetime,
+) -> None:
+    if not plan.decide(connection, known.request_id, state, by.user_id, reply, now):
+        raise Refused(409, "already_decided", "This request is not open any more.")
+
+
+def _limits(tier: Tier | None, minute: usage.Minute) -> list[LimitOut]:
+    limits = tier or Tier(0, 0, 0)
+    return [
+        LimitOut(kind="rpm", limit=limits.rpm or None, used=minute.requests),
+        LimitOut(kind="tpm", limit=limits.tpm or None, used=minute.tokens),
+        LimitOut(kind="concurrent", limit=limits.concurrent or None, used=None),
+    ]
+
+
+def _tier(name: str, tier: Tier) -> TierOut:
+    return TierOut(
+        name=name,
+        rpm=tier.rpm or None,
+        tpm=tier.tpm or None,
+        concurrent=tier.concurrent or None,
+    )
+
+
+def _request(request: plan.PlanRequest) -> PlanRequestOut:
+    return PlanRequestOut(
+        request_id=request.request_id,
+        account=request.account,
+        present_tier=request.present_tier,
+        tier=request.tier,
+        note=request.note,
+        asked_by=request.asked_by,
+        asked_at=request.asked_at,
+        state=request.state,
+        decided_at=request.decided_at,
+        reply=request.reply,
+    )
+
+
+router = APIRouter()
+router.include_router(account_router)
+router.include_router(operator_router)
