@@ -26,7 +26,6 @@ from proxy import figures
 from proxy.tallies import Spread, Spreads, Tallies, Tally
 
 if TYPE_CHECKING:  # a ledger's process has metrics, and nothing that workers need
-    from adapters.canonical import Usage
     from proxy.health import UpstreamState
     from proxy.memory import Memory
 
@@ -199,15 +198,6 @@ class ExchangeMetrics:
     overrun: Tally
     unbilled: Tally
     endings: Mapping[str, Tally]
-
-    def use(self, usage: Usage) -> None:
-        """Count the tokens of an answer."""
-        self.input_tokens.value += usage.input_tokens
-        self.output_tokens.value += usage.output_tokens
-        if usage.cached_input_tokens:
-            self.cached_input_tokens.value += usage.cached_input_tokens
-        if usage.reasoning_tokens:
-            self.reasoning_tokens.value += usage.reasoning_tokens
 
     def settle(self, reserved: int, charge: int, cost: int) -> None:
         """Count one settlement; amounts are nano-dollars."""

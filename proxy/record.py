@@ -45,8 +45,8 @@ def new_request_id(milliseconds: int) -> bytes:
 
 def uuid_text(value: bytes) -> str:
     """Its usual form; `str(uuid.UUID(bytes=value))` takes three times as long."""
-    quads = value.hex("-", 2)  # 0123-4567-89ab-cdef-0123-4567-89ab-cdef
-    return f"{quads[:4]}{quads[5:29]}{quads[30:34]}{quads[35:]}"
+    quads = value.hex("-", 2)  # with seven hyphens, of which the inner four belong there
+    return "".join(quads.replace("-", "", 1).rsplit("-", 2))
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
@@ -84,6 +84,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
     code: str = ""
     stream: bool = False
     estimated: bool = False
+    ttfb_ms: int = 0
     attempts: int = 0
     failures: tuple[FailedAttempt, ...] = ()
     dropped: str = ""
@@ -92,6 +93,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
     principal: Principal | None = None
     usage: Usage | None = None
     settled: Settled | None = None
+    charge_usd: str = "0"
 
     def start(self, wall: float) -> None:
         """The head has arrived, or what there is of it: waiting for that was not the request's."""
@@ -119,9 +121,10 @@ class Record(msgspec.Struct, gc=False, eq=False):
             headers.append(("x-farebox-dropped", self.dropped))
         return headers
 
-    @property
-    def ttfb_ms(self) -> int:
-        return round((self.first_byte - self.started) * 1000) if self.first_byte else 0
+    def hear(self) -> None:
+        """The answer begins."""
+        self.first_byte = now = self.clock()
+        self.ttfb_ms = round((now - self.started) * 1000)
 
     @property
     def duration_ms(self) -> int:
@@ -138,7 +141,12 @@ class Record(msgspec.Struct, gc=False, eq=False):
         if self.first_byte:
             seen.first_byte.observe(self.first_byte - self.started)
         if (usage := self.usage) is not None:
-            seen.use(usage)
+            seen.input_tokens.value += usage.input_tokens
+            seen.output_tokens.value += usage.output_tokens
+            if usage.cached_input_tokens:
+                seen.cached_input_tokens.value += usage.cached_input_tokens
+            if usage.reasoning_tokens:
+                seen.reasoning_tokens.value += usage.reasoning_tokens
         if self.ending:
             seen.endings[self.ending].value += 1
         if (settled := self.settled) is not None:
@@ -146,7 +154,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     def line(self) -> bytes:
         """As one line of JSON, now that it has ended; what is unknown is left out."""
-        caller, usage, settled = self.principal, self.usage, self.settled
+        caller, usage = self.principal, self.usage
         return _ENCODER.encode(
             _Line(
                 _timestamp(time.time_ns() // 10**9),
@@ -169,7 +177,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
                 usage.input_tokens if usage else 0,
                 usage.output_tokens if usage else 0,
                 self.estimated,
-                format_usd(settled.charge) if settled else "0",
+                self.charge_usd,
                 self.ttfb_ms,
                 self.duration_ms,
                 round(self.upstream_seconds * 1000),

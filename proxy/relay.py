@@ -106,12 +106,13 @@ async def plain(delivery: Delivery, hold: Hold) -> None:
     """Settle, then send an answer that is complete already. Raises ClientGone."""
     answer, record = hold.answer, delivery.record
     assert isinstance(answer, PlainAnswer), "it was not to be streamed"
-    record.first_byte = record.clock()
+    record.hear()
     if delivery.claim is not None:
         charge, estimated = hold.quote()
-        await delivery.keep_plain(_price(charge, estimated=estimated), answer.relay.body)
-    settled = hold.settle()
-    money = _price(settled.charge, estimated=record.estimated)
+        told = _price(format_usd(charge), estimated=estimated)
+        await delivery.keep_plain(told, answer.relay.body)
+    hold.settle()
+    money = _price(record.charge_usd, estimated=record.estimated)
     balance = await hold.reservation.journalled()
     if balance is not None:
         money.append(("x-farebox-balance-usd", format_usd(balance)))
@@ -124,9 +125,9 @@ async def plain(delivery: Delivery, hold: Hold) -> None:
     record.client_seconds += record.ended - sending
 
 
-def _price(charge: int, *, estimated: bool) -> Headers:
+def _price(charge_usd: str, *, estimated: bool) -> Headers:
     """What a whole answer says of its price."""
-    told = [("x-farebox-cost-usd", format_usd(charge))]
+    told = [("x-farebox-cost-usd", charge_usd)]
     return [*told, ("x-farebox-estimated", "true")] if estimated else told
 
 
@@ -152,7 +153,7 @@ async def _stream(
     never a clean end, and is charged for what was produced.
     """
     connection, record = delivery.connection, delivery.record
-    record.first_byte = record.clock()
+    record.hear()
     await delivery.stream(answer.first)
     try:
         broken = await _relay(answer, delivery, pulse)

@@ -17,7 +17,7 @@ from adapters.canonical import Usage
 from adapters.codec import Expected, Relay
 from adapters.stream import nothing_expected
 from ledger.client import Reservation, Settled, TokenCounts, bill
-from ledger.money import AMOUNT_MAX, Price, cost_and_charge
+from ledger.money import AMOUNT_MAX, Price, cost_and_charge, format_usd
 from ledger.store import EventStatus
 from proxy.record import Record
 from proxy.route import Candidate
@@ -65,6 +65,7 @@ def post(
     record.estimated = counted.estimated
     record.reserved = reservation.amount
     record.settled = settled
+    record.charge_usd = format_usd(settled.charge)
     record.ending = settled.status.name.lower()
     return settled
 
