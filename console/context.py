@@ -19,6 +19,7 @@ from console.errors import DatabaseUnavailable
 from console.security import RateLimit
 from console.sessions import Verifier
 from console.settings import ConsoleSettings, StripeSettings
+from console.stripe_client import Stripe
 from ledger.connection import Connections, Work, is_away
 from ledger.directory import Directory, DirectoryUnavailable
 
@@ -88,7 +89,8 @@ class Database:
 
 
 class Console:
-    """The parts of the process. `stripe` is None where no `[stripe]` is configured.
+    """The parts of the process. `stripe` and `card_payments` are None where no `[stripe]` is
+    configured.
 
     `directory` blocks: use it inside `trio.to_thread.run_sync`. `secret` makes API keys, and knows
     them by their hashes.
@@ -111,6 +113,7 @@ class Console:
         self.verifier = Verifier(settings, wall)
         self.database = Database(conninfo)
         self.directory = Directory(conninfo, secret=secret, brand=server.brand)
+        self.card_payments = None if stripe is None else Stripe(stripe)
         self.sign_ins = RateLimit(_SIGN_INS_A_MINUTE, 60.0, trio.current_time)
 
     def close(self) -> None:
