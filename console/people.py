@@ -1,6 +1,7 @@
 """Routes about people: sessions, one's accounts, members, invitations, the audit log.
 
     POST   /session                        begin one with an issuer's token (bearer)
+    POST   /session/link                   begin the operator's, with a local link
     GET    /session                        who I am
     DELETE /session                        sign out, here or everywhere
     POST   /session/token                  a bearer token for programs, shown once
@@ -56,6 +57,7 @@ _ID_MAX = 2**63 - 1
 _ENTRIES_MAX = 200
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _EMAIL_CHARACTERS_MAX = 320
+_TOKEN_CHARACTERS_MAX = 100
 _ACCOUNT_NAME_CHARACTERS_MAX = 64
 _NUMBER_CHARACTERS_MAX = 20  # of what tells accounts of one name apart
 
@@ -79,6 +81,12 @@ class SessionOut(BaseModel):
 
     user: UserOut
     expires_at: datetime | None = Field(description="null where a token came with the request")
+
+
+class LinkTokenIn(BaseModel):
+    """The last part of a sign-in link."""
+
+    token: str = Field(max_length=_TOKEN_CHARACTERS_MAX)
 
 
 class TokenOut(BaseModel):
@@ -165,7 +173,7 @@ class InvitationIn(BaseModel):
 class InvitationTokenIn(BaseModel):
     """The last part of an invitation's link."""
 
-    token: str = Field(max_length=_EMAIL_CHARACTERS_MAX)
+    token: str = Field(max_length=_TOKEN_CHARACTERS_MAX)
 
 
 class AuditOut(BaseModel):
@@ -199,7 +207,17 @@ async def start(request: Request, response: Response, console: ConsoleOf) -> Ses
     if not token:
         raise Refused(401, "not_signed_in", "Send your token as Authorization: Bearer TOKEN.")
     opened = await sign_in.with_token(console, request, token)
-    sign_in.keep(request, response, opened)
+    sign_in.keep(console, request, response, opened)
+    return SessionOut(user=_user(opened.user), expires_at=opened.expires_at)
+
+
+@sessions.post("/link", status_code=201, summary="Sign in with a local link")
+async def start_with_link(
+    wanted: LinkTokenIn, request: Request, response: Response, console: ConsoleOf
+) -> SessionOut:
+    """Begin the operator's session, on the gateway's own machine; the answer sets its cookie."""
+    opened = await sign_in.with_link(console, request, wanted.token)
+    sign_in.keep(console, request, response, opened)
     return SessionOut(user=_user(opened.user), expires_at=opened.expires_at)
 
 

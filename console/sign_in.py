@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from fastapi import Request, Response
 
@@ -49,14 +49,16 @@ async def with_token(console: Console, request: Request, token: str) -> Opened:
     _admit(console, request)
     identity = await identify(console, token)
     now = moment(console)
-    lasts = min(SESSION_LASTS, timedelta(seconds=identity.expires_at - now.timestamp()))
-    if lasts <= timedelta():  # within the time by which clocks may differ
+    seconds = min(identity.expires_at - now.timestamp(), SESSION_LASTS.total_seconds())
+    if seconds <= 0:  # within the time by which clocks may differ
         raise Refused(401, "invalid_token", "The token has expired: sign in again.")
 
     def work(connection: Connection) -> Opened:
         with connection.transaction():
             user = save_user(connection, identity, now)
-            return _open(connection, user, address_of(request), now, now + lasts)
+            return _open(
+                connection, user, address_of(request), now, now + timedelta(seconds=seconds)
+            )
 
     return await console.database.run(work)
 
@@ -124,12 +126,12 @@ async def end(console: Console, who: Caller, *, everywhere: bool) -> None:
     await console.database.run(work)
 
 
-def keep(request: Request, response: Response, opened: Opened) -> None:
+def keep(console: Console, request: Request, response: Response, opened: Opened) -> None:
     """Give a session's token to the browser."""
     response.set_cookie(
         SESSION_COOKIE,
         opened.token,
-        expires=opened.expires_at.astimezone(UTC),
+        max_age=math.ceil(opened.expires_at.timestamp() - console.wall()),
         path=_COOKIE_PATH,
         secure=request.url.scheme == "https",
         httponly=True,

@@ -1,0 +1,336 @@
+"""Signing in and out: links work once, here and in time; sessions end when they should."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from console import tokens
+from console.access import SESSION_IDLE
+from console.links import LINK_LASTS, is_local, local_url
+from console.sign_in import SESSION_LASTS
+from tests.fakes.console import Browser
+from tests.fakes.issuer import SECRET, by_secret
+from tests.fakes.people import town
+
+SESSION = "/console/api/session"
+LINK = f"{SESSION}/link"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - as operators write it
+
+
+async def is_signed_in(browser: Browser) -> bool:
+    answer = await browser.get(SESSION)
+    assert answer.status_code in {200, 401}
+    return answer.status_code == 200
+
+
+def token_of(browser: Browser) -> str:
+    token = browser.cookies.get("farebox_session")
+    assert token is not None
+    return token
+
+
+# -- links ----------------------------------------------------------------------------------------
+
+
+async def test_a_link_signs_in_the_operator_once(database: str) -> None:
+    async with town(database) as place:
+        link = await place.link()
+        first = await place.browser("127.0.0.1")
+        answer = await first.post(LINK, json={"token": link})
+        assert answer.status_code == 201
+        assert answer.json()["user"] == {
+            "user_id": 1,
+            "email": "",
+            "name": "operator",
+            "is_operator": True,
+        }
+        assert await is_signed_in(first)
+        second = await place.browser("127.0.0.1")
+        answer = await second.post(LINK, json={"token": link})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "sign_in_link_invalid")
+        assert not await is_signed_in(second)
+
+
+async def test_two_links_sign_in_one_operator(database: str) -> None:
+    async with town(database) as place:
+        both = [await place.operator(), await place.operator()]
+        users = [(await browser.get(SESSION)).json()["user"]["user_id"] for browser in both]
+    assert users == [1, 1]
+
+
+async def test_a_link_that_is_late_is_of_no_use(database: str) -> None:
+    async with town(database) as place:
+        link = await place.link()
+        place.wall.seconds += LINK_LASTS.total_seconds() - 1
+        last = await place.link()
+        place.wall.seconds += 1
+        browser = await place.browser("127.0.0.1")
+        assert (await browser.post(LINK, json={"token": link})).status_code == 401
+        assert (await browser.post(LINK, json={"token": last})).status_code == 201
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
+async def test_a_link_works_on_this_machine(database: str, address: str) -> None:
+    async with town(database) as place:
+        browser = await place.browser(address)
+        answer = await browser.post(LINK, json={"token": await place.link()})
+    assert answer.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("address", "headers"),
+    [
+        ("192.0.2.7", {}),
+        ("10.0.0.1", {}),
+        ("2001:db8::1", {}),
+        ("::ffff:192.0.2.7", {}),
+        ("localhost", {}),
+        ("127.0.0.1.example.test", {}),
+        (" ", {}),
+        ("127.0.0.1", {"x-forwarded-for": "127.0.0.1"}),
+        ("127.0.0.1", {"forwarded": "for=192.0.2.7"}),
+        ("127.0.0.1", {"x-real-ip": "192.0.2.7"}),
+        ("192.0.2.7", {"x-forwarded-for": "127.0.0.1"}),
+    ],
+)
+async def test_a_link_from_elsewhere_is_refused_and_not_used_up(
+    database: str, address: str, headers: dict[str, str]
+) -> None:
+    async with town(database) as place:
+        link = await place.link()
+        elsewhere = await place.browser(address)
+        answer = await elsewhere.post(LINK, json={"token": link}, headers=headers)
+        assert answer.status_code == 403
+        assert answer.json()["error"]["code"] == "sign_in_link_local_only"
+        here = await place.browser("127.0.0.1")
+        assert (await here.post(LINK, json={"token": link})).status_code == 201
+
+
+@pytest.mark.parametrize("token", ["", "x", "\u0000", "\ud800", "é", "../..", "x" * 101])
+async def test_what_is_no_link_is_refused(database: str, token: str) -> None:
+    async with town(database) as place:
+        browser = await place.browser("127.0.0.1")
+        answer = await browser.post(LINK, content=b'{"token": "%s"}' % escaped(token))
+    assert answer.status_code in {400, 401}
+
+
+def escaped(text: str) -> bytes:
+    return "".join(f"\\u{ord(character):04x}" for character in text).encode()
+
+
+def test_a_machines_own_address_is_local() -> None:
+    """Who calls the one address that is listened on from the same machine comes from there."""
+    assert is_local("10.0.0.5", "http://10.0.0.5:8080")
+    assert not is_local("10.0.0.6", "http://10.0.0.5:8080")
+    assert not is_local("", "")
+
+
+@pytest.mark.parametrize(
+    ("public_url", "host", "port", "base"),
+    [
+        ("", "127.0.0.1", 8080, "http://127.0.0.1:8080"),
+        ("", EVERYWHERE, 80, "http://127.0.0.1:80"),
+        ("", "::", 8080, "http://[::1]:8080"),
+        ("https://llm.example.test", EVERYWHERE, 8080, "http://127.0.0.1:8080"),
+        ("http://localhost:3000/", "127.0.0.1", 8080, "http://localhost:3000"),
+        ("", "10.0.0.5", 8080, "http://10.0.0.5:8080"),
+    ],
+)
+def test_a_link_leads_to_this_machine(public_url: str, host: str, port: int, base: str) -> None:
+    assert local_url(public_url, host, port) == base
+
+
+# -- sessions -------------------------------------------------------------------------------------
+
+
+async def test_a_session_is_a_cookie_that_scripts_and_other_sites_do_not_get(
+    database: str,
+) -> None:
+    async with town(database) as place:
+        browser = await place.browser()
+        bearer = {"authorization": f"Bearer {place.token('ann')}"}
+        answer = await browser.post(SESSION, headers=bearer)
+        cookie = answer.headers["set-cookie"].lower()
+        assert answer.json()["user"]["email"] == "ann@example.test"
+    parts = {part.strip().partition("=")[0] for part in cookie.split(";")}
+    assert parts == {"farebox_session", "max-age", "path", "httponly", "samesite"}
+    assert "samesite=lax" in cookie
+    assert "path=/console" in cookie
+
+
+async def test_a_cookie_over_tls_stays_there(database: str) -> None:
+    async with town(database, "https://llm.example.test") as place:
+        browser = await place.browser()
+        bearer = {"authorization": f"Bearer {place.token('ann')}"}
+        answer = await browser.post(SESSION, headers=bearer)
+        assert "; secure" in answer.headers["set-cookie"].lower()
+        assert "; secure" in (await browser.delete(SESSION)).headers["set-cookie"].lower()
+
+
+async def test_only_hashes_are_stored(database: str) -> None:
+    async with town(database) as place:
+        ann = await place.person("ann")
+        await place.link()
+        token = token_of(ann)
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("SELECT token_hash FROM console.session").fetchall()
+        dump = [
+            str(row)
+            for table in ("user", "session", "sign_in_link", "audit")
+            for row in connection.execute(f"SELECT * FROM console.{table}".encode())
+        ]
+    assert rows == [(tokens.hash_of(token),)]
+    assert not any(token in line for line in dump)
+
+
+async def test_a_session_that_is_not_used_ends(database: str) -> None:
+    async with town(database) as place:
+        operator = await place.operator()
+        for _ in range(3):
+            place.wall.seconds += SESSION_IDLE.total_seconds() - 1
+            assert await is_signed_in(operator)
+        place.wall.seconds += SESSION_IDLE.total_seconds() + 60
+        assert not await is_signed_in(operator)
+
+
+async def test_a_session_ends_after_a_week_whatever_happens(database: str) -> None:
+    async with town(database) as place:
+        operator = await place.operator()
+        ends = place.wall.seconds + SESSION_LASTS.total_seconds()
+        while place.wall.seconds < ends - 3600:
+            assert await is_signed_in(operator)
+            place.wall.seconds += 3600
+        place.wall.seconds = ends
+        assert not await is_signed_in(operator)
+
+
+async def test_a_session_ends_with_its_token(database: str) -> None:
+    async with town(database) as place:
+        ann = await place.person("ann", seconds=600)
+        place.wall.seconds += 599
+        assert await is_signed_in(ann)
+        place.wall.seconds += 1
+        assert not await is_signed_in(ann)
+
+
+async def test_a_token_that_has_just_expired_begins_no_session(database: str) -> None:
+    async with town(database) as place:
+        browser = await place.browser()
+        bearer = {"authorization": f"Bearer {place.token('ann', seconds=-5)}"}
+        answer = await browser.post(SESSION, headers=bearer)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_token")
+
+
+async def test_a_token_without_end_makes_a_session_of_a_week(database: str) -> None:
+    async with town(database) as place:
+        ann = await place.person("ann", seconds=1e17)
+        place.wall.seconds += 1
+        assert await is_signed_in(ann)
+
+
+async def test_signing_out_ends_this_session_only(database: str) -> None:
+    async with town(database) as place:
+        here, there = await place.person("ann"), await place.person("ann")
+        token = token_of(here)
+        answer = await here.delete(SESSION)
+        assert answer.status_code == 204
+        assert "farebox_session" not in here.cookies
+        here.cookies.set("farebox_session", token)
+        assert not await is_signed_in(here)
+        assert await is_signed_in(there)
+
+
+async def test_signing_out_everywhere_ends_all_of_mine(database: str) -> None:
+    async with town(database) as place:
+        here, there, bob = [await place.person(name) for name in ("ann", "ann", "bob")]
+        program = (await here.post(f"{SESSION}/token")).json()["token"]
+        assert (await here.delete(SESSION, params={"everywhere": True})).status_code == 204
+        assert not await is_signed_in(there)
+        assert await is_signed_in(bob)
+        there.cookies.clear()
+        answer = await there.get(SESSION, headers={"authorization": f"Bearer {program}"})
+        assert answer.status_code == 401
+
+
+async def test_a_program_gets_a_token_that_ends_with_the_session(database: str) -> None:
+    async with town(database) as place:
+        ann = await place.person("ann", seconds=600)
+        answer = await ann.post(f"{SESSION}/token")
+        assert answer.status_code == 201
+        bearer = {"authorization": f"Bearer {answer.json()['token']}"}
+        program = await place.browser()
+        found = (await program.get(SESSION, headers=bearer)).json()
+        assert found["user"]["email"] == "ann@example.test"
+        assert found["expires_at"] == answer.json()["expires_at"]
+        place.wall.seconds += 600
+        assert (await program.get(SESSION, headers=bearer)).status_code == 401
+
+
+async def test_an_issuers_token_is_no_session_to_get_another_from(database: str) -> None:
+    async with town(database) as place:
+        browser = await place.browser()
+        bearer = {"authorization": f"Bearer {place.token('ann')}"}
+        assert (await browser.get(SESSION, headers=bearer)).json()["expires_at"] is None
+        answer = await browser.post(f"{SESSION}/token", headers=bearer)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_session")
+
+
+async def test_a_user_is_who_the_issuer_says_whatever_they_are_called(database: str) -> None:
+    async with town(database) as place:
+        ann = await place.person("ann")
+        called = {"full_name": "Ann B."}
+        renamed = await place.person("ann", email="Ann@New.Test", user_metadata=called)
+        eve = await place.person("eve", email="ann@example.test")
+        first, second, third = [
+            (await browser.get(SESSION)).json()["user"] for browser in (ann, renamed, eve)
+        ]
+    assert first == second
+    assert (second["email"], second["name"]) == ("ann@new.test", "Ann B.")
+    assert third["user_id"] != first["user_id"]
+
+
+async def test_every_sign_in_gets_a_session_of_its_own(database: str) -> None:
+    """None that came with the request goes on: somebody else may know it."""
+    async with town(database) as place:
+        ann = await place.person("ann")
+        planted = token_of(ann)
+        bearer = {"authorization": f"Bearer {place.token('bob')}"}
+        await ann.post(SESSION, headers=bearer)
+        assert token_of(ann) != planted
+        assert (await ann.get(SESSION)).json()["user"]["email"] == "bob@example.test"
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer x", "bearer \u00e9", "Bearer sk_farebox_x"],
+)
+async def test_what_is_no_session_is_a_401(database: str, header: str) -> None:
+    async with town(database) as place:
+        browser = await place.browser()
+        answer = await browser.get(SESSION, headers=[(b"authorization", header.encode())])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "not_signed_in")
+
+
+async def test_tries_to_sign_in_are_limited_for_each_address(database: str) -> None:
+    async with town(database) as place:
+        browser = await place.browser()
+        bad = {"authorization": f"Bearer {by_secret('x' * 40)}"}
+        answers = [await browser.post(SESSION, headers=bad) for _ in range(12)]
+        statuses = [answer.status_code for answer in answers]
+        assert statuses == [401] * 10 + [429] * 2
+        assert 0 < int(answers[-1].headers["retry-after"]) <= 60
+        good = {"authorization": f"Bearer {place.token('ann')}"}
+        assert (await browser.post(SESSION, headers=good)).status_code == 429
+        await place.person("ann")  # from another address
+        assert SECRET not in answers[0].text
+
+
+async def test_sessions_that_have_ended_are_forgotten(database: str) -> None:
+    async with town(database) as place:
+        await place.person("ann", seconds=60)
+        place.wall.seconds += 60
+        await place.person("bob")
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("SELECT count(*) FROM console.session").fetchone()
+    assert rows == (1,)
