@@ -6,8 +6,9 @@
 
 Rules
 - A module that has to do something by itself (an inbox, a rollup) has `async def run(console)`,
-  named in `SERVICES`. It runs until cancelled; where one fails, the process ends and is started
-  again. There may be several consoles on one database: it is there that work is shared out.
+  named in `SERVICES`. `console.serve` runs it until cancelled; where one fails, the process ends
+  and is started again. There may be several consoles on one database: it is there that work is
+  shared out.
 - Every refusal has the form of `console.errors`, whoever it comes from: a route, the framework's
   validation, the directory, the database, a bug. The OpenAPI document says so too.
 """
@@ -16,10 +17,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 
-import trio
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.applications import Starlette
@@ -50,19 +49,9 @@ _CODES = {
 
 
 def build(console: Console) -> ASGIApp:
-    """The whole app. Its lifespan runs the services."""
-    api = _api(console)
-    routes: list[BaseRoute] = [Mount(API_PREFIX, app=api)]
-
-    @asynccontextmanager
-    async def live(_: Starlette) -> AsyncIterator[None]:
-        async with trio.open_nursery() as services:
-            for service in SERVICES:
-                services.start_soon(service, console)
-            yield
-            services.cancel_scope.cancel()
-
-    app = Starlette(routes=routes, lifespan=live, exception_handlers={HTTPException: _refused})
+    """The whole app, without the services."""
+    routes: list[BaseRoute] = [Mount(API_PREFIX, app=_api(console))]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused})
     app.state.console = console
     return Guard(app, console.server.public_url)
 

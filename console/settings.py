@@ -1,4 +1,4 @@
-"""Settings of the control plane: `[console]` and `[stripe]`. Nothing acts on them in this version.
+"""Settings of the control plane: `[console]` and `[stripe]`.
 
 Both structs hide what they hold: most of it is secret.
 """
@@ -9,8 +9,10 @@ import msgspec
 
 
 class ConsoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[console]`: whose sessions to trust, by shared secret (HS256) or by published keys."""
+    """`[console]`: whether there is one, and whose sessions to trust, by shared secret (HS256) or
+    by published keys. Where neither is set, one-time links sign in the operator."""
 
+    enabled: bool = True
     jwt_secret: str = ""
     jwks_url: str = ""
     issuer: str = ""

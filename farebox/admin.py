@@ -2,8 +2,9 @@
 
 A small ASGI app on hypercorn, apart from the data plane's port, so that a scrape can be kept off
 the public network. `/healthz` says that the process runs, `/readyz` that it should be sent
-traffic: the ledger has a session and the gateway is not draining; upstreams that are not well are
-named there, and change nothing: others may serve. `/status` shows the processes and the upstreams.
+traffic: the ledger has a session and the gateway is not draining. Upstreams that are not well, or a
+console that is not there, are named and change nothing. `/status` shows the processes and the
+upstreams.
 
 What it tells comes from an `Observed`: one worker in this process (`Alone`), or a supervisor's
 children (`Together`).
@@ -24,6 +25,7 @@ import trio
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from farebox.children import ChildStatus
+from farebox.console_child import ConsoleChild
 from farebox.supervise import Supervisor
 from farebox.totals import report_of, text_of
 from farebox.worker import Worker
@@ -55,8 +57,9 @@ class Observed(Protocol):
 class Alone:
     """One worker in this process."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, console: ConsoleChild | None) -> None:
         self._worker = worker
+        self._console = console
 
     async def metrics(self) -> bytes:
         """As of Observed."""
@@ -68,22 +71,23 @@ class Alone:
     def readiness(self) -> tuple[bool, list[str]]:
         """As of Observed."""
         problems = self._worker.problems()
-        return not problems, problems + self._worker.remarks()
+        return not problems, [*problems, *self._worker.remarks(), *_remarks(self._console)]
 
     def upstreams(self) -> Sequence[Shown]:
         """As of Observed."""
         return self._worker.upstreams()
 
     async def processes(self) -> Sequence[ChildStatus]:
-        """As of Observed: there is no other."""
-        return ()
+        """As of Observed: the console's, if there is one."""
+        return await _processes(self._console)
 
 
 class Together:
     """The children of a supervisor."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, console: ConsoleChild | None) -> None:
         self._supervisor = supervisor
+        self._console = console
 
     async def metrics(self) -> bytes:
         """As of Observed."""
@@ -92,7 +96,8 @@ class Together:
 
     def readiness(self) -> tuple[bool, list[str]]:
         """As of Observed."""
-        return self._supervisor.readiness()
+        ready, problems = self._supervisor.readiness()
+        return ready, [*problems, *_remarks(self._console)]
 
     def upstreams(self) -> Sequence[Shown]:
         """As of Observed."""
@@ -101,7 +106,15 @@ class Together:
     async def processes(self) -> Sequence[ChildStatus]:
         """As of Observed."""
         await self._supervisor.look()
-        return self._supervisor.status()
+        return [*self._supervisor.status(), *await _processes(self._console)]
+
+
+def _remarks(console: ConsoleChild | None) -> list[str]:
+    return [] if console is None else console.remarks()
+
+
+async def _processes(console: ConsoleChild | None) -> list[ChildStatus]:
+    return [] if console is None else [await console.status()]
 
 
 class Admin:

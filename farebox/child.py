@@ -1,10 +1,11 @@
-"""One of the gateway's processes, started by `farebox.supervise`: a worker, or a shard's ledger.
+"""One of the gateway's processes, started by `farebox.supervise`: a worker, a shard's ledger, or
+the console.
 
     python -m farebox.child NAME FD     FD: its end of the control channel (`farebox.control`)
 
 Rules
 - What it is to be, it reads from the channel; nothing secret is in its arguments or environment.
-  The name is for whoever lists processes, and lets a worker load its code while it waits.
+  The name is for whoever lists processes, and lets one load its code while it waits.
 - Signals are the supervisor's: a Ctrl-C, or a service manager's SIGTERM to the whole group, reaches
   that one too, which then says here what to do, and in which order.
 - An end of the channel that nobody announced means that the supervisor is dead. A worker then
@@ -29,6 +30,7 @@ import trio
 from farebox.books import Holder, SharedBooks
 from farebox.control import (
     Ask,
+    BeConsole,
     BeLedger,
     BeLeftover,
     BeWorker,
@@ -63,6 +65,7 @@ _ORPHAN_STREAM_SECONDS = 3.0
 _ORPHAN_POST_SECONDS = 2.0
 _RETRY_SECONDS = 1.0
 _LEFTOVER_POLL_SECONDS = 0.2
+_CONSOLE_NICENESS = 5  # where cores are scarce, requests to models go first
 
 _REFUSALS = (DirectoryUnavailable, JournalError, StoreError)
 
@@ -239,6 +242,7 @@ async def build(start: Start) -> Part:
                 socket.socket(fileno=start.listening),
                 SharedBooks(start.ledgers),
                 shared_rows(start.rows, start.place),
+                start.console,
             )
             return WorkerPart(worker)
         case BeLedger():
@@ -255,6 +259,10 @@ async def build(start: Start) -> Part:
                 patience_seconds=LOCK_PATIENCE_SECONDS,
             )
             return LeftoverPart(holder)
+        case BeConsole():
+            from farebox.console_part import ConsolePart
+
+            return ConsolePart(start)
 
 
 class Child:
@@ -365,6 +373,9 @@ def main(name: str, descriptor: int) -> int:
         signal.signal(number, signal.SIG_IGN)
     if name.startswith("worker"):  # a ledger needs neither the data plane nor what configures it
         importlib.import_module("farebox.worker")
+    elif name == "console":
+        os.nice(_CONSOLE_NICENESS)
+        importlib.import_module("farebox.console_part")
     settle_in()
     return trio.run(_live, socket.socket(fileno=descriptor))
 

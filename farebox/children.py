@@ -239,6 +239,11 @@ class Child:
             lambda: self._life is not None and self._life.version >= served.version
         )
 
+    async def renew(self) -> None:
+        """Let its process finish what runs, and another take its place, told anew what to be."""
+        if (life := self._life) is not None:
+            await self._tell(life, Drain())
+
     async def drain(self, seconds: float) -> None:
         """Let it finish what runs, for `seconds` at most by its own clock; it is not replaced."""
         self._seconds_to_end = seconds + _GRACE_SECONDS

@@ -140,6 +140,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     _check_billing(file, problems)
     _check_fleet(file, problems)
     _check_console(file.console, problems)
+    _check_stripe(file.stripe, problems)
     providers = _providers(file, environ, problems)
     _check_models(file, providers, problems)
     if problems:
@@ -175,6 +176,7 @@ def restart_needed(running: Config, wanted: Config) -> tuple[str, ...]:
         "database.url": running.database.url != wanted.database.url,
         "database.data_dir": running.data_dir != wanted.data_dir,
         "limits.valkey_url": running.limits.valkey_url != wanted.limits.valkey_url,
+        "console.enabled": running.console.enabled != wanted.console.enabled,
     }
     return tuple(name for name, differs in changed.items() if differs)
 
@@ -315,9 +317,7 @@ def _check_console(console: ConsoleSettings, problems: Problems) -> None:
         )
     if console.jwks_url:
         _check_url("console.jwks_url", console.jwks_url, problems)
-        parts = urlsplit(console.jwks_url)
-        host = parts.hostname or ""
-        if parts.scheme == "http" and host != "localhost" and not is_loopback(host):
+        if _is_open(console.jwks_url):
             problems.add(
                 "console.jwks_url",
                 "whoever is on the way could put keys of their own there; "
@@ -328,6 +328,30 @@ def _check_console(console: ConsoleSettings, problems: Problems) -> None:
             problems.add("console.issuer", "missing; write what tokens have as iss")
         if not console.audience:
             problems.add("console.audience", "is empty; write what tokens have as aud")
+
+
+def _check_stripe(stripe: StripeSettings, problems: Problems) -> None:
+    if stripe.api_key and not stripe.webhook_secret:
+        problems.add(
+            "stripe.webhook_secret",
+            "missing; without it anybody could say that they have paid. Write the signing secret of"
+            " Stripe's endpoint, which starts with whsec_",
+        )
+    if stripe.webhook_secret and not stripe.api_key:
+        problems.add("stripe.api_key", "missing; write Stripe's secret key, or remove [stripe]")
+    _check_url("stripe.api_base", stripe.api_base, problems)
+    if _is_open(stripe.api_base):
+        problems.add(
+            "stripe.api_base",
+            'the key would travel for everybody to read; write a URL that starts with "https://"',
+        )
+
+
+def _is_open(url: str) -> bool:
+    """Whether what is said there can be read and changed on the way."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "http" and host != "localhost" and not is_loopback(host)
 
 
 def _check_url(path: str, url: str, problems: Problems) -> None:
@@ -527,10 +551,7 @@ def _not_yet(
     file: _File, providers: tuple[ProviderSettings, ...], raw: Mapping[str, object]
 ) -> Iterable[str]:
     """A sentence for each setting that is understood but has no effect in this version."""
-    later = {
-        "console": "console" in raw,
-        "stripe": "stripe" in raw,
-    }
+    later: dict[str, bool] = {}
     routing = raw.get("routing")
     if isinstance(routing, dict):
         later |= {f"routing.{key}": key != "default_reference" for key in routing}

@@ -47,6 +47,7 @@ class BeWorker(_Message, frozen=True, kw_only=True, tag="worker"):
 
     `lifeline` is an inherited pipe that is only held: a ledger's process sees the last worker go.
     `rows` is inherited memory in which workers share how upstreams are, `place` this one's in it.
+    `console` is the path of the console's socket, "" where there is none.
     """
 
     served: Served
@@ -57,6 +58,7 @@ class BeWorker(_Message, frozen=True, kw_only=True, tag="worker"):
     lifeline: int
     rows: int
     place: int
+    console: str
 
 
 class BeLedger(_Message, frozen=True, kw_only=True, tag="ledger"):
@@ -73,6 +75,21 @@ class BeLeftover(_Message, frozen=True, kw_only=True, tag="leftover"):
 
     terms: HolderTerms
     directory: str
+
+
+class BeConsole(_Message, frozen=True, kw_only=True, tag="console"):
+    """Answer people and programs at the inherited `listening`, of a gateway with these URLs.
+
+    What is `served` comes without the providers' keys: nothing here needs them.
+    """
+
+    served: Served
+    conninfo: str
+    secret: bytes
+    listening: int
+    public_url: str
+    gateway_url: str
+    admin_url: str
 
 
 class Reload(_Message, frozen=True, kw_only=True, tag="reload"):
@@ -95,7 +112,7 @@ class Ask(_Message, frozen=True, kw_only=True, tag="ask"):
     number: int
 
 
-Start = BeWorker | BeLedger | BeLeftover
+Start = BeWorker | BeLedger | BeLeftover | BeConsole
 ToChild = Start | Reload | Drain | Cut | Ask
 
 

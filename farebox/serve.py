@@ -3,9 +3,10 @@
 Order of start: configuration, Postgres (embedded unless a URL is given), migrations, the sandbox
 provider where no other is configured, the listening sockets, the ledger's journal, the workers.
 One worker serves in this process, with the ledger's engine in it; several are children, and so are
-their ledgers (`farebox.supervise`). Either way SIGTERM and SIGINT drain (a second one cuts the
-streams that still run), SIGHUP reloads models, prices and providers for new requests without
-dropping a connection.
+their ledgers (`farebox.supervise`). The console is always a child, and starts when all else is
+ready (`farebox.console_child`). Either way SIGTERM and SIGINT drain (a second one cuts the streams
+that still run), SIGHUP reloads models, prices and providers for new requests without dropping a
+connection.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
 
+from console.links import LinkUnavailable, local_url, sign_in_link
 from farebox import admin, demo, maintenance, sandbox
 from farebox.books import Holder, HolderTerms, OwnBooks, shard_directories
 from farebox.catalogue import BuiltIn, catalogue, demo_provider, sandbox_provider
 from farebox.config import Config, ConfigError, kept, load, restart_needed
+from farebox.console_child import ConsoleChild, Urls, console_socket
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.interpreter import allow_many_files
 from farebox.secret import ensure_secret
@@ -131,7 +135,22 @@ async def _serve(start: _Start) -> None:
         ):
             addresses = _Addresses(public.getsockname()[:2], private.getsockname()[:2])
             serve = _serve_alone if workers == 1 else _serve_together
-            await serve(start, built_in, directory, addresses, public, private)
+            with _console(start, built_in, addresses) as console:
+                await serve(start, built_in, directory, addresses, public, private, console)
+
+
+@contextlib.contextmanager
+def _console(
+    start: _Start, built_in: BuiltIn | None, addresses: _Addresses
+) -> Iterator[ConsoleChild | None]:
+    """The console's place with its socket; None where there is to be no console."""
+    config = start.config
+    if not config.console.enabled:
+        yield None
+        return
+    urls = Urls(local_url("", *addresses.public), local_url("", *addresses.private))
+    with console_socket(config.data_dir / "run", addresses.public[1]) as (path, listening):
+        yield ConsoleChild(config, start.conninfo, start.secret, built_in, urls, path, listening)
 
 
 async def _serve_alone(
@@ -141,6 +160,7 @@ async def _serve_alone(
     addresses: _Addresses,
     public: socket.socket,
     private: socket.socket,
+    console: ConsoleChild | None,
 ) -> None:
     """One worker, in this process."""
     config = start.config
@@ -148,7 +168,13 @@ async def _serve_alone(
     holder = await Holder.open(terms, shard_directories(config.data_dir, 1)[0], linked=False)
     await maintenance.prepare(start.conninfo)
     worker = await Worker.build(
-        config, start.conninfo, start.secret, built_in, public, OwnBooks(holder)
+        config,
+        start.conninfo,
+        start.secret,
+        built_in,
+        public,
+        OwnBooks(holder),
+        console=console.path if console else "",
     )
 
     async def reload(config: Config) -> bool:
@@ -156,16 +182,20 @@ async def _serve_alone(
         return True
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_follow_signals, start, built_in, worker.drain, reload)
+        nursery.start_soon(_follow_signals, start, built_in, worker.drain, reload, console)
         nursery.start_soon(_look_after, start)
         nursery.start_soon(keep_leftovers, config, start.conninfo, 1)
-        nursery.start_soon(admin.serve, admin.Alone(worker), private)
+        nursery.start_soon(admin.serve, admin.Alone(worker, console), private)
         await nursery.start(worker.run)
         key = await trio.to_thread.run_sync(_first_key, directory)
         if key:
             await worker.refresh()  # it works from the moment it is shown
-        _greet(config, addresses, key, worker.example_model)
+        await _greet(start, addresses, key, worker.example_model)
+        if console:
+            nursery.start_soon(console.run)
         await worker.stopped.wait()
+        if console:
+            await console.ended()
         nursery.cancel_scope.cancel()
 
 
@@ -176,11 +206,20 @@ async def _serve_together(
     addresses: _Addresses,
     public: socket.socket,
     private: socket.socket,
+    console: ConsoleChild | None,
 ) -> None:
     """Several workers and their ledgers, as children."""
     config = start.config
     workers = worker_count(config.server)
-    supervisor = Supervisor(config, start.conninfo, start.secret, built_in, public, workers)
+    supervisor = Supervisor(
+        config,
+        start.conninfo,
+        start.secret,
+        built_in,
+        public,
+        workers,
+        console.path if console else "",
+    )
 
     async def reload(config: Config) -> bool:
         await trio.to_thread.run_sync(snapshot, config, catalogue(config, built_in), directory)
@@ -190,17 +229,21 @@ async def _serve_together(
     served = catalogue(config, built_in)
     known = await trio.to_thread.run_sync(snapshot, config, served, directory)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_follow_signals, start, built_in, supervisor.drain, reload)
+        nursery.start_soon(_follow_signals, start, built_in, supervisor.drain, reload, console)
         await nursery.start(supervisor.run)
         nursery.start_soon(_look_after, start)
-        nursery.start_soon(admin.serve, admin.Together(supervisor), private)
+        nursery.start_soon(admin.serve, admin.Together(supervisor, console), private)
         if await supervisor.ledgers_ready():
             key = await trio.to_thread.run_sync(_first_key, directory)
             if await supervisor.open():
-                _greet(config, addresses, key, example_model(known))
+                await _greet(start, addresses, key, example_model(known))
+                if console:
+                    nursery.start_soon(console.run)
         if refused := supervisor.refused:
             supervisor.drain()
         await supervisor.stopped.wait()
+        if console:
+            await console.ended()
         nursery.cancel_scope.cancel()
     if refused:
         raise StartRefused("\n".join(refused))
@@ -247,21 +290,27 @@ async def _follow_signals(
     built_in: BuiltIn | None,
     drain: Callable[[], None],
     reload: Callable[[Config], Awaitable[bool]],
+    console: ConsoleChild | None,
 ) -> None:
     draining = False
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         async with trio.open_nursery() as nursery:
             async for number in received:
                 if number == signal.SIGHUP:
-                    nursery.start_soon(_reload, start, built_in, reload)
+                    nursery.start_soon(_reload, start, built_in, reload, console)
                 else:
                     sys.stderr.write(_CUTTING if draining else _DRAINING)
                     draining = True
                     drain()
+                    if console:
+                        console.drain()
 
 
 async def _reload(
-    start: _Start, built_in: BuiltIn | None, reload: Callable[[Config], Awaitable[bool]]
+    start: _Start,
+    built_in: BuiltIn | None,
+    reload: Callable[[Config], Awaitable[bool]],
+    console: ConsoleChild | None,
 ) -> None:
     """Read the configuration once, and take it over everywhere or nowhere."""
     try:
@@ -271,6 +320,8 @@ async def _reload(
                 ["no provider is left that can serve; add one, the sandbox needs a restart"]
             )
         done = await reload(kept(start.config, config))
+        if console:
+            await console.reload(config, built_in)
     except (ConfigError, DirectoryUnavailable) as error:
         sys.stderr.write(f"Not reloaded, the old configuration stays: {error}\n")
         return
@@ -294,14 +345,18 @@ async def _revive(postgres: EmbeddedPostgres) -> None:
             await trio.sleep(_REVIVE_SECONDS)
 
 
-def _greet(config: Config, addresses: _Addresses, key: str, model: str) -> None:
-    """Say where the gateway is, and on the first start how to make a first call."""
+async def _greet(start: _Start, addresses: _Addresses, key: str, model: str) -> None:
+    """Say where the gateway is, how to get into its console, and on the first start how to make a
+    first call."""
+    config = start.config
     base = config.server.public_url or _url(addresses.public)
+    link = await trio.to_thread.run_sync(_sign_in_link, start, addresses)
     lines = [
         f"Farebox serves at {base}",
         f"  OpenAI SDKs     base_url={base}/v1",
         f"  Anthropic SDKs  base_url={base}/anthropic",
         f"  Gemini SDKs     base_url={base}/gemini",
+        *([f"  console         {base}/console"] if config.console.enabled else []),
         f"  metrics         {_url(addresses.private)}/metrics",
         *(f"  note            {warning}" for warning in config.warnings),
     ]
@@ -312,6 +367,11 @@ def _greet(config: Config, addresses: _Addresses, key: str, model: str) -> None:
         ]
     else:
         lines.append("Another API key: farebox key create ACCOUNT/PROJECT")
+    if link:
+        lines += [
+            "Sign in to the console, once, within ten minutes, on this machine:",
+            f"  {link}",
+        ]
     if model:
         lines += [
             "Try it:",
@@ -323,6 +383,18 @@ def _greet(config: Config, addresses: _Addresses, key: str, model: str) -> None:
     lines.append("Ready.")
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+
+
+def _sign_in_link(start: _Start, addresses: _Addresses) -> str:
+    """A link for the operator; "" where there is no console, or others say who may use it."""
+    console = start.config.console
+    if not console.enabled or console.jwt_secret or console.jwks_url:
+        return ""
+    base = local_url(start.config.server.public_url, *addresses.public)
+    try:
+        return sign_in_link(start.conninfo, base, datetime.now(UTC))
+    except LinkUnavailable:
+        return ""  # 'farebox console link' makes another
 
 
 def _url(address: tuple[str, int]) -> str:

@@ -30,13 +30,11 @@ Prior art: the masters of nginx, gunicorn and PostgreSQL.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,14 +46,13 @@ from farebox.children import Bell, Child, ChildStatus
 from farebox.config import Config
 from farebox.control import BeLedger, BeLeftover, BeWorker, Served
 from farebox.served import Settings, packed
+from farebox.sockets import unix_sockets
 from farebox.totals import Report as Figures
 from farebox.totals import Totals
 from farebox.worker import sold
 from proxy.health import Health, shared_memory, shared_rows
 from proxy.notices import Shown, remarks, shown
 
-_PATH_BYTES_MAX = 100  # of a unix socket; the kernels' limits are 107 and 103
-_BACKLOG = 1024
 _POLL_SECONDS = 1.0
 _SCRAPE_SECONDS = 1.0
 _RELOAD_SECONDS = 30.0
@@ -83,7 +80,8 @@ SETTINGS = SupervisorSettings()
 class Supervisor:
     """The children of a gateway with several workers. `run` it; `drain` ends it.
 
-    Workers begin only after `open`: the ledgers are there by then.
+    Workers begin only after `open`: the ledgers are there by then. `console` is the path of the
+    console's socket, whose process is looked after elsewhere (`farebox.console_child`).
     """
 
     def __init__(
@@ -94,6 +92,7 @@ class Supervisor:
         built_in: BuiltIn | None,
         listening: socket.socket,
         workers: int,
+        console: str = "",
     ) -> None:
         self.stopped = trio.Event()
         self.draining = False
@@ -102,6 +101,7 @@ class Supervisor:
         self._secret = secret
         self._built_in = built_in
         self._listening = listening
+        self._console = console
         self._count = workers
         self._shards = SETTINGS.shards(workers)
         self._version = 1
@@ -208,7 +208,8 @@ class Supervisor:
         directories = shard_directories(self._config.data_dir, shards)
         held, lifeline = os.pipe()
         try:
-            with unix_sockets(self._config.data_dir / "run", shards) as sockets:
+            names = [f"ledger-{number}" for number in range(shards)]
+            with unix_sockets(self._config.data_dir / "run", names) as sockets:
                 self._ledgers = [
                     self._ledger(number, directories[number], sockets[number][1], held)
                     for number in range(shards)
@@ -277,6 +278,7 @@ class Supervisor:
                 lifeline=lifeline,
                 rows=self._rows,
                 place=number - 1,
+                console=self._console,
             )
 
         inherited = [self._listening.fileno(), lifeline, self._rows]
@@ -317,33 +319,3 @@ async def _keep_leftover(directory: Path, terms: HolderTerms) -> None:
     await child.keep()
     for problem in child.refused:
         sys.stderr.write(f"{problem}\n")
-
-
-@contextlib.contextmanager
-def unix_sockets(directory: Path, count: int) -> Iterator[list[tuple[Path, socket.socket]]]:
-    """Listening sockets for the ledgers, each with its path; for this user alone.
-
-    They lie in `directory`, or in a temporary one where that path is too long for the kernel.
-    """
-    with contextlib.ExitStack() as stack:
-        if len(os.fsencode(directory / f"ledger-{count}.sock")) > _PATH_BYTES_MAX:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farebox-")))
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)
-        yield [
-            stack.enter_context(_unix_socket(directory / f"ledger-{number}.sock"))
-            for number in range(count)
-        ]
-
-
-@contextlib.contextmanager
-def _unix_socket(path: Path) -> Iterator[tuple[Path, socket.socket]]:
-    path.unlink(missing_ok=True)  # of a predecessor that was killed
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        listening.bind(str(path))
-        path.chmod(0o600)
-        listening.listen(_BACKLOG)
-        try:
-            yield path, listening
-        finally:
-            path.unlink(missing_ok=True)

@@ -34,6 +34,7 @@ from proxy.admit import Load
 from proxy.answers import PostgresAnswers
 from proxy.authenticate import Keyring, Principal
 from proxy.budget import Budget
+from proxy.control import Control, unix_dial
 from proxy.exchange import serve_connection
 from proxy.gateway import Gateway, wall_seconds
 from proxy.health import Health
@@ -189,11 +190,13 @@ class Worker:
         listening: socket.socket,
         books: Books,
         rows: Rows | None = None,
+        console: str = "",
     ) -> Worker:
         """Put the parts together: nothing is served yet.
 
         `built_in` serves where no provider is configured. Where there are other workers, they
-        share `listening`, and `rows`. Raises ConfigError and DirectoryUnavailable.
+        share `listening`, and `rows`. `console` is the path of the console's socket, "" where there
+        is none. Raises ConfigError and DirectoryUnavailable.
         """
         directory = Directory(conninfo)
         served = catalogue(config, built_in)
@@ -231,6 +234,10 @@ class Worker:
             ),
             outputs=Outputs() if config.billing.reserve == "adaptive" else None,
         )
+        if console:
+            gateway.control = Control(
+                unix_dial(console), gateway.deadlines, config.server.max_request_seconds
+            )
         listener = Listener(
             listening,
             partial(serve_connection, gateway),
@@ -275,6 +282,8 @@ class Worker:
                 self._answers,
             ):
                 services.start_soon(service.run)
+            if gateway.control is not None:
+                services.start_soon(gateway.control.run)
             services.start_soon(collect_when_idle, lambda: not gateway.load.exchanges)
             settle_in()
             task_status.started()

@@ -32,7 +32,7 @@ import trio
 
 from adapters import sse
 from adapters.codec import Headers, Operation
-from adapters.errors import APIError, InternalError
+from adapters.errors import APIError, InternalError, NotFound
 from adapters.limits import Left
 from adapters.refusals import message_of, retry_headers
 from proxy.connection import Connection
@@ -56,7 +56,7 @@ ALIVE_PATH = "/alive"
 _PATHS = ("/console", "/mcp")
 _BELOW = tuple(f"{path}/" for path in _PATHS)
 _ALIVE = f"GET {ALIVE_PATH} HTTP/1.1\r\nhost: console\r\n\r\n".encode()
-_ALIVE_SECONDS = 5.0
+_ALIVE_SECONDS = 8.0
 _FRESH_SECONDS = 1.0  # so long after an answer the console is taken for alive
 _AGAIN_SECONDS = 0.05
 _QUEUE_SECONDS = 2.0
@@ -138,7 +138,9 @@ async def serve(gateway: Gateway, connection: Connection, head: Head, record: Re
     Raises APIError, where nothing of an answer was sent or its rest will not come, and ClientGone.
     """
     record.operation, record.refusals = OPERATION, OPERATION.refusals
-    if gateway.control is None or gateway.draining:
+    if gateway.control is None:
+        raise NotFound("This gateway has no console.")
+    if gateway.draining:
         raise ConsoleUnavailable
     with gateway.load.admit(gateway.memory, connection.body_bytes) as permit:
         body = await connection.read_body(_BODY_BYTES_MAX, permit.chunk)

@@ -34,12 +34,17 @@ EFFECTIVE_TRIES = 100
 EFFECTIVE_SECONDS = 1.0  # a change is effective everywhere
 SANDBOX = (sys.executable, "-m", "farebox.sandbox")
 
-LOOPBACK = """
+WITH_CONSOLE = """
 [server]
 listen = "127.0.0.1:0"
 admin_listen = "127.0.0.1:0"
 drain_seconds = 5
 """
+LOOPBACK = f"""
+[console]
+enabled = false
+{WITH_CONSOLE}"""
+"""Without a console, which takes seconds of a core to load."""
 
 
 class GatewayProcess:

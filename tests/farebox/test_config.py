@@ -278,6 +278,24 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             "console.audience: is empty; write what tokens have as aud",
         ),
         (
+            '[stripe]\napi_key = "sk_test_1"',
+            "stripe.webhook_secret: missing; without it anybody could say that they have paid."
+            " Write the signing secret of Stripe's endpoint, which starts with whsec_",
+        ),
+        (
+            '[stripe]\nwebhook_secret = "whsec_1"',
+            "stripe.api_key: missing; write Stripe's secret key, or remove [stripe]",
+        ),
+        (
+            '[stripe]\napi_key = "a"\nwebhook_secret = "b"\napi_base = "http://stripe.test"',
+            "stripe.api_base: the key would travel for everybody to read; "
+            'write a URL that starts with "https://"',
+        ),
+        (
+            '[stripe]\napi_base = "stripe.test"',
+            'stripe.api_base: expected a URL that starts with "http://" or "https://"',
+        ),
+        (
             '[[providers]]\npreset = "opanai"',
             'providers["opanai"].preset: there is no preset "opanai"; did you mean "openai"?',
         ),
@@ -510,8 +528,6 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("[routing]\nenabled = false", "routing.enabled"),
-        ("[console]", "console"),
-        ("[stripe]", "stripe"),
         (PRICED + 'latency_class = "batch"', 'models["m"].latency_class'),
     ],
 )
@@ -555,6 +571,11 @@ def test_groups_and_hedges_are_nothing_to_speak_of(tmp_path: Path, model: str) -
     assert read(tmp_path, model).warnings == ()
 
 
+def test_stripe_may_stand_in_on_this_machine(tmp_path: Path) -> None:
+    text = '[stripe]\napi_key = "a"\nwebhook_secret = "b"\napi_base = "http://127.0.0.1:1"'
+    assert read(tmp_path, text).warnings == ()
+
+
 # -- reloading ------------------------------------------------------------------------------------
 
 
@@ -564,12 +585,14 @@ def test_what_a_reload_cannot_take_over_is_named(tmp_path: Path) -> None:
     assert restart_needed(running, same) == ()
     wanted = read(
         tmp_path,
-        '[server]\nworkers = 4\nlisten = "127.0.0.1:1"\n[database]\ndata_dir = "elsewhere"\n',
+        '[server]\nworkers = 4\nlisten = "127.0.0.1:1"\n[database]\ndata_dir = "elsewhere"\n'
+        "[console]\nenabled = false\n",
     )
     assert restart_needed(running, wanted) == (
         "server.listen",
         "server.workers",
         "database.data_dir",
+        "console.enabled",
     )
 
 

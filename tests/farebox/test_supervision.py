@@ -38,7 +38,8 @@ from farebox.control import (
     supervisors_end,
 )
 from farebox.served import Settings, packed, unpacked
-from farebox.supervise import SupervisorSettings, unix_sockets
+from farebox.sockets import unix_sockets
+from farebox.supervise import SupervisorSettings
 from farebox.totals import Family, Sample, Totals, merged, report_of, text_of, value_of
 from farebox.worker import write_lines
 from proxy.metrics import Metrics
@@ -182,6 +183,7 @@ async def test_a_child_is_told_everything_that_it_has_to_know() -> None:
         lifeline=6,
         rows=7,
         place=1,
+        console="/run/console.sock",
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(supervisor.send, start)
@@ -301,7 +303,7 @@ async def test_a_child_answers_though_every_thread_is_taken(
 def test_ledger_sockets_are_for_their_owner_alone_and_go_away(tmp_path: Path, depth: int) -> None:
     directory = tmp_path / "/".join(["directory"] * depth)
     for _ in range(2):  # what a killed supervisor left behind is no obstacle
-        with unix_sockets(directory, 2) as made:
+        with unix_sockets(directory, ["ledger-0", "ledger-1"]) as made:
             for path, listening in made:
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600
                 assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
