@@ -597,7 +597,8 @@ def _optional(thing: object, name: str) -> object:
 
 
 def _metadata(metadata: object) -> dict[str, str]:
-    return {} if metadata is None else {k: str(v) for k, v in dict(metadata).items()}  # type: ignore[call-overload]  # a StripeObject is a mapping
+    found = metadata.to_dict() if isinstance(metadata, stripe.StripeObject) else metadata
+    return {k: str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def _checkout(session: stripe.checkout.Session) -> Checkout:
