@@ -75,13 +75,13 @@ def bound(request: Request, context_window: int = 0, *, native: bool = True) -> 
         tokens += context_window or _HIDDEN_TOKENS
     if context_window:
         tokens = min(tokens, context_window)
-    # What a provider's tools find is read together with all that was there before.
-    again = context_window or max(tokens, _HIDDEN_TOKENS)
+    if scan.passes > 1:  # what a provider's tools find is read together with all that was there
+        tokens += (scan.passes - 1) * (context_window or max(tokens, _HIDDEN_TOKENS))
     return Bound(
-        input_tokens=tokens + (scan.passes - 1) * again,
+        input_tokens=tokens,
         text_bytes=scan.text_bytes,
         predicted_tokens=scan.predicted_tokens,
         audio=scan.audio,
-        pieces={**request.pieces, **scan.pieces},
+        pieces={**request.pieces, **scan.pieces} if scan.pieces else request.pieces,
         long_cache=scan.long_cache,
     )

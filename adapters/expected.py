@@ -57,12 +57,12 @@ class Input:
     read: when it is asked for the first time, or the body is let go of.
     """
 
-    __slots__ = ("_bound", "_fields", "_media", "_text_tokens")
+    __slots__ = ("_bound", "_fields", "_media", "_text_bytes")
 
     def __init__(self, request: Request, bound: Bound) -> None:
         scan = request.scan
         self._bound = bound
-        self._text_tokens = counted_tokens(scan.text_bytes)
+        self._text_bytes = scan.text_bytes
         self._fields = request.fields if scan.media_tokens else None
         self._media: Sequence[Media] = ()
 
@@ -76,7 +76,7 @@ class Input:
         """What it is at a provider that speaks `protocol`: all of it, and the sound in it."""
         self.read()
         formulas = _FORMULAS[protocol]
-        tokens, sound = self._text_tokens, 0
+        tokens, sound = counted_tokens(self._text_bytes), 0
         for media in self._media:
             if media.kind == "audio":
                 sound += formulas.sound_second * _seconds(media)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import mul
 
 NanoUsd = int
@@ -122,6 +123,7 @@ def parse_usd(text: str) -> NanoUsd:
     return -amount if sign else amount
 
 
+@lru_cache(maxsize=256)  # what a request costs is told to its client, and in the log
 def format_usd(amount: NanoUsd) -> str:
     """The exact decimal string of an amount: `0`, `12.5`, `-0.000000001`; never an exponent."""
     if amount < 0:

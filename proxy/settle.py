@@ -119,10 +119,10 @@ def cost_of(candidate: Candidate, usage: Usage) -> int:
 
 def _price(candidate: Candidate, usage: Usage) -> Price:
     """The row that applies to so long an input, at the tier that served it."""
-    schedule, tier = candidate.schedule, usage.service_tier
-    if not (tier or schedule.thresholds):
+    prices = candidate.prices
+    if len(prices) == 1:
         return candidate.base_price
-    return candidate.prices[pricing.variant(schedule, usage.input_tokens, tier)]
+    return prices[pricing.variant(candidate.schedule, usage.input_tokens, usage.service_tier)]
 
 
 def _status(*, cut: bool, estimated: bool) -> EventStatus:

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from adapters.errors import InvalidRequest
-from adapters.raw import size_of
+from adapters.raw import size_of, size_of_all
 
 T = TypeVar("T")
 Fields = dict[str, msgspec.Raw]
@@ -100,10 +100,8 @@ def _is_compact(body: bytes | msgspec.Raw, fields: Fields) -> bool:
     That is what SDKs send, and it proves by lengths alone that no member was overridden by a
     later one of the same name.
     """
-    keys = "".join(fields)
-    key_bytes = len(keys) if keys.isascii() else len(keys.encode())
-    value_bytes = sum(map(size_of, fields.values()))
-    return size_of(body) == key_bytes + value_bytes + 4 * len(fields) + 1
+    key_bytes = len("".join(fields).encode())
+    return size_of(body) == key_bytes + size_of_all(fields.values()) + 4 * len(fields) + 1
 
 
 def _is_spaced(body: bytes, fields: Fields) -> bool:
@@ -138,6 +136,9 @@ def refuse_other_spellings(fields: Fields, names: frozenset[str]) -> None:
 
     Go's is one: `N` would be a second `n` to a provider written in it, and not to us.
     """
+    keys = "".join(fields)
+    if keys == keys.casefold():  # as nearly always: then each of them is what it folds to
+        return
     for key in fields:
         if key not in names and key.casefold() in names:
             raise InvalidRequest(f"Write {key!r} as {key.casefold()!r}.", param=key)

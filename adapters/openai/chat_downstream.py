@@ -15,7 +15,7 @@ import msgspec
 
 from adapters import sse
 from adapters.canonical import Prompt
-from adapters.codec import Ask, Made, Request
+from adapters.codec import Ask, Made, Request, Scan
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
 from adapters.openai.body import (
@@ -31,9 +31,10 @@ from adapters.openai.body import (
     text_of,
 )
 from adapters.openai.chat_prompt import read_prompt
-from adapters.openai.chat_scan import scanned
+from adapters.openai.chat_scan import is_text, scanned
 from adapters.openai.chat_writer import ChatWriter
 from adapters.openai.refusal import OpenAIRefusals
+from adapters.raw import size_of
 
 CHOICES_MAX = 128
 TOKENS_MAX = 2**31 - 1
@@ -59,6 +60,15 @@ _PRICED = frozenset(
 )
 
 
+# What may stand beside messages where neither price nor route depends on anything but the model.
+_TEXT_ONLY = frozenset(
+    {"model", "messages", *_CAPS, "stream", "stream_options", "temperature", "top_p", "stop"}
+    | {"seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs"}
+    | {"response_format", "reasoning_effort", "verbosity", "user"}
+)
+_ABSENT = msgspec.Raw()
+
+
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
@@ -74,31 +84,9 @@ class ChatDownstream(OpenAIRefusals):
 
     def decode(self, body: bytes, ask: Ask) -> Request:
         fields = read_fields(body)
-        refuse_other_spellings(fields, _PRICED)
-        model = model_of(fields)
-        has_input = "messages" not in fields and "input" in fields
-        if not has_input:
-            require_items(fields, "messages", b"{", "a list of message objects")
-        refuse_other_models(fields, "models")
-        stream = flag_of(fields, "stream")
-        metadata = metadata_of(fields)
-        scan, foreign = scanned(fields)
-        return Request(
-            fields=fields,
-            body_bytes=len(body),
-            model=model,
-            stream=stream,
-            keep_alive=sse.KEEP_ALIVE,
-            include_usage=_include_usage(fields, stream),
-            output_cap=_output_cap(fields, _CAPS_OF_INPUT if has_input else _CAPS),
-            choices=count_of(fields, "n", CHOICES_MAX) or 1,
-            service_tier=text_of(fields, "service_tier") or "",
-            pieces=_WEB_SEARCH if "web_search_options" in fields else {},
-            scan=scan,
-            user_id=metadata.user_id or text_of(fields, "user") or "",
-            conversation_id=metadata.conversation_id,
-            foreign=foreign,
-        )
+        if _TEXT_ONLY.issuperset(fields) and is_text(fields.get("messages", _ABSENT)):
+            return _text_request(fields, len(body))
+        return _request(fields, len(body))
 
     def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
         return read_prompt(request, envelopes)
@@ -109,16 +97,63 @@ class ChatDownstream(OpenAIRefusals):
         return ChatWriter(request, prompt, envelopes, made)
 
 
+def _text_request(fields: Fields, body_bytes: int) -> Request:
+    """A request of messages that are text, with no more than `_TEXT_ONLY` beside them."""
+    stream = flag_of(fields, "stream")
+    return Request(
+        fields=fields,
+        body_bytes=body_bytes,
+        model=model_of(fields),
+        stream=stream,
+        keep_alive=sse.KEEP_ALIVE,
+        include_usage=_include_usage(fields, stream),
+        output_cap=_output_cap(fields, _CAPS),
+        scan=Scan(text_bytes=size_of(fields["messages"])),
+        user_id=text_of(fields, "user") or "",
+    )
+
+
+def _request(fields: Fields, body_bytes: int) -> Request:
+    """Any request."""
+    refuse_other_spellings(fields, _PRICED)
+    model = model_of(fields)
+    has_input = "messages" not in fields and "input" in fields
+    if not has_input:
+        require_items(fields, "messages", b"{", "a list of message objects")
+    refuse_other_models(fields, "models")
+    stream = flag_of(fields, "stream")
+    metadata = metadata_of(fields)
+    scan, foreign = scanned(fields)
+    return Request(
+        fields=fields,
+        body_bytes=body_bytes,
+        model=model,
+        stream=stream,
+        keep_alive=sse.KEEP_ALIVE,
+        include_usage=_include_usage(fields, stream),
+        output_cap=_output_cap(fields, _CAPS_OF_INPUT if has_input else _CAPS),
+        choices=count_of(fields, "n", CHOICES_MAX) or 1,
+        service_tier=text_of(fields, "service_tier") or "",
+        pieces=_WEB_SEARCH if "web_search_options" in fields else {},
+        scan=scan,
+        user_id=metadata.user_id or text_of(fields, "user") or "",
+        conversation_id=metadata.conversation_id,
+        foreign=foreign,
+    )
+
+
 def _output_cap(fields: Fields, names: Sequence[str]) -> int | None:
     """The client's cap under any of its names."""
-    given = [count_of(fields, name, TOKENS_MAX) for name in names if name in fields]
-    caps = {cap for cap in given if cap is not None}
-    if len(caps) > 1:
-        raise InvalidRequest(
-            "max_tokens and max_completion_tokens differ; send only max_completion_tokens.",
-            param="max_tokens",
-        )
-    return caps.pop() if caps else None
+    cap: int | None = None
+    for name in names:
+        if name in fields and (given := count_of(fields, name, TOKENS_MAX)) is not None:
+            if cap is not None and cap != given:
+                raise InvalidRequest(
+                    "max_tokens and max_completion_tokens differ; send only max_completion_tokens.",
+                    param="max_tokens",
+                )
+            cap = given
+    return cap
 
 
 def _include_usage(fields: Fields, stream: bool) -> bool:

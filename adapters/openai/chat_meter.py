@@ -126,8 +126,10 @@ class ChatMeter:
     def counted(self, expected: Expected) -> Counted:
         """What to settle with."""
         usage, estimated = completed(self._usage or Usage(), self.output_tokens, expected)
-        facts = msgspec.structs.replace(usage, service_tier=self._service_tier, pieces=self._pieces)
-        return Counted(facts, estimated)
+        if self._service_tier or self._pieces:
+            tier, pieces = self._service_tier, self._pieces
+            usage = msgspec.structs.replace(usage, service_tier=tier, pieces=pieces)
+        return Counted(usage, estimated)
 
     def _read_usage(self, raw: msgspec.Raw) -> None:
         """The last usage counts: they are running totals, never parts."""

@@ -25,6 +25,7 @@ from adapters.openai.chat_form import Form, form_of
 from adapters.openai.chat_meter import ChatMeter, piece_bytes
 from adapters.openai.failure import read_error_object
 from adapters.openai.refusal import OpenAIRefusals
+from adapters.stream import completed
 
 _DONE = b"[DONE]"
 _USAGE = b'"usage"'
@@ -208,14 +209,18 @@ class ChatStreamRelay(LimitedStream):
 
 
 class ChatPlainRelay:
-    """One chat completion in one piece, read and with the client's name of the model."""
+    """One chat completion in one piece, read and with the client's name of the model.
 
-    __slots__ = ("_meter", "body", "failure")
+    What was said in it is only looked at where its provider has not counted it.
+    """
+
+    __slots__ = ("_meter", "_usage", "body", "failure")
 
     def __init__(self, shown_model: str, body: bytes, pieces: Mapping[str, int]) -> None:
         self.body = b""
         self.failure: UpstreamFailure | None = None
-        self._meter = ChatMeter(pieces)
+        self._usage = Usage(pieces=pieces)
+        self._meter: ChatMeter | None = None  # of our own count
         try:
             answer = wire.read_answer(body)
         except UpstreamProtocolViolation as violation:
@@ -224,15 +229,23 @@ class ChatPlainRelay:
         if answer.error and (failure := read_error_object(answer.error)) is not None:
             self.failure = failure
             return
-        self._meter.read(answer)
-        self._meter.close()
-        if self._meter.empty:
-            self.failure = EMPTY_ANSWER
-            return
+        tier = answer.service_tier
+        usage = wire.read_usage(answer.usage, tier if isinstance(tier, str) else "", pieces)
+        if usage is not None and usage.output_tokens:
+            self._usage = usage
+        else:
+            self._meter = meter = ChatMeter(pieces)
+            meter.read(answer)
+            meter.close()
+            if meter.empty:
+                self.failure = EMPTY_ANSWER
+                return
         self.body = with_model(body, shown_model)
 
     def counted(self, expected: Expected) -> Counted:
-        return self._meter.counted(expected)
+        if self._meter is not None:
+            return self._meter.counted(expected)
+        return Counted(*completed(self._usage, self._usage.output_tokens, expected))
 
 
 def with_model(answer: bytes, model: str) -> bytes:

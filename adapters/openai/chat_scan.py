@@ -19,7 +19,7 @@ from adapters.envelope import MARKS
 from adapters.media import audio_tokens, document_tokens, image_tokens, may_be_no_image
 from adapters.openai import responses_scan
 from adapters.openai.body import Fields
-from adapters.raw import UNREADABLE, begins, count_items, hides_words, size_of
+from adapters.raw import UNREADABLE, begins, count_items, hides_words, size_of, size_of_all
 
 _TEXT_TYPES = frozenset(
     {"text", "refusal", "input_text", "output_text", "tool_use", "thinking", "redacted_thinking"}
@@ -31,6 +31,7 @@ _HOSTED_PASSES = 10
 _CACHED_CONTENT = (b"cached_content", b"cachedContent")  # Google's, by its id
 _RENDERED = ("messages", "tools", "functions")
 _CLIENT_TOOLS = (None, "function", "custom")
+_TEXT_BYTES_MAX = 16_384
 _NULL = msgspec.Raw(b"null")
 _ABSENT = msgspec.Raw()
 
@@ -42,11 +43,21 @@ class Scanned(NamedTuple):
     foreign: bool
 
 
+class _TextMessage(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """One that is nothing but text, whoever says it."""
+
+    role: object = None
+    content: str | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_call_id: str | None = None
+
+
 class _Message(msgspec.Struct, gc=False):
     content: msgspec.Raw = _NULL
     reasoning_details: msgspec.Raw = _ABSENT
     tool_calls: msgspec.Raw = _ABSENT
-    audio: msgspec.Raw = _NULL
+    audio: msgspec.Raw = _ABSENT
     cache_control: msgspec.Raw = _ABSENT
 
 
@@ -79,6 +90,7 @@ class _CacheMark(msgspec.Struct, gc=False):
     ttl: object = None
 
 
+_decode_text_messages = msgspec.json.Decoder(list[_TextMessage]).decode
 _decode_messages = msgspec.json.Decoder(list[_Message]).decode
 _decode_parts = msgspec.json.Decoder(list[_Part]).decode
 _decode_raw_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -89,6 +101,18 @@ _decode_cache_mark = msgspec.json.Decoder(_CacheMark).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
+def is_text(messages: msgspec.Raw) -> bool:
+    """Whether these are messages, at least one, of nothing but text: nothing is in them that
+    `scanned` looks for. False as well where they are too long to be copied for that. Never raises.
+    """
+    if size_of(messages) > _TEXT_BYTES_MAX:
+        return False
+    try:
+        return bool(_decode_text_messages(messages))
+    except UNREADABLE:
+        return False
+
+
 def scanned(fields: Fields) -> Scanned:
     """What `fields` may cost. Never raises."""
     if "messages" not in fields:
@@ -96,7 +120,7 @@ def scanned(fields: Fields) -> Scanned:
     found = _Found()
     _scan_messages(found, fields["messages"])
     tools = _scan_tools(found, fields.get("tools")) + count_items(fields.get("functions"))
-    text_bytes = sum([size_of(fields[name]) for name in _RENDERED if name in fields])
+    text_bytes = size_of_all([fields[name] for name in _RENDERED if name in fields])
     scan = Scan(
         text_bytes=text_bytes - found.media_bytes,
         media_bytes=found.media_bytes,
@@ -144,11 +168,13 @@ class _Found:
 def _scan_messages(found: _Found, messages: msgspec.Raw) -> None:
     try:
         for message in _decode_messages(messages):
-            if _is_given(message.audio):  # an earlier answer, by its id
+            if message.audio and _is_given(message.audio):  # an earlier answer, by its id
                 found.audio = found.hidden = True
-            _note_cache_mark(found, message.cache_control)
+            if message.cache_control:
+                _note_cache_mark(found, message.cache_control)
             for raw in (message.reasoning_details, message.tool_calls):
-                found.signed = found.signed or (bool(raw) and MARKS[0] in bytes(raw))
+                if raw and MARKS[0] in bytes(raw):
+                    found.signed = True
             if begins(message.content, b"["):
                 _scan_parts(found, message.content)
     except UNREADABLE:

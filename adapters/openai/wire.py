@@ -9,6 +9,8 @@ sees no usage than a wrong one.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
@@ -71,33 +73,38 @@ class Embeddings(msgspec.Struct, gc=False):
     error: msgspec.Raw = msgspec.Raw()
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_TOKENS_MAX)]
+
+
 class _InputDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    audio_tokens: int | None = None
+    cached_tokens: _Count | None = None
+    cache_write_tokens: _Count | None = None
+    audio_tokens: _Count | None = None
 
 
 class _OutputDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: int | None = None
-    audio_tokens: int | None = None
+    reasoning_tokens: _Count | None = None
+    audio_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
     """Two spellings of cached input stand beside the details: DeepSeek's and Moonshot's."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    total_tokens: _Count | None = None
     prompt_tokens_details: _InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
-    prompt_cache_hit_tokens: int | None = None
-    cached_tokens: int | None = None
+    prompt_cache_hit_tokens: _Count | None = None
+    cached_tokens: _Count | None = None
 
 
 _decode_answer = msgspec.json.Decoder(Answer).decode
 _decode_embeddings = msgspec.json.Decoder(Embeddings).decode
 # Not strict: some servers write counts as 12.0.
-_decode_usage = msgspec.json.Decoder(_Usage, strict=False).decode
+_decode_usage = msgspec.json.Decoder(_Usage | None, strict=False).decode
+_NO_INPUT_DETAILS = _InputDetails()
+_NO_OUTPUT_DETAILS = _OutputDetails()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
@@ -125,43 +132,37 @@ def read_embeddings(data: bytes) -> Embeddings:
         raise UpstreamProtocolViolation("The answer is not a list of embeddings.") from None
 
 
-def read_usage(raw: msgspec.Raw) -> Usage | None:
+def read_usage(
+    raw: msgspec.Raw, service_tier: str = "", pieces: Mapping[str, int] = {}
+) -> Usage | None:
     """The usage object of an answer; None where there is none that can be believed.
 
     Some servers leave reasoning out of `completion_tokens`; their total gives them away and is
-    then what counts.
+    then what counts. `service_tier` and `pieces` stand elsewhere in the answer.
     """
-    if not raw or bytes(raw) == b"null":
+    if not raw:
         return None
     try:
         usage = _decode_usage(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    if usage.prompt_tokens is None:
+    if usage is None or usage.prompt_tokens is None:
         return None
-    inputs = usage.prompt_tokens_details or _InputDetails()
-    outputs = usage.completion_tokens_details or _OutputDetails()
-    cached = inputs.cached_tokens or usage.prompt_cache_hit_tokens or usage.cached_tokens or 0
-    completion = usage.completion_tokens or 0
-    counts = (
-        usage.prompt_tokens,
-        cached,
-        inputs.cache_write_tokens or 0,
-        inputs.audio_tokens or 0,
-        max(completion, (usage.total_tokens or 0) - usage.prompt_tokens),
-        outputs.reasoning_tokens or 0,
-        outputs.audio_tokens or 0,
-    )
-    if completion < 0 or min(counts) < 0 or max(counts) > _TOKENS_MAX:
-        return None
+    prompt = usage.prompt_tokens
+    inputs = usage.prompt_tokens_details or _NO_INPUT_DETAILS
+    outputs = usage.completion_tokens_details or _NO_OUTPUT_DETAILS
     return Usage(
-        input_tokens=counts[0],
-        cached_input_tokens=counts[1],
-        cache_write_tokens=counts[2],
-        audio_input_tokens=counts[3],
-        output_tokens=counts[4],
-        reasoning_tokens=counts[5],
-        audio_output_tokens=counts[6],
+        input_tokens=prompt,
+        cached_input_tokens=(
+            inputs.cached_tokens or usage.prompt_cache_hit_tokens or usage.cached_tokens or 0
+        ),
+        cache_write_tokens=inputs.cache_write_tokens or 0,
+        audio_input_tokens=inputs.audio_tokens or 0,
+        output_tokens=max(usage.completion_tokens or 0, (usage.total_tokens or 0) - prompt),
+        reasoning_tokens=outputs.reasoning_tokens or 0,
+        audio_output_tokens=outputs.audio_tokens or 0,
+        pieces=pieces,
+        service_tier=service_tier,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from adapters.codec import Ask, Request, Target
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
 from adapters.openai.chat_downstream import CHOICES_MAX, TOKENS_MAX, ChatDownstream
+from adapters.openai.chat_scan import is_text
 from adapters.openai.chat_upstream import ChatUpstream
 from tests.fakes.bodies import whole
 
@@ -41,6 +43,65 @@ def encode(request: Request, cap: int | None = None, provider: Provider = PROVID
     encoded = json.loads(passed(request, cap, provider))
     assert isinstance(encoded, dict)
     return encoded
+
+
+# -- both ways of reading ------------------------------------------------------------------------
+
+texts = st.none() | st.text(max_size=20) | st.integers() | st.just([{"type": "text", "text": "x"}])
+messages = st.lists(
+    st.dictionaries(
+        st.sampled_from(["role", "content", "name", "refusal", "tool_call_id", "audio", "x"]), texts
+    )
+)
+beside = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.sampled_from(["m", "", None]),
+        "messages": messages | st.none() | st.just([1]),
+        "stream": st.sampled_from([True, False, None, 1]),
+        "stream_options": st.sampled_from([{"include_usage": True}, {}, None]),
+        "max_tokens": st.sampled_from([5, 0, None, "5"]),
+        "max_completion_tokens": st.sampled_from([5, 6, None]),
+        "temperature": st.floats(0, 2),
+        "user": st.sampled_from(["somebody", None, 3]),
+        "n": st.sampled_from([1, 2, None]),
+        "service_tier": st.sampled_from(["auto", "flex", None]),
+        "tools": st.just([{"type": "function", "function": {"name": "f"}}]),
+        "prediction": st.just({"type": "content", "content": "x"}),
+        "extra_body": st.just({"cached_content": "c"}),
+    },
+)
+
+
+def facts(fields: Json) -> Request | str:
+    """What is read of a body, or why it is refused."""
+    try:
+        request = ChatDownstream().decode(json.dumps(fields).encode(), Ask())
+    except InvalidRequest as refused:
+        return str(refused)
+    return msgspec.structs.replace(request, fields={}, body_bytes=0)
+
+
+@given(beside)
+def test_nothing_but_text_is_read_as_all_else_is(fields: Json) -> None:
+    body = {"model": "m", "messages": MESSAGES} | fields
+    assert facts(body) == facts({**body, "unheard_of": 1})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "audio": {"id": "a"}},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
+        {"role": "assistant", "content": "", "reasoning_details": [{"data": "fb1.x.y"}]},
+        {"role": "assistant", "tool_calls": [{"id": "1", "extra_content": "fb1.x.y"}]},
+        {"role": "user", "content": "x" * 17_000},
+    ],
+)
+def test_what_is_more_than_a_little_text_is_looked_through(message: Json) -> None:
+    messages = msgspec.Raw(json.dumps([*MESSAGES, message]).encode())
+    assert not is_text(messages)
+    assert is_text(msgspec.Raw(json.dumps(MESSAGES).encode()))
 
 
 # -- refusals -------------------------------------------------------------------------------------
