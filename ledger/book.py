@@ -221,7 +221,8 @@ class Book:
         """What the journal has to be told since the last call. Raises as of `check_moved`."""
         if self.moved:
             self.check_moved()
-        records, self.records = self.records, []
+        records = self.records
+        self.records = []
         return records
 
     def check_moved(self) -> None:

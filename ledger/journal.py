@@ -182,6 +182,7 @@ class Journal:
         self._sync_seconds = 0.0
         self._rescues = 0
         self._blocking = blocking
+        self._clean = True  # since the last group of records; `_dirty` is set where not
         self._dirty = trio.Event()
         self._group_full = trio.Event()
         self._progress = trio.Event()
@@ -265,7 +266,8 @@ class Journal:
         for record in records:
             self._state.apply(record)
         position = segment.start + segment.offset
-        if not self._dirty.is_set():
+        if self._clean:
+            self._clean = False
             self._dirty.set()
         if position - synced >= GROUP_BYTES:
             self._group_full.set()
@@ -467,7 +469,7 @@ class Journal:
     # durability
 
     async def _commit(self) -> None:
-        self._dirty, self._group_full = trio.Event(), trio.Event()
+        self._clean, self._dirty, self._group_full = True, trio.Event(), trio.Event()
         position = self._segment.start + self._segment.offset
         segments = list(self._unsynced)
         try:

@@ -1,8 +1,9 @@
 """How workers and their node's ledger reach each other: in one process, or through a unix socket.
 
 `LocalLink` hands messages over in the same call. `SocketLink` (a worker's end) gathers what is said
-in one tick of the event loop into one write, and so does the ledger's end, `serve`: at a hundred
-requests at a time, sockets cost next to nothing.
+in one tick of the event loop into one write. The ledger's end, `serve`, answers all that one read
+has brought with one write, at once and from the task that read it; what it says unasked (who waited
+for credit has got it) is gathered as by a worker.
 
 On the socket a frame is `u32 length | msgpack array of messages`, both ways. A link begins with
 `Hello`, in the same frame as everything that the worker has not been answered yet.
@@ -23,7 +24,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,16 +118,38 @@ class _Outgoing:
     def __init__(self) -> None:
         self._said: list[Message | Reply] = []
         self._some = trio.Event()
+        self._busy = False  # somebody sends, and will send what is said meanwhile
 
     def say(self, message: Message) -> None:
+        """To be sent at the end of this tick."""
         if not self._said:
             self._some.set()
         self._said.append(message)
 
     def add(self, said: Sequence[Message | Reply]) -> None:
+        """To be sent at the end of this tick."""
         if not self._said:
             self._some.set()
         self._said += said
+
+    def keep(self, said: Sequence[Message | Reply]) -> None:
+        """To be sent by who calls this: `flush` follows."""
+        self._said += said
+
+    async def flush(self, stream: trio.abc.Stream) -> None:
+        """Send everything that is said by now. A broken link is for the receiving side to see."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._said:
+                said, self._said = self._said, []
+                for begin in range(0, len(said), FRAME_MESSAGES_MAX):
+                    await stream.send_all(frame(said[begin : begin + FRAME_MESSAGES_MAX]))
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._busy = False
 
     @contextmanager
     def sending(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> Iterator[None]:
@@ -139,13 +162,11 @@ class _Outgoing:
             scope.cancel()
 
     async def _send(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
-        with scope, suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            while True:  # until the link breaks, which the receiving side sees as well
+        with scope:
+            while True:
                 await self._some.wait()
                 self._some = trio.Event()
-                said, self._said = self._said, []
-                for begin in range(0, len(said), FRAME_MESSAGES_MAX):
-                    await stream.send_all(frame(said[begin : begin + FRAME_MESSAGES_MAX]))
+                await self.flush(stream)
 
 
 def frame(said: Sequence[Message | Reply]) -> bytes:
@@ -282,9 +303,21 @@ class _Door:
         self.outgoing = _Outgoing()
         self.closed = trio.Event()
         self.stream = stream
+        self._hears = False
 
     def send(self, replies: Sequence[Reply]) -> None:
-        self.outgoing.add(replies)
+        if self._hears:
+            self.outgoing.keep(replies)
+        else:
+            self.outgoing.add(replies)
+
+    def hear(self, server: LedgerServer, said: Sequence[Message]) -> None:
+        """Let the server handle what was said; `outgoing.flush` is to send its answers."""
+        self._hears = True
+        try:
+            server.handle(self, said)
+        finally:
+            self._hears = False
 
 
 async def serve(
@@ -345,7 +378,8 @@ class _House:
                                 instance = await self._welcome(door, hello, nursery)
                             if messages.Hello in map(type, said):
                                 raise _Stranger("it introduces itself twice")
-                            self._server.handle(door, said)
+                            door.hear(self._server, said)
+                        await door.outgoing.flush(stream)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except (ValueError, msgspec.DecodeError, _Stranger) as error:

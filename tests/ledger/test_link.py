@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given
@@ -26,6 +27,7 @@ from ledger.journal import RecoveredState
 from ledger.limits import LimitRef
 from ledger.link import Frames, LinkRejected, SocketLink, WorkerIdentity, frame, is_alive
 from ledger.memory import MemoryStore
+from ledger.messages import Message
 from ledger.records import Worker
 from ledger.reservation import instance_of, reservation_id
 from ledger.server import LedgerServer
@@ -470,6 +472,71 @@ async def test_what_arrives_from_a_worker_that_was_taken_for_dead_was_never_said
         await trio.sleep(0.1)
         assert server.statistics().open_reservations == 0
         services.cancel_scope.cancel()
+
+
+def flushes(numbers: Sequence[int]) -> list[Message]:
+    return [messages.Flush(number) for number in numbers]
+
+
+async def test_what_one_read_has_brought_is_answered_with_one_write(
+    autojump_clock: MockClock,
+) -> None:
+    server = LedgerServer(
+        FaultyStore(await funded_store(BALANCE)),
+        MemoryJournal(),
+        RecoveredState(),
+        clock=trio.current_time,
+    )
+    voids: list[Message] = [messages.Void(reservation_id(5, number), None) for number in (1, 2, 3)]
+    ours, theirs = memory_stream_pair()
+    deliver = theirs.send_stream.send_all_hook
+    assert deliver is not None
+    writes = 0
+
+    async def written() -> None:
+        nonlocal writes
+        writes += 1
+        await deliver()
+
+    theirs.send_stream.send_all_hook = written
+    async with trio.open_nursery() as services:
+        await services.start(link.serve_streams, server, OneGuest(theirs), process_lives)
+        await ours.send_all(link.frame([messages.Hello(5, 1, 1, []), *voids[:2]]) + frame(voids))
+        await trio.sleep(0.1)
+        (answers,) = Frames().feed(await ours.receive_some())
+        assert len(msgspec.msgpack.decode(answers)) == 1 + 2 + 3
+        assert writes == 1
+        services.cancel_scope.cancel()
+
+
+async def process_lives(_worker: object) -> bool:
+    await trio.sleep(1_000)
+    return False
+
+
+async def test_one_writes_at_a_time_and_nothing_is_overtaken(autojump_clock: MockClock) -> None:
+    outgoing = link._Outgoing()
+    ours, theirs = memory_stream_pair()
+    deliver = ours.send_stream.send_all_hook
+    assert deliver is not None
+
+    async def slowly() -> None:
+        await trio.sleep(1)
+        await deliver()
+
+    ours.send_stream.send_all_hook = slowly
+    async with trio.open_nursery() as nursery:
+        with outgoing.sending(ours, nursery):
+            outgoing.say(messages.Flush(1))
+            await trio.sleep(0.5)  # the task sends
+            outgoing.keep(flushes([2, 3]))
+            await outgoing.flush(ours)
+            outgoing.add(flushes([4]))
+            await trio.sleep(1)
+            outgoing.add(flushes([5]))
+            await trio.sleep(5)
+    said = [msgspec.msgpack.decode(each) for each in Frames().feed(await theirs.receive_some())]
+    assert [number for each in said for _, number in each] == [1, 2, 3, 4, 5]
 
 
 async def test_a_worker_that_dies_while_the_ledger_restarts_is_voided(path: Path) -> None:

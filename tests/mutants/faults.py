@@ -786,6 +786,22 @@ LINK = (
         _LINK,
     ),
     Mutant(
+        "two-who-write-at-once",
+        "ledger/link.py",
+        "        if self._busy:\n            return\n",
+        "",
+        "frames would be mixed up, and a link with all that is open on it be lost",
+        _LINK,
+    ),
+    Mutant(
+        "answers-kept",
+        "ledger/link.py",
+        "await door.outgoing.flush(stream)",
+        "pass",
+        "a permit, or a receipt, would come with whatever is said next",
+        _LINK,
+    ),
+    Mutant(
         "half-a-frame-dropped",
         "ledger/link.py",
         "del self._buffer[:offset]",
