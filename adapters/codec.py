@@ -480,8 +480,7 @@ class Target(msgspec.Struct, frozen=True, gc=False):
         return blob.provider == self.provider.name and blob.family == family(self.model)
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True):
     """A prompt as a provider gets it, the fields it lost on the way, and the reader of what
     comes back. `stops_itself`: the provider ends the answer at the prompt's stop sequences. `names`
     are those under which it knows the tools. `pieces` are bought whatever the answer, and not told
@@ -494,7 +493,7 @@ class Encoded:
     dropped: tuple[str, ...] = ()
     stops_itself: bool = True
     names: ToolNames | None = None
-    pieces: Mapping[str, int] = field(default_factory=dict)
+    pieces: Mapping[str, int] = {}
 
 
 class UpstreamCodec(Protocol):

@@ -11,8 +11,9 @@ passed is remembered on the way, and only where a limit may come.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from adapters import sse
 from adapters.canonical import Event, Usage
@@ -45,8 +46,7 @@ class Manner(Protocol):
     def error_event(self, error: APIError, request_id: str) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class PassingCall:
+class PassingCall(msgspec.Struct, frozen=True):
     """A request as it came, at a provider of its own protocol. Implements `codec.Call`.
 
     `reader` and `manner` make those of one answer, `shown` gives a whole one as the client sees it,

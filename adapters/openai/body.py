@@ -10,17 +10,17 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from adapters.errors import InvalidRequest
 from adapters.raw import size_of, size_of_all
 
-T = TypeVar("T")
 Fields = dict[str, msgspec.Raw]
 
 _ABSENT = msgspec.Raw()
+_UNEXPECTED = (msgspec.MsgspecError, UnicodeDecodeError)
 _NOT_UTF8 = "The request body is not valid UTF-8."
 _CHECKED_BYTES = 65_536
 _UTF8Decoder = codecs.getincrementaldecoder("utf-8")
@@ -34,9 +34,9 @@ class _Metadata(msgspec.Struct):
 _decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_key = msgspec.json.Decoder(str).decode
-_decode_str = msgspec.json.Decoder(str).decode
-_decode_bool = msgspec.json.Decoder(bool).decode
-_decode_int = msgspec.json.Decoder(int).decode
+_decode_text: Callable[[msgspec.Raw], str | None] = msgspec.json.Decoder(str | None).decode
+_decode_flag: Callable[[msgspec.Raw], bool | None] = msgspec.json.Decoder(bool | None).decode
+_decode_count: Callable[[msgspec.Raw], int | None] = msgspec.json.Decoder(int | None).decode
 _OPENING = re.compile(rb"[ \t\r\n]*\{[ \t\r\n]*")
 _KEY = re.compile(rb'("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
 _FIRST_ITEM = re.compile(rb"\[[ \t\r\n]*(.)")
@@ -161,7 +161,10 @@ def text_of(fields: Fields, name: str) -> str | None:
     raw = fields.get(name)
     if raw is None:
         return None
-    return _read(name, raw, _decode_str, "a string")
+    try:
+        return _decode_text(raw)
+    except _UNEXPECTED:
+        raise _other_than(name, "a string") from None
 
 
 def model_of(fields: Fields) -> str:
@@ -188,8 +191,8 @@ def metadata_of(fields: Fields) -> Metadata:
         return _NO_METADATA
     try:
         given = _decode_metadata(fields["metadata"]) or _Metadata()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise InvalidRequest("metadata must be an object.", param="metadata") from None
+    except _UNEXPECTED:
+        raise _other_than("metadata", "an object") from None
     return Metadata(_text(given.conversation_id), _text(given.user_id))
 
 
@@ -202,7 +205,10 @@ def flag_of(fields: Fields, name: str) -> bool:
     raw = fields.get(name)
     if raw is None:
         return False
-    return _read(name, raw, _decode_bool, "true or false") or False
+    try:
+        return _decode_flag(raw) or False
+    except _UNEXPECTED:
+        raise _other_than(name, "true or false") from None
 
 
 def count_of(fields: Fields, name: str, most: int) -> int | None:
@@ -210,22 +216,18 @@ def count_of(fields: Fields, name: str, most: int) -> int | None:
     raw = fields.get(name)
     if raw is None:
         return None
-    count = _read(name, raw, _decode_int, "a whole number")
+    try:
+        count = _decode_count(raw)
+    except _UNEXPECTED:
+        raise _other_than(name, "a whole number") from None
     if count is not None and not 1 <= count <= most:
         limit = "at least 1" if count < 1 else f"at most {most}"
         raise InvalidRequest(f"{name} must be {limit}.", param=name)
     return count
 
 
-def _read(
-    name: str, raw: msgspec.Raw, decode: Callable[[msgspec.Raw], T], expected: str
-) -> T | None:
-    try:
-        return decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        if bytes(raw) == b"null":
-            return None
-        raise InvalidRequest(f"{name} must be {expected}.", param=name) from None
+def _other_than(name: str, expected: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} must be {expected}.", param=name)
 
 
 def require_items(fields: Fields, name: str, item: bytes, expected: str) -> None:
