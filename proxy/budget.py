@@ -34,14 +34,12 @@ class _Tally:
         self.extra = 0.0
         self.at = now
 
-    def age(self, now: float) -> None:
+    def fade(self, now: float) -> None:
         """Let what was counted fade."""
-        seconds = now - self.at
-        if seconds > _SETTLES_SECONDS:
-            left = exp(-seconds / WINDOW_SECONDS)
-            self.first *= left
-            self.extra *= left
-            self.at = now
+        left = exp(-(now - self.at) / WINDOW_SECONDS)
+        self.first *= left
+        self.extra *= left
+        self.at = now
 
 
 def unheard() -> None:
@@ -61,25 +59,26 @@ class Budget:
 
     def asked(self, upstream: str, now: float) -> None:
         """A request asks this upstream for the first time."""
-        tally = self._tally(upstream, now)
-        tally.age(now)
+        tally = self._tallies.get(upstream)
+        if tally is None or now - tally.at > _SETTLES_SECONDS:
+            tally = self._tally(upstream, now)
         tally.first += 1.0
 
     def allows(self, upstream: str, now: float) -> bool:
         """Whether there is room for an extra attempt."""
         tally = self._tally(upstream, now)
-        tally.age(now)
         floor = FLOOR_PER_SECOND * WINDOW_SECONDS if self.fraction else 0.0
         return tally.extra + 1.0 <= self.fraction * tally.first + floor
 
     def spend(self, upstream: str, now: float) -> None:
         """An extra attempt is made."""
-        tally = self._tally(upstream, now)
-        tally.age(now)
-        tally.extra += 1.0
+        self._tally(upstream, now).extra += 1.0
 
     def _tally(self, upstream: str, now: float) -> _Tally:
+        """What was counted, as it has faded until now."""
         tally = self._tallies.get(upstream)
         if tally is None:
             tally = self._tallies[upstream] = _Tally(now)
+        if now - tally.at > _SETTLES_SECONDS:
+            tally.fade(now)
         return tally

@@ -269,8 +269,8 @@ def forget_limit(words: Words) -> None:
 def serve(words: Words, account: int, now: float) -> None:
     """Note who had a whole answer. Without a lock: what is lost is said again by the next one."""
     latest = words[SERVED]
-    if latest & _TAGS == _tag(account):
-        if _since(latest, now) < _SAID_AGAIN_SECONDS:
+    if latest & _TAGS == account % _TAGS + 1:
+        if now - (latest >> _TAG_BITS) / 1000 < _SAID_AGAIN_SECONDS:
             return
     elif latest:
         words[SERVED_BEFORE] = latest

@@ -14,6 +14,8 @@ An attempt's life
     failed   any other outcome   ┘ of the upstream
     close    the place is given back, and with it a probe that came to nothing
 
+What a place's own attempt has to say, it says by its place.
+
 Rules
 - What an outcome says is in `proxy.verdicts`. Whatever came of a request at a model says that its
   provider can be reached.
@@ -80,16 +82,12 @@ class Health:
         self._dice = dice
         self._told = told
         self._served: tuple[Upstream, ...] = ()
-        self._seats: dict[int, Seat] = {}
-        self._known: list[Upstream] = []  # whose `id` is a key above: it must not be another's
-        self._named: dict[str, Seat] = {}
+        self._seats: dict[str, Seat] = {}  # by the upstream's name
         self._breakers: dict[str, Breaker] = {}
 
     def serve(self, upstreams: Iterable[Upstream]) -> None:
         """These are served from now on. What is known of them by name is known still."""
         self._served = tuple({upstream.name: upstream for upstream in upstreams}.values())
-        self._seats.clear()
-        self._known.clear()
         for upstream in self._served:
             self._seat(upstream)
 
@@ -101,19 +99,19 @@ class Health:
         That is `now` where it may be asked, and infinity where no more may even wait for it. What
         is open to one account alone is so to whom nobody knows.
         """
-        seat = self._seats.get(id(upstream)) or self._seat(upstream)
+        seat = self._seats.get(upstream.name) or self._new_seat(upstream)
         if seat.words[UNEASY] or seat.provider_words[UNEASY]:
             return seat.look(now, account)
         return State.READY, now
 
-    def enter(self, upstream: Upstream, now: float, *, account: int = 0) -> Place | None:
+    def enter(self, upstream: Upstream, now: float, account: int = 0) -> Place | None:
         """A place in flight, where the upstream may be asked now."""
-        seat = self._seats.get(id(upstream)) or self._seat(upstream)
+        seat = self._seats.get(upstream.name) or self._new_seat(upstream)
         words = seat.words
         if words[UNEASY] or seat.provider_words[UNEASY]:
             return seat.enter(now, account)
         words[seat.place] += 1
-        return Place(seat, probe=False)
+        return Place(seat, account, False)
 
     async def room(self, upstream: Upstream) -> None:
         """Wait until there may be a place, in turn. The caller sets the deadline.
@@ -122,23 +120,13 @@ class Health:
         """
         await self._seat(upstream).room()
 
-    def spoke(self, upstream: Upstream, *, account: int = 0) -> None:
+    def spoke(self, upstream: Upstream, account: int = 0) -> None:
         """It has said its first content."""
-        seat = self._seats.get(id(upstream)) or self._seat(upstream)
-        if seat.words[UNTIL]:  # otherwise it breaks no run of failures
-            seat.own.alive(account)
-        if seat.provider_words[UNTIL]:
-            seat.provider.alive()
+        self._seat(upstream).spoke(account)
 
-    def served(self, upstream: Upstream, now: float, *, account: int = 0) -> None:
+    def served(self, upstream: Upstream, now: float, account: int = 0) -> None:
         """It has answered to the end. Others' failures do not close it for that `account`."""
-        seat = self._seats.get(id(upstream)) or self._seat(upstream)
-        seat.answers += 1
-        words = seat.words
-        if account:
-            circuit.serve(words, account, now)
-        if words[UNEASY] or seat.provider_words[UNEASY]:
-            seat.served(now, account)
+        self._seat(upstream).served(now, account)
 
     def failed(
         self,
@@ -181,7 +169,7 @@ class Health:
 
     def in_flight(self, upstream: Upstream) -> int:
         """Attempts in flight, of the whole node."""
-        return (self._seats.get(id(upstream)) or self._seat(upstream)).in_flight()
+        return self._seat(upstream).in_flight()
 
     def states(self, now: float) -> list[UpstreamState]:
         """All that are served."""
@@ -194,12 +182,7 @@ class Health:
     # -- who is who ---------------------------------------------------------------------------
 
     def _seat(self, upstream: Upstream) -> Seat:
-        seat = self._seats.get(id(upstream))
-        if seat is None:
-            seat = self._named.get(upstream.name) or self._new_seat(upstream)
-            self._seats[id(upstream)] = seat
-            self._known.append(upstream)
-        return seat
+        return self._seats.get(upstream.name) or self._new_seat(upstream)
 
     def _new_seat(self, upstream: Upstream) -> Seat:
         provider = upstream.provider
@@ -210,5 +193,5 @@ class Health:
         row = self._rows.row(upstream.name)
         own = Breaker(upstream.name, row, self._told)
         limit_max = provider.max_connections * len(row.places)
-        seat = self._named[upstream.name] = Seat(own, shared, row, limit_max)
+        seat = self._seats[upstream.name] = Seat(own, shared, row, limit_max)
         return seat

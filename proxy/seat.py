@@ -15,12 +15,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import trio
 
 from adapters.catalogue import Upstream
 from proxy import circuit
 from proxy.breaker import Breaker
-from proxy.circuit import FAILURES, LIMIT, LIMITED_UNTIL, RESTS_UNTIL, UNTIL, seconds
+from proxy.circuit import FAILURES, LIMIT, LIMITED_UNTIL, RESTS_UNTIL, UNEASY, UNTIL, seconds
 from proxy.shared_rows import Row
 from proxy.verdicts import Outcome
 
@@ -58,20 +59,28 @@ class UpstreamState:
     limit: int
 
 
-class Place:
-    """One attempt in flight."""
+class Place(msgspec.Struct, eq=False):
+    """One attempt in flight, of an account; `taken` until it is given back."""
 
-    __slots__ = ("_seat", "probe")
+    seat: Seat
+    account: int
+    probe: bool
+    taken: bool = True
 
-    def __init__(self, seat: Seat, *, probe: bool) -> None:
-        self.probe = probe
-        self._seat: Seat | None = seat
+    def spoke(self) -> None:
+        """It has said its first content."""
+        self.seat.spoke(self.account)
+
+    def served(self, now: float) -> None:
+        """It has answered to the end, and is given back: what was learnt of a limit counts it."""
+        self.seat.served(now, self.account)
+        self.close()
 
     def close(self) -> None:
         """Give it back. May be called twice."""
-        seat = self._seat
-        if seat is not None:
-            self._seat = None
+        if self.taken:
+            self.taken = False
+            seat = self.seat
             seat.words[seat.place] -= 1
             if self.probe:
                 seat.own.release(self)
@@ -123,7 +132,7 @@ class Seat:
         state, _ = self.look(now, account)
         if state is not State.READY and state is not State.PROBE:
             return None
-        place = Place(self, probe=state is State.PROBE)
+        place = Place(self, account, state is State.PROBE)
         if place.probe and not self._claim(place, now, account):
             return None
         self._called = None
@@ -137,8 +146,23 @@ class Seat:
             self.provider.release(place)
         return False
 
+    def spoke(self, account: int) -> None:
+        """As of Health."""
+        if self.words[UNTIL]:  # otherwise it breaks no run of failures
+            self.own.alive(account)
+        if self.provider_words[UNTIL]:
+            self.provider.alive()
+
     def served(self, now: float, account: int) -> None:
         """As of Health."""
+        self.answers += 1
+        words = self.words
+        if account:
+            circuit.serve(words, account, now)
+        if words[UNEASY] or self.provider_words[UNEASY]:
+            self._calm(now, account)
+
+    def _calm(self, now: float, account: int) -> None:
         self.own.calm(now, account)
         self.provider.calm(now, account)
         if self.words[LIMIT]:

@@ -153,9 +153,9 @@ HEALTH = (
     ),
     Mutant(
         "first-word-ends-a-run-of-failures",
-        "proxy/health.py",
-        "if seat.words[UNTIL]:  # otherwise it breaks no run of failures",
-        "if seat.words[UNEASY]:",
+        "proxy/seat.py",
+        "if self.words[UNTIL]:  # otherwise it breaks no run of failures",
+        "if self.words[UNEASY]:",
         "an upstream that cuts every answer in its middle would never be found out",
         _SCENARIOS,
     ),
