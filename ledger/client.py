@@ -25,7 +25,7 @@ from ledger.errors import (
     RateLimited,
     ReservationClosed,
 )
-from ledger.limits import LimitRef, LimitState
+from ledger.limits import LimitKind, LimitRef, LimitState
 from ledger.messages import Message, OpenReservation, Reply, refusal_of
 from ledger.money import AMOUNT_MAX, Price, cost_and_charge
 from ledger.reservation import ReservationRequest, Settlement, TokenCounts, reservation_id
@@ -37,6 +37,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LedgerUnavailable",
+    "LimitKind",
     "LimitRef",
     "LimitState",
     "RateLimited",

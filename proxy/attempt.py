@@ -14,7 +14,9 @@ from typing import Protocol
 import msgspec
 import trio
 
-from adapters.codec import Call, Expected, PlainRelay, Relay, StreamRelay, UpstreamFailure
+from adapters.catalogue import Provider
+from adapters.codec import Call, PlainRelay, Relay, StreamRelay, UpstreamFailure
+from adapters.errors import RequestNotExpressible
 from adapters.losses import told
 from ledger.store import EventStatus
 from proxy import settle
@@ -23,15 +25,17 @@ from proxy.calls import Calls
 from proxy.gateway import Gateway
 from proxy.health import Place
 from proxy.memory import Share
+from proxy.need import Need
 from proxy.record import Record
 from proxy.route import Candidate
 from proxy.transport import RECEIVE_BYTES
-from proxy.turn import Ask
+from proxy.turn import Ask, Turn
 from proxy.upstream import AttemptFailed, Sent, UpstreamResponse
 from proxy.verdicts import Outcome
 
 _ANSWER_BYTES_MAX = 64 * 1024 * 1024
 _HELD_BYTES_MAX = 16 * 1024 * 1024  # one event may be as large
+_PROBE_SECONDS = 30.0  # a head in this time, or the upstream is still away
 
 
 class PlainAnswer(msgspec.Struct, frozen=True):
@@ -68,15 +72,6 @@ class StreamAnswer(msgspec.Struct, frozen=True):
 Answer = PlainAnswer | StreamAnswer
 
 
-class Failed(Exception):
-    """An attempt is over, without content."""
-
-    def __init__(self, outcome: Outcome, failure: UpstreamFailure) -> None:
-        super().__init__(failure.message)
-        self.outcome = outcome
-        self.failure = failure
-
-
 @dataclass(frozen=True, slots=True)
 class Loss:
     """What an attempt without an answer leaves in the books: an event with charge 0.
@@ -93,156 +88,167 @@ class Loss:
 class Held(Protocol):
     """What was set aside for the attempts."""
 
-    @property
-    def output_cap(self) -> int | None: ...
+    need: Need
 
     def allowance(self, candidate: Candidate) -> Allowance | None: ...
-
-    def expected(self, candidate: Candidate) -> Expected: ...
 
     def lost(self, loss: Loss) -> None: ...
 
 
-class Attempt:
-    """One upstream that is asked for one request, as `ask` says; made to be run at once. `started`
-    is on the clock of `Means`."""
+class Attempt(msgspec.Struct, eq=False):
+    """One upstream that is asked for one request, as `ask` says; made to be run at once.
 
-    __slots__ = (
-        "_began",
-        "_dropped",
-        "_gateway",
-        "_held",
-        "_record",
-        "_relay",
-        "_share",
-        "_stream",
-        "ask",
-        "started",
-    )
+    `started` is on the clock of `Means`. `share` is the answer's, and closed with it.
+    """
 
-    def __init__(
-        self, gateway: Gateway, ask: Ask, held: Held, record: Record, *, stream: bool
-    ) -> None:
-        self._gateway = gateway
-        self.ask = ask
-        self.started = gateway.means.monotonic()
-        self._dropped: tuple[str, ...] = ()
-        self._held = held
-        self._record = record
-        self._stream = stream
-        self._began = 0.0
-        self._relay: Relay | None = None
-        self._share = gateway.memory.share()
+    gateway: Gateway
+    calls: Calls
+    held: Held
+    record: Record
+    affinity: int | None
+    ask: Ask
+    started: float
+    share: Share
+    _dropped: tuple[str, ...] = ()
+    _began: float = 0.0
+    _sent: Sent | None = None
+    _relay: Relay | None = None
+    _failed: tuple[Outcome, UpstreamFailure] | None = None
+    _inexpressible: RequestNotExpressible | None = None
 
-    async def run(self, calls: Calls, affinity: int | None) -> Answer:
-        """Ask. Raises Failed, and RequestNotExpressible where the upstream was not asked."""
+    async def run(self) -> Answer | None:
+        """Ask. None where that has failed: `tell` knows how, and nothing is held any more."""
+        gateway, calls, record, ask = self.gateway, self.calls, self.record, self.ask
+        candidate, stream, clock = ask.candidate, calls.request.stream, record.clock
+        provider, output_cap = candidate.upstream.provider, self.held.need.output_cap
+        response: UpstreamResponse | None = None
+        answer: Answer
         try:
-            call = await self._call(calls)
-            return await self._counted(call, affinity)
-        except BaseException:
-            self.ask.place.close()
-            self._share.close()
-            raise
+            if calls.is_long(candidate):  # then it is made in a thread: streams go on
+                call = await trio.to_thread.run_sync(calls.at, candidate, output_cap)
+            else:
+                call = calls.at(candidate, output_cap)
+            if call.dropped:
+                self._dropped = told(call.dropped)
+            record.attempts += 1
+            record.serves(candidate.upstream, self._dropped)
+            self._began = clock()
+            self._sent = sent = Sent(call.path, call.body, stream, call.headers, ask.once)
+            response = await gateway.upstreams.post(
+                provider,
+                sent,
+                queue_seconds=provider.connect_seconds if ask.alone else 0.0,
+                first_byte_seconds=_probe_seconds(provider) if ask.place.probe else None,
+                affinity=self.affinity,
+                read_error=call.read_error,
+                on_refused=self._key_refused,
+            )
+            if response.status != 200:
+                raise _Refused(await response.read_error(call.read_error))
+            if stream:
+                answer = await self._begun(call, response)
+            else:
+                whole = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds, self.share)
+                self._relay = plain = call.plain(whole)
+                if plain.failure is not None:
+                    raise _Refused(plain.failure)
+                answer = PlainAnswer(candidate, plain, self.share)
+        except BaseException as error:
+            if response is not None:
+                response.close()
+            if not self._is_failure(error):
+                raise
+            return None
+        now = clock()
+        record.upstream_seconds += now - self._began
+        gateway.metrics.attempt(provider.name, "ok").inc()
+        if stream:
+            ask.place.spoke()
+        else:
+            ask.place.served(now)
+        return answer
+
+    def tell(self, turn: Turn) -> None:
+        """Have a turn know how it has failed."""
+        if self._inexpressible is not None:
+            turn.passed_over(self.ask, self._inexpressible)
+        elif self._failed is not None:
+            turn.failed(self.ask, *self._failed, self.gateway.means.monotonic())
+
+    def time(self) -> None:
+        """Remember how long its upstream took to say something, or at least took."""
+        now, streamed = self.gateway.means.monotonic(), self.calls.request.stream
+        latency = self.gateway.latencies.of(self.ask.candidate.upstream.name, streamed=streamed)
+        latency.add(now - self.started, now)
 
     def serves(self) -> None:
         """It is this one that the client hears, or whose end it waits for."""
-        self._record.serves(self.ask.candidate.upstream, self._dropped)
+        self.record.serves(self.ask.candidate.upstream, self._dropped)
 
     def give_up(self, answer: Answer) -> None:
         """Nobody will get its answer."""
         answer.close()
         self._lose("cancelled", EventStatus.CANCELLED)
 
-    async def _call(self, calls: Calls) -> Call:
-        """What is sent. Where that takes long to make, it is made in a thread: streams go on."""
-        candidate, output_cap = self.ask.candidate, self._held.output_cap
-        if calls.is_long(candidate):
-            return await trio.to_thread.run_sync(calls.at, candidate, output_cap)
-        return calls.at(candidate, output_cap)
+    async def _begun(self, call: Call, response: UpstreamResponse) -> StreamAnswer:
+        """A stream with its first content."""
+        candidate, share = self.ask.candidate, self.share
+        allowance = self.held.allowance(candidate)
+        self._relay = relay = call.stream(limited=allowance is not None)
+        idle_seconds = candidate.upstream.provider.idle_seconds
+        first = await _first_content(response, relay, allowance, idle_seconds, share)
+        return StreamAnswer(candidate, relay, response, first, share, self.ask.place, allowance)
 
-    async def _counted(self, call: Call, affinity: int | None) -> Answer:
-        """The answer; how it went is written down everywhere."""
-        record, upstream = self._record, self.ask.candidate.upstream
-        record.attempts += 1
-        self._dropped = told(call.dropped)
-        self.serves()
-        self._began = trio.current_time()
-        sent = Sent(call.path, call.body, self._stream, call.headers, self.ask.once)
-        try:
-            answer = await self._answer(call, sent, affinity)
-        except trio.Cancelled:
-            if sent.contacted:
-                self._lose("cancelled", EventStatus.CANCELLED)
-            raise
-        except AttemptFailed as broken:
-            unknown = UpstreamFailure("server_error", str(broken))
-            raise self._failed(broken.reason, unknown, contacted=broken.contacted) from broken
-        except _Refused as refused:
-            failure = refused.failure
-            raise self._failed(failure.kind, failure, contacted=True) from refused
-        finally:
-            record.upstream_seconds += trio.current_time() - self._began
-        self._gateway.metrics.attempt(upstream.provider.name, "ok").inc()
-        return answer
-
-    async def _answer(self, call: Call, sent: Sent, affinity: int | None) -> Answer:
-        """The upstream's answer, as soon as it counts. Raises AttemptFailed and _Refused."""
-        candidate, share = self.ask.candidate, self._share
-        provider = candidate.upstream.provider
-        response = await self._gateway.upstreams.post(
-            provider,
-            sent,
-            queue_seconds=self.ask.queue_seconds,
-            first_byte_seconds=self.ask.first_byte_seconds,
-            affinity=affinity,
-            read_error=call.read_error,
-            on_refused=self._key_refused,
-        )
-        try:
-            if response.status != 200:
-                raise _Refused(await response.read_error(call.read_error))
-            if self._stream:
-                allowance = self._held.allowance(candidate)
-                self._relay = relay = call.stream(limited=allowance is not None)
-                idle_seconds = provider.idle_seconds
-                first = await _first_content(response, relay, allowance, idle_seconds, share)
-                place = self.ask.place
-                return StreamAnswer(candidate, relay, response, first, share, place, allowance)
-            whole = await response.read(_ANSWER_BYTES_MAX, provider.idle_seconds, share)
-            self._relay = plain = call.plain(whole)
-            if plain.failure is not None:
-                raise _Refused(plain.failure)
-        except BaseException:
-            response.close()
-            raise
-        return PlainAnswer(candidate, plain, share)
+    def _is_failure(self, error: BaseException) -> bool:
+        """Whether `error` is a failure, which is written down. What is held is given back."""
+        self.ask.place.close()
+        self.share.close()
+        sent = self._sent
+        if sent is not None:
+            self.record.upstream_seconds += self.record.clock() - self._began
+        match error:
+            case AttemptFailed():
+                unknown = UpstreamFailure("server_error", str(error))
+                self._fail(error.reason, unknown, contacted=error.contacted)
+            case _Refused():
+                self._fail(error.failure.kind, error.failure, contacted=True)
+            case RequestNotExpressible():  # the upstream was not asked
+                self._inexpressible = error.with_traceback(None)
+            case _:
+                if isinstance(error, trio.Cancelled) and sent is not None and sent.contacted:
+                    self._lose("cancelled", EventStatus.CANCELLED)
+                return False
+        return True
 
     def _key_refused(self, failure: UpstreamFailure) -> None:
         """One of several API keys is refused; the next one is asked, which is another attempt."""
         upstream = self.ask.candidate.upstream
-        self._gateway.metrics.attempt(upstream.provider.name, failure.kind).inc()
-        self._record.attempts += 1
-        self._record.failed(upstream, failure.kind, self._duration_ms)
+        self.gateway.metrics.attempt(upstream.provider.name, failure.kind).inc()
+        self.record.attempts += 1
+        self.record.failed(upstream, failure.kind, self._duration_ms)
 
-    def _failed(self, outcome: Outcome, failure: UpstreamFailure, *, contacted: bool) -> Failed:
-        """What is raised of a failure, once it is counted and booked."""
+    def _fail(self, outcome: Outcome, failure: UpstreamFailure, *, contacted: bool) -> None:
+        self._failed = outcome, failure
         upstream = self.ask.candidate.upstream
-        self._gateway.metrics.attempt(upstream.provider.name, outcome).inc()
-        self._record.failed(upstream, outcome, self._duration_ms)
+        self.gateway.metrics.attempt(upstream.provider.name, outcome).inc()
+        self.record.failed(upstream, outcome, self._duration_ms)
         if contacted:
             unknown = outcome in ("first_byte_timeout", "idle_timeout")
             self._lose(outcome, EventStatus.UNKNOWN if unknown else EventStatus.FAILED)
-        return Failed(outcome, failure)
 
     def _lose(self, outcome: settle.Lost, status: EventStatus) -> None:
         candidate = self.ask.candidate
-        cost = settle.lost(candidate, outcome, self._held.expected(candidate), self._relay)
-        self._gateway.metrics.unbilled(candidate.upstream.provider.name).inc(cost)
-        self._held.lost(Loss(candidate, status, self._duration_ms, cost))
+        cost = settle.lost(candidate, outcome, self.held.need.expected(candidate), self._relay)
+        self.gateway.metrics.unbilled(candidate.upstream.provider.name).inc(cost)
+        self.held.lost(Loss(candidate, status, self._duration_ms, cost))
 
     @property
     def _duration_ms(self) -> int:
-        return round((trio.current_time() - self._began) * 1000)
+        return round((self.record.clock() - self._began) * 1000)
+
+
+def _probe_seconds(provider: Provider) -> float:
+    return min(provider.first_byte_seconds, _PROBE_SECONDS)
 
 
 class _Refused(Exception):

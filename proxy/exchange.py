@@ -209,7 +209,7 @@ async def _serve(
         await count.serve(gateway, connection, found, calls, record)
         return
     need = Need.of(calls.request, found)
-    async with reserve.Hold(gateway, found, need, record, claim) as hold:
+    async with await reserve.hold(gateway, found, need, record, claim) as hold:
         conversation = head.header(b"x-farebox-conversation-id") or calls.request.conversation_id
         told = hold.headers(conversation)
         delivery = relay.Delivery(connection, record, calls, told, keeper, claim)

@@ -1,10 +1,11 @@
 """Attempts at a model's upstreams until one has something to say.
 
-Whom to ask, and when, is decided by a `Turn` as values; here it is done. As a rule one upstream is
-asked at a time, in the exchange's own task. Where a model is hedged, the attempts *race*: they are
-children of one nursery, the first one with content wins and the others are cancelled, and a failure
-starts the next at once beside those that still run. Every loser's connection is closed and its
-place given back before the winner's answer goes on.
+Whom to ask, and when, is decided by a `Turn` as values; here it is done. Nearly every request asks
+its best upstream and has its answer: that is `first_event`, and only what comes to nothing there
+needs a turn. As a rule one upstream is asked at a time, in the exchange's own task. Where a model
+is hedged, the attempts *race*: they are children of one nursery, the first one with content wins
+and the others are cancelled, and a failure starts the next at once beside those that still run.
+Every loser's connection is closed and its place given back before the winner's answer goes on.
 
 Until an answer is returned no content has left for the client, afterwards nothing is ever switched.
 """
@@ -17,14 +18,14 @@ import msgspec
 import trio
 
 from adapters.affinity import conversation_key
-from adapters.errors import RequestNotExpressible
-from proxy.attempt import Answer, Attempt, Failed, Held
+from proxy.attempt import Answer, Attempt, Held
 from proxy.balance import arranged
 from proxy.calls import Calls
 from proxy.gateway import Gateway
+from proxy.memory import Share
 from proxy.record import Record
 from proxy.route import Candidate, Route
-from proxy.turn import Ask, GiveUp, Turn, Wait
+from proxy.turn import Ask, GiveUp, Turn, Wait, opening
 
 _LAST_SECONDS = 1.0  # of a request are too late to begin anything
 _HEDGE_SECONDS_MIN = 0.05
@@ -37,32 +38,33 @@ async def first_event(
 
     `conversation` is the id of the client's, as far as it named one.
     """
-    means, stream = gateway.means, calls.request.stream
-    affinity = conversation_key(calls.request, conversation) if route.has_choice else None
-    order = ordered(gateway, route, affinity, streamed=stream)
-    assert record.principal is not None, "it was authenticated"
-    turn = Turn(
-        calls.signers_first(order),
-        means,
-        record.started + gateway.settings.max_request_seconds - _LAST_SECONDS,
-        record.principal.account_id,
-        repeatable=calls.request.scan.passes == 1,
-    )
-    attempts = _Attempts(gateway, calls, route, turn, held, record, affinity)
-    while True:
-        match turn.next(means.monotonic()):
-            case Ask() as ask:
-                hedge_after = _hedge_after(gateway, route, ask, stream=stream)
-                if hedge_after is None:
-                    answer = await attempts.one(attempts.attempt(ask))
-                else:
-                    answer = await _Race(attempts).run(ask, hedge_after)
-                if answer is not None:
-                    return answer
-            case Wait() as wait:
-                await _wait(gateway, wait, record)
-            case GiveUp(error):
-                raise error
+    means, request, principal = gateway.means, calls.request, record.principal
+    assert principal is not None, "it was authenticated"
+    order, affinity = route.candidates, None
+    if route.has_choice:
+        affinity = conversation_key(request, conversation)
+        order = ordered(gateway, route, affinity, streamed=request.stream)
+    if len(order) > 1:
+        order = calls.signers_first(order)
+    account, once, now = principal.account_id, request.scan.passes != 1, means.monotonic()
+    ask = None
+    if not route.model.hedge_after_percentile:
+        ask = opening(order, means, now, account, once=once)
+    first: Attempt | None = None
+    if ask is not None:
+        share = Share(gateway.memory)
+        first = Attempt(gateway, calls, held, record, affinity, ask, now, share)
+        answer = await first.run()
+        if answer is not None:
+            if route.is_timed:
+                first.time()
+            return answer
+    ends_at = record.started + gateway.settings.max_request_seconds - _LAST_SECONDS
+    turn = Turn(order, means, ends_at, account, once)
+    if first is not None:
+        turn.opened(first.ask)
+        first.tell(turn)
+    return await _Attempts(gateway, calls, route, turn, held, record, affinity).answer()
 
 
 def ordered(
@@ -94,18 +96,8 @@ async def _wait(gateway: Gateway, wait: Wait, record: Record) -> None:
         record.upstream_seconds += trio.current_time() - started
 
 
-def _hedge_after(gateway: Gateway, route: Route, ask: Ask, *, stream: bool) -> float | None:
-    """Seconds of silence after which a second attempt begins; None: it never does."""
-    percentile = route.model.hedge_after_percentile
-    if not percentile or ask.why == "again":
-        return None
-    latency = gateway.latencies.of(ask.candidate.upstream.name, streamed=stream)
-    usual = latency.quantile(percentile)
-    return None if usual is None else max(usual, _HEDGE_SECONDS_MIN)
-
-
-class _Attempts(msgspec.Struct, frozen=True, gc=False):
-    """What the attempts of one request have in common."""
+class _Attempts(msgspec.Struct, frozen=True):
+    """What the attempts of one request have in common, and who decides about them."""
 
     gateway: Gateway
     calls: Calls
@@ -115,37 +107,47 @@ class _Attempts(msgspec.Struct, frozen=True, gc=False):
     record: Record
     affinity: int | None
 
+    async def answer(self) -> Answer:
+        """The first one. Raises APIError."""
+        monotonic = self.gateway.means.monotonic
+        while True:
+            match self.turn.next(monotonic()):
+                case Ask() as ask:
+                    hedge_after = self._hedge_after(ask)
+                    if hedge_after is None:
+                        answer = await self.one(self.attempt(ask))
+                    else:
+                        answer = await _Race(self).run(ask, hedge_after)
+                    if answer is not None:
+                        return answer
+                case Wait() as wait:
+                    await _wait(self.gateway, wait, self.record)
+                case GiveUp(error):
+                    raise error
+
     def attempt(self, ask: Ask) -> Attempt:
         """One attempt, that is still to be made."""
-        stream = self.calls.request.stream
-        return Attempt(self.gateway, ask, self.held, self.record, stream=stream)
+        gateway, now = self.gateway, self.gateway.means.monotonic()
+        share = Share(gateway.memory)
+        return Attempt(gateway, self.calls, self.held, self.record, self.affinity, ask, now, share)
 
     async def one(self, attempt: Attempt) -> Answer | None:
         """Make an attempt; None where it failed, and the turn knows."""
-        ask = attempt.ask
-        try:
-            answer = await attempt.run(self.calls, self.affinity)
-        except Failed as failed:
-            now = self.gateway.means.monotonic()
-            self.turn.failed(ask, failed.outcome, failed.failure, now)
-            return None
-        except RequestNotExpressible as error:
-            self.turn.passed_over(ask, error)
-            return None
-        stream = self.calls.request.stream
-        self.turn.answered(ask, self.gateway.means.monotonic(), whole=not stream)
-        if not stream:
-            ask.place.close()  # only now: what it has learnt of its limit counts this one
-        self.time(attempt)
+        answer = await attempt.run()
+        if answer is None:
+            attempt.tell(self.turn)
+        elif self.route.is_timed:
+            attempt.time()
         return answer
 
-    def time(self, attempt: Attempt) -> None:
-        """Remember how long an upstream took to say something, or at least took."""
-        if self.route.is_timed:
-            now = self.gateway.means.monotonic()
-            name = attempt.ask.candidate.upstream.name
-            latency = self.gateway.latencies.of(name, streamed=self.calls.request.stream)
-            latency.add(now - attempt.started, now)
+    def _hedge_after(self, ask: Ask) -> float | None:
+        """Seconds of silence after which a second attempt begins; None: it never does."""
+        percentile = self.route.model.hedge_after_percentile
+        if not percentile or ask.why == "again":
+            return None
+        name, streamed = ask.candidate.upstream.name, self.calls.request.stream
+        usual = self.gateway.latencies.of(name, streamed=streamed).quantile(percentile)
+        return None if usual is None else max(usual, _HEDGE_SECONDS_MIN)
 
 
 class _Race:
@@ -221,7 +223,7 @@ class _Race:
             # A first attempt that lost would have taken longer still. That says nothing of a hedge,
             # which may just have begun, and nothing of an upstream whose client has left.
             if self._won is not None and ask.why != "hedge":
-                attempts.time(attempt)
+                attempt.time()
             raise
         except Exception as error:  # raised where the request is served
             self._error = error

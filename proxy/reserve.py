@@ -22,9 +22,9 @@ from typing import Self
 import msgspec
 
 from adapters import errors
-from adapters.codec import Expected, Headers, Refusals
+from adapters.codec import Headers, Refusals
 from adapters.limits import Left, Unit
-from ledger.client import LimitRef, LimitState, Reservation, ReservationRequest, Settled
+from ledger.client import LimitKind, LimitRef, LimitState, Reservation, ReservationRequest, Settled
 from ledger.errors import (
     AccountSuspended,
     InsufficientCredit,
@@ -47,7 +47,7 @@ from proxy.route import Candidate, Route
 
 _RETRY_AFTER_SECONDS_MAX = 60
 _ECHOED_CHARACTERS_MAX = 512
-_UNITS: Sequence[tuple[str, Unit]] = (("rpm", "requests"), ("tpm", "tokens"))
+_UNITS: Sequence[tuple[LimitKind, Unit]] = (("rpm", "requests"), ("tpm", "tokens"))
 _ECHOED = re.compile(r"[!-~]([ -~]*[!-~])?")  # what any client reads in a header as it was written
 
 
@@ -58,70 +58,61 @@ async def admit(gateway: Gateway, route: Route, record: Record) -> Headers:
     """
     now = gateway.wall()
     try:
-        reservation = await gateway.ledger.reserve(_request(route, record, amount=0, tokens=0))
+        reservation = await gateway.ledger.reserve(_request(route, record, 0, 0))
     except LedgerError as error:
         raise _refusal(error, record.refusals, now) from error
     reservation.void()
-    return record.refusals.limit_headers(_left(reservation.limits), now)
+    return _limit_headers(reservation.limits, record.refusals, now)
 
 
-class Hold:
+async def hold(
+    gateway: Gateway, route: Route, need: Need, record: Record, claim: Claim | None = None
+) -> Hold:
+    """Set aside what a request may cost; to be entered at once. Raises APIError.
+
+    Where only a lower cap is affordable, and may be set, less is needed.
+    """
+    outputs, begun = gateway.outputs, need.output_tokens
+    if outputs is not None and need.stream and not need.is_capped:
+        begun = min(outputs.start(route.model.id) * need.choices, begun)
+    lowered = 0
+    while True:
+        record.reserved = amount = min(need.amount_of(begun, route), AMOUNT_MAX)
+        request = _request(route, record, amount, need.bound.input_tokens + begun)
+        try:
+            reservation = await gateway.ledger.reserve(request)
+        except InsufficientCredit as error:
+            less = _affordable(need, route, error.available) if outputs is not None else None
+            if less is None or lowered == len(request.pools):  # each may have less than another
+                raise _insufficient(error, need, route) from error
+            need, begun = less, less.output_tokens
+            lowered += 1
+        except LedgerError as error:
+            raise _refusal(error, record.refusals, gateway.wall()) from error
+        else:
+            record.ending = "voided"  # unless it is settled
+            return Hold(gateway, route, need, record, claim, reservation, begun)
+
+
+class Hold(msgspec.Struct, eq=False):
     """A reservation for the time of one exchange. Leaving it settles or gives back, always.
 
     With an answer: what was produced is charged. Without: nothing is, and a provider that was
     contacted leaves an event that says so. Where there is a `claim`, nothing is charged before it
-    has kept the answer.
+    has kept the answer. `begun` are the output tokens that it begins with.
     """
 
-    __slots__ = (
-        "_begun",
-        "_claim",
-        "_ledger",
-        "_loss",
-        "_need",
-        "_now",
-        "_outputs",
-        "_record",
-        "_request",
-        "_route",
-        "answer",
-        "reservation",
-    )
-
-    def __init__(
-        self, gateway: Gateway, route: Route, need: Need, record: Record, claim: Claim | None = None
-    ) -> None:
-        self._ledger = gateway.ledger
-        self._outputs = gateway.outputs  # those to begin with; None: the whole cap is held
-        self._now = gateway.wall()  # for what is said of limits
-        self._route = route
-        self._need = need
-        self._record = record
-        self._claim = claim
-        self._begun = self._first_tokens(need)
-        record.reserved = _askable(need.amount_of(self._begun, route))
-        tokens = need.bound.input_tokens + self._begun
-        self._request = _request(route, record, amount=record.reserved, tokens=tokens)
-        self._loss: Loss | None = None  # the last one: it may be what ends the reservation
-        self.answer: Answer | None = None
-        self.reservation: Reservation
-
-    def _first_tokens(self, need: Need) -> int:
-        """The output to begin with."""
-        outputs = self._outputs
-        if outputs is None or need.is_capped or not need.stream:
-            return need.output_tokens
-        usual = outputs.start(self._route.model.id) * need.choices
-        return min(usual, need.output_tokens)
+    gateway: Gateway
+    route: Route
+    need: Need
+    record: Record
+    claim: Claim | None
+    reservation: Reservation
+    begun: int
+    answer: Answer | None = None
+    _loss: Loss | None = None  # the last one: it may be what ends the reservation
 
     async def __aenter__(self) -> Self:
-        try:
-            self.reservation = await self._reserved()
-        except InsufficientCredit as error:
-            raise self._insufficient(error) from error
-        except LedgerError as error:
-            raise _refusal(error, self._record.refusals, self._now) from error
-        self._record.ending = "voided"  # unless it is settled
         return self
 
     async def __aexit__(
@@ -142,10 +133,10 @@ class Hold:
     async def _end(self) -> None:
         """Charge what has come of an answer; void what never became one."""
         if self.answer is not None:
-            if self._claim is not None and isinstance(self.answer, StreamAnswer):
+            if self.claim is not None and isinstance(self.answer, StreamAnswer):
                 cut = errors.UpstreamTimeout("The answer was cut short: it took too long.")
-                last = self.answer.relay.error_event(cut, self._record.id)
-                await self._claim.keep_cut(last)
+                last = self.answer.relay.error_event(cut, self.record.id)
+                await self.claim.keep_cut(last)
             self.settle(cut=True)
 
     def lost(self, loss: Loss) -> None:
@@ -169,7 +160,7 @@ class Hold:
         """Charge nothing. The last loss ends the reservation, if there was one."""
         loss = self._loss
         if loss is None and self.answer is not None:  # which could not be settled
-            loss = Loss(self.answer.candidate, EventStatus.UNKNOWN, self._record.duration_ms)
+            loss = Loss(self.answer.candidate, EventStatus.UNKNOWN, self.record.duration_ms)
         if loss is None:
             self.reservation.void()
             return
@@ -181,15 +172,10 @@ class Hold:
             duration_ms=loss.duration_ms,
         )
 
-    @property
-    def output_cap(self) -> int | None:
-        """The output tokens that an upstream may be asked for, in each answer."""
-        return self._need.output_cap
-
     def allowance(self, candidate: Candidate) -> Allowance | None:
         """What a stream of `candidate` may produce, where less than its cap is held."""
-        need = self._need
-        if self._begun == need.output_tokens:
+        need = self.need
+        if self.begun == need.output_tokens:
             return None
         return Allowance(
             self.reservation,
@@ -198,19 +184,14 @@ class Hold:
             need.expected(candidate),
         )
 
-    def expected(self, candidate: Candidate) -> Expected:
-        """The input that the request most probably has at one upstream."""
-        return self._need.expected(candidate)
-
     def headers(self, conversation_id: str) -> Headers:
         """What the answer says of the model, the route and the limits."""
-        headers = [("x-farebox-model", self._route.model.id)]
-        if self._route.reason:
-            headers.append(("x-farebox-route", self._route.reason))
-        if len(conversation_id) <= _ECHOED_CHARACTERS_MAX and _ECHOED.fullmatch(conversation_id):
+        headers = [*self.route.headers]
+        if conversation_id and _may_be_echoed(conversation_id):
             headers.append(("x-farebox-conversation-id", conversation_id))
-        left = _left(self.reservation.limits)
-        return headers + self._record.refusals.limit_headers(left, self._now)
+        if limits := self.reservation.limits:
+            headers += _limit_headers(limits, self.record.refusals, self.gateway.wall())
+        return headers
 
     def quote(self) -> tuple[int, bool]:
         """What the complete answer will be charged, and whether that is estimated."""
@@ -220,120 +201,107 @@ class Hold:
             self.reservation,
             candidate,
             self.answer.relay,
-            self._need.expected(candidate),
-            self._plausible,
+            self.need.expected(candidate),
+            self._plausible(),
         )
-
-    @property
-    def _plausible(self) -> int:
-        """What the request may cost at most, also where less than that is held."""
-        whole = self._begun == self._need.output_tokens
-        return self.reservation.amount if whole else self._need.amount(self._route)
 
     def settle(self, *, cut: bool = False) -> Settled:
         """Charge the answer as far as it has come."""
-        assert self.answer is not None, "only an answer can be charged"
-        self._book_loss()
-        if self._outputs is not None and not cut:
-            self._learn(self._outputs, self.answer)
-        candidate = self.answer.candidate
+        answer, claim, outputs = self.answer, self.claim, self.gateway.outputs
+        assert answer is not None, "only an answer can be charged"
+        if self._loss is not None:
+            self._book_loss()
+        if outputs is not None and not cut:
+            self._learn(outputs, answer)
+        candidate = answer.candidate
         return settle.post(
             self.reservation,
-            self._record,
+            self.record,
             candidate,
-            self.answer.relay,
-            self._need.expected(candidate),
-            self._plausible,
+            answer.relay,
+            self.need.expected(candidate),
+            self._plausible(),
             cut=cut,
-            free=self._claim is not None and not self._claim.kept,
+            free=claim is not None and not claim.kept,
         )
 
-    async def _reserved(self) -> Reservation:
-        """The reservation, with a lower cap where only that is affordable. Raises LedgerError."""
-        for _ in self._request.pools:  # the account and each budget may have less than another
-            try:
-                return await self._ledger.reserve(self._request)
-            except InsufficientCredit as error:
-                if not self._lower_cap(error.available):
-                    raise
-        return await self._ledger.reserve(self._request)
-
-    def _lower_cap(self, available: int) -> bool:
-        """Need no more than `available` nano-dollars; False where that cannot be."""
-        need = self._need
-        if self._outputs is None or need.output_cap is None or need.is_capped:
-            return False
-        cap = min(need.affordable_output_tokens(self._route, available), need.output_cap)
-        if cap < OUTPUT_TOKENS_MIN:
-            return False
-        self._need = need = need.capped(cap)
-        self._begun = need.output_tokens
-        self._record.reserved = _askable(need.amount(self._route))
-        self._request = msgspec.structs.replace(
-            self._request,
-            amount=self._record.reserved,
-            tokens=need.bound.input_tokens + need.output_tokens,
-        )
-        return True
+    def _plausible(self) -> int:
+        """What the request may cost at most, also where less than that is held."""
+        whole = self.begun == self.need.output_tokens
+        return self.reservation.amount if whole else self.need.amount(self.route)
 
     def _learn(self, outputs: Outputs, answer: Answer) -> None:
         """Remember how long the answer became, if nothing of ours or the client's limited it."""
-        need = self._need
+        need = self.need
         if need.is_capped or need.is_lowered:
             return
         if isinstance(answer, StreamAnswer) and not answer.relay.cut:
-            outputs.add(self._route.model.id, answer.relay.output_tokens // need.choices)
-
-    def _insufficient(self, error: InsufficientCredit) -> errors.InsufficientBalance:
-        affordable = self._need.affordable_output_tokens(self._route, error.available)
-        if error.kind == "account":
-            whose, more = "prepaid balance", "Top up"
-        else:
-            whose, more = "budget of this key or project", "Raise it"
-        advice = (
-            f"{more}, or ask for at most {affordable} output tokens."
-            if affordable
-            else f"{more} to go on."
-        )
-        return errors.InsufficientBalance(
-            f"The {whose} does not cover this request: it may cost up to "
-            f"${format_usd(error.required)}, ${format_usd(error.available)} is available. {advice}",
-            balance_usd=format_usd(error.balance),
-            reserved_usd=format_usd(error.reserved),
-            required_usd=format_usd(error.required),
-            affordable_output_tokens=affordable,
-        )
+            outputs.add(self.route.model.id, answer.relay.output_tokens // need.choices)
 
 
-def _request(route: Route, record: Record, *, amount: int, tokens: int) -> ReservationRequest:
+def _request(route: Route, record: Record, amount: int, tokens: int) -> ReservationRequest:
     """What is said to the ledger; until it is known who serves, the first candidate stands."""
-    principal, first = record.principal, route.candidates[0]
+    principal, model, first = record.principal, route.model, route.candidates[0]
     assert principal is not None, "it was authenticated"
+    limits = principal.limits
+    if model.rpm or model.tpm:
+        limits += _model_limits(principal, route)
     return ReservationRequest(
-        request_id=record.request_id,
-        account_id=principal.account_id,
-        key_id=principal.key_id,
-        pools=principal.pools,
-        amount=amount,
-        tokens=tokens,
-        limits=_limits(principal, route),
-        model_id=route.model_id,
-        provider_id=first.provider_id,
-        price_id=first.base_price.price_id,
-        endpoint=record.operation.number,
+        record.request_id,
+        principal.account_id,
+        principal.key_id,
+        principal.pools,
+        amount,
+        tokens,
+        limits,
+        route.model_id,
+        first.provider_id,
+        first.base_price.price_id,
+        record.operation.number,
     )
 
 
-def _askable(amount: int) -> int:
-    """What to ask the ledger for: it knows no more than AMOUNT_MAX, which nobody has."""
-    return min(amount, AMOUNT_MAX)
+def _may_be_echoed(conversation_id: str) -> bool:
+    short = len(conversation_id) <= _ECHOED_CHARACTERS_MAX
+    return short and _ECHOED.fullmatch(conversation_id) is not None
+
+
+def _affordable(need: Need, route: Route, available: int) -> Need | None:
+    """What needs no more than `available` nano-dollars; None where that cannot be."""
+    if need.output_cap is None or need.is_capped:
+        return None
+    cap = min(need.affordable_output_tokens(route, available), need.output_cap)
+    return None if cap < OUTPUT_TOKENS_MIN else need.capped(cap)
+
+
+def _insufficient(
+    error: InsufficientCredit, need: Need, route: Route
+) -> errors.InsufficientBalance:
+    affordable = need.affordable_output_tokens(route, error.available)
+    if error.kind == "account":
+        whose, more = "prepaid balance", "Top up"
+    else:
+        whose, more = "budget of this key or project", "Raise it"
+    advice = (
+        f"{more}, or ask for at most {affordable} output tokens."
+        if affordable
+        else f"{more} to go on."
+    )
+    return errors.InsufficientBalance(
+        f"The {whose} does not cover this request: it may cost up to "
+        f"${format_usd(error.required)}, ${format_usd(error.available)} is available. {advice}",
+        balance_usd=format_usd(error.balance),
+        reserved_usd=format_usd(error.reserved),
+        required_usd=format_usd(error.required),
+        affordable_output_tokens=affordable,
+    )
 
 
 def _refusal(error: LedgerError, refusals: Refusals, now: float) -> errors.APIError:
     """The ledger's refusals as what the client is told."""
     match error:
         case RateLimited():
-            return _rate_limited(error, refusals.limit_headers(_left(error.states), now))
+            return _rate_limited(error, _limit_headers(error.states, refusals, now))
         case AccountSuspended():
             return errors.AccountSuspended("The account is suspended.")
         case LedgerUnavailable():
@@ -345,15 +313,12 @@ def _refusal(error: LedgerError, refusals: Refusals, now: float) -> errors.APIEr
             raise error
 
 
-def _limits(principal: Principal, route: Route) -> tuple[LimitRef, ...]:
-    """The tier's limits and those of the model, which also count per account."""
-    model = route.model
-    if not model.rpm and not model.tpm:
-        return principal.limits
-    scope = f"account:{principal.account_id}/model:{route.model_id}"
-    own = [LimitRef(scope, "rpm", model.rpm)] if model.rpm else []
-    own += [LimitRef(scope, "tpm", model.tpm)] if model.tpm else []
-    return (*principal.limits, *own)
+def _model_limits(principal: Principal, route: Route) -> tuple[LimitRef, ...]:
+    """Those of a model, which also count per account."""
+    scope, model = f"account:{principal.account_id}/model:{route.model_id}", route.model
+    limits = [LimitRef(scope, "rpm", model.rpm)] if model.rpm else []
+    limits += [LimitRef(scope, "tpm", model.tpm)] if model.tpm else []
+    return tuple(limits)
 
 
 def _rate_limited(error: RateLimited, headers: Headers) -> errors.RateLimited:
@@ -378,12 +343,16 @@ def _rate_limited(error: RateLimited, headers: Headers) -> errors.RateLimited:
     )
 
 
-def _left(states: Sequence[LimitState]) -> list[Left]:
+def _limit_headers(states: Sequence[LimitState], refusals: Refusals, now: float) -> Headers:
     """What is told of limits; where several count the same, the tightest."""
-    left = []
-    for kind, unit in _UNITS:
-        of_kind = [state for state in states if state.kind == kind]
-        if of_kind:
-            tight = min(of_kind, key=lambda state: state.remaining)
-            left.append(Left(unit, tight.limit, tight.remaining, tight.reset_seconds))
-    return left
+    tightest: dict[LimitKind, LimitState] = {}
+    for state in states:
+        known = tightest.get(state.kind)
+        if known is None or state.remaining < known.remaining:
+            tightest[state.kind] = state
+    left = [
+        Left(unit, tight.limit, tight.remaining, tight.reset_seconds)
+        for kind, unit in _UNITS
+        if (tight := tightest.get(kind)) is not None
+    ]
+    return refusals.limit_headers(left, now)

@@ -21,7 +21,7 @@ from adapters.catalogue import (
     Rates,
     Upstream,
 )
-from adapters.codec import UpstreamCodec
+from adapters.codec import Headers, UpstreamCodec
 from adapters.errors import InvalidRequest, ModelNotAvailable, PermissionDenied
 from adapters.registry import OUTPUT_CAP_MIN
 from ledger.money import Price
@@ -104,7 +104,7 @@ class Route:
     group has more than one. `has_choice`: there are equals, or a provider with several API keys, so
     that it matters which request goes where. `is_timed`: how soon its upstreams answer decides
     something. `ceilings` are the dearest that may apply, `spoken` is by the client's protocol.
-    `reason` says why these, for virtual models.
+    `reason` says why these, for virtual models; `headers` are what answers say of all that.
     """
 
     model: Model
@@ -117,6 +117,7 @@ class Route:
     is_timed: bool = field(init=False)
     ceilings: Ceilings = field(init=False, repr=False, compare=False)
     spoken: Mapping[Protocol, Spoken] = field(init=False)
+    headers: Headers = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         candidates = tuple(candidate for group in self.groups for candidate in group)
@@ -130,6 +131,8 @@ class Route:
         object.__setattr__(self, "ceilings", Ceilings(each.tariff for each in candidates))
         spoken = {asked: Spoken.by(candidates, asked) for asked in PROTOCOLS}
         object.__setattr__(self, "spoken", spoken)
+        why = [("x-farebox-route", self.reason)] if self.reason else []
+        object.__setattr__(self, "headers", [("x-farebox-model", self.model.id), *why])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Whom to ask next: one request's way through the upstreams of its model, decided without I/O.
 
-A `Turn` is asked what to do (`next`), and told how that went. Its answers are values: `Ask` this
+A `Turn` is asked what to do (`next`), and told what has failed. Its answers are values: `Ask` this
 upstream, `Wait` until a moment, `GiveUp` with what the client is told. `fallback` carries them out.
+The first step of nearly all turns is the same, and the last: it has a function of its own
+(`opening`), and a turn goes on from there.
 
 The rules, in this order:
 
@@ -48,7 +50,6 @@ ATTEMPTS_MAX = 4  # or as many as there are upstreams
 WAITS_SECONDS_MAX = 10.0
 
 _PAUSE_SECONDS = 0.5
-_PROBE_SECONDS = 30.0  # a head in this time, or the upstream is still away
 _SOON_SECONDS = 1.0  # an opening that ends within this is as good as over
 _LOOK_SECONDS = 0.1
 
@@ -58,17 +59,15 @@ Why = Literal["first", "fallback", "again", "hedge"]
 class Ask(msgspec.Struct, frozen=True, gc=False):
     """Ask this upstream now. `place` is held for it, and to be closed by whoever asks.
 
-    `queue_seconds` may be waited for a connection of ours: there is nobody else to ask. A probe has
-    to show within `first_byte_seconds` that its upstream is back (None: as configured). `once`: the
+    `alone`: there is nobody else to ask, so a connection of ours may be waited for. `once`: the
     upstream may not see the request twice.
     """
 
     candidate: Candidate
     place: Place
     why: Why
-    queue_seconds: float
-    first_byte_seconds: float | None
     number: int  # in the order
+    alone: bool
     once: bool
 
 
@@ -99,69 +98,62 @@ class Means:
     monotonic: Callable[[], float]
 
 
-class _Tried(msgspec.Struct, gc=False):
-    """What a request knows of one upstream that it has asked."""
+def opening(
+    order: Sequence[Candidate], means: Means, now: float, account: int, *, once: bool
+) -> Ask | None:
+    """What nearly every request comes to: the best upstream is asked, and answers.
 
-    asked: int = 0
-    ready_at: float = 0.0  # NEVER: it is not asked again
+    Where that one is not admitted (None), or fails, a `Turn` goes on.
+    """
+    best = order[0]
+    place = means.health.enter(best.upstream, now, account)
+    if place is None:
+        return None
+    means.budget.asked(best.upstream.name, now)
+    return Ask(best, place, "first", 0, len(order) == 1, once)
 
 
-class Turn:
+class Turn(msgspec.Struct, eq=False):
     """One request's way through `order`, upstreams with the best first.
 
-    Moments are of `Means.monotonic`. `ends_at`: nothing is begun after it. `repeatable`: an
-    upstream may see the request twice. `account` is whose it is.
+    Moments are of `Means.monotonic`. `ends_at`: nothing is begun after it. `account` is whose it
+    is. `once`: no upstream may see the request twice. An upstream's number is its place in the
+    order.
     """
 
-    __slots__ = (
-        "_account",
-        "_ends_at",
-        "_failures",
-        "_fault",
-        "_hedged",
-        "_inexpressible",
-        "_means",
-        "_order",
-        "_queue_ends_at",
-        "_repeatable",
-        "_tried",
-        "_waited",
-        "attempts",
-    )
+    order: Sequence[Candidate]
+    means: Means
+    ends_at: float
+    account: int
+    once: bool
+    _times: dict[int, int] = {}  # that each was asked, by its number
+    _ready_at: dict[int, float] = {}  # of who has failed; NEVER: it is not asked again
+    _failures: list[tuple[Outcome, UpstreamFailure]] = []
+    _fault: APIError | None = None
+    _hedged: bool = False
+    _inexpressible: RequestNotExpressible | None = None
+    _waited: float = 0.0
+    _queue_ends_at: float = 0.0
 
-    def __init__(
-        self,
-        order: Sequence[Candidate],
-        means: Means,
-        ends_at: float,
-        account: int,
-        *,
-        repeatable: bool,
-    ) -> None:
-        self.attempts = 0
-        self._order = order
-        self._means = means
-        self._ends_at = ends_at
-        self._account = account
-        self._repeatable = repeatable
-        self._tried: list[_Tried | None] = [None] * len(order)
-        self._failures: list[tuple[Outcome, UpstreamFailure]] = []
-        self._fault: APIError | None = None
-        self._hedged = False
-        self._inexpressible: RequestNotExpressible | None = None
-        self._waited = 0.0
-        self._queue_ends_at = 0.0
+    @property
+    def attempts(self) -> int:
+        """So many were made, or are being made."""
+        return sum(self._times.values())
 
     @property
     def is_over(self) -> bool:
         """The request itself was found to be at fault."""
         return self._fault is not None
 
+    def opened(self, ask: Ask) -> None:
+        """This was asked, before there was a turn."""
+        self._times[ask.number] = 1
+
     def next(self, now: float) -> Step:
         """What to do now that no attempt runs. Waiting is taken to happen as it is told."""
         if self._fault is not None:
             return GiveUp(self._fault)
-        return self._unasked(now) or self._asked(now) or self._pause(now)
+        return self._unasked(now) or self._again(now) or self._pause(now)
 
     def beside(self, now: float) -> Ask | None:
         """Whom to ask where one attempt has failed and another one runs."""
@@ -172,86 +164,74 @@ class Turn:
         same one where it is the only one. The slow one's budget pays for it: it is that one's
         requests of which only a fraction is asked twice."""
         asked_for_less = any(failure.retry_after for _, failure in self._failures)
-        if self._hedged or asked_for_less or not self._repeatable:
+        if self._hedged or asked_for_less or self.once:
             return None
-        means, payer = self._means, slow.candidate.upstream.name
+        means, payer = self.means, slow.candidate.upstream.name
         if not means.budget.allows(payer, now):
             means.budget.denied()
             return None
-        for number, candidate in enumerate(self._order):
-            if self._tried[number] is None or len(self._order) == 1:
-                place = means.health.enter(candidate.upstream, now, account=self._account)
+        for number, candidate in enumerate(self.order):
+            if number not in self._times or len(self.order) == 1:
+                place = means.health.enter(candidate.upstream, now, self.account)
                 if place is not None:
                     means.budget.spend(payer, now)
                     self._hedged = True
                     return self._take(number, place, "hedge")
         return None
 
-    def answered(self, ask: Ask, now: float, *, whole: bool) -> None:
-        """An attempt has content: a whole answer, or the beginning of one."""
-        upstream, health = ask.candidate.upstream, self._means.health
-        if whole:
-            health.served(upstream, now, account=self._account)
-        else:
-            health.spoke(upstream, account=self._account)
-
     def failed(self, ask: Ask, outcome: Outcome, failure: UpstreamFailure, now: float) -> None:
         """An attempt has ended without content."""
         verdict = VERDICTS[outcome]
         upstream = ask.candidate.upstream
         hint = failure.retry_after
-        self._means.health.failed(upstream, outcome, now, hint=hint, account=self._account)
+        self.means.health.failed(upstream, outcome, now, hint=hint, account=self.account)
         self._failures.append((outcome, failure))
         if not verdict.elsewhere:
             self._fault = failure.client_error()
             return
-        tried = self._tried[ask.number]
-        assert tried is not None, "it was asked"
-        if not verdict.again or not self._repeatable or tried.asked >= ASKED_MAX:
-            tried.ready_at = NEVER
-        elif not self._means.budget.allows(upstream.name, now):
-            self._deny(tried)
+        times = self._times[ask.number]
+        if not verdict.again or self.once or times >= ASKED_MAX:
+            self._ready_at[ask.number] = NEVER
+        elif not self.means.budget.allows(upstream.name, now):
+            self._deny(ask.number)
         elif hint is not None:
-            tried.ready_at = max(tried.ready_at, now + hint)
+            self._ready_not_before(ask.number, now + hint)
         else:
-            pause = _PAUSE_SECONDS * 2 ** (tried.asked - 1)
-            tried.ready_at = max(tried.ready_at, now + pause * (0.5 + self._means.dice() / 2))
+            pause = _PAUSE_SECONDS * 2 ** (times - 1)
+            self._ready_not_before(ask.number, now + pause * (0.5 + self.means.dice() / 2))
 
     def passed_over(self, ask: Ask, error: RequestNotExpressible) -> None:
         """The protocol of this upstream has no words for the request: it was not asked."""
-        tried = self._tried[ask.number]
-        assert tried is not None, "it was to be asked"
-        tried.ready_at = NEVER
-        self.attempts -= 1
-        self._inexpressible = self._inexpressible or error
+        self._times[ask.number] -= 1
+        self._ready_at[ask.number] = NEVER
+        self._inexpressible = self._inexpressible or error.with_traceback(None)
 
     # -- the steps of `next`
 
     def _unasked(self, now: float) -> Ask | None:
         """The first upstream that was not asked and is admitted."""
-        means = self._means
-        for number, candidate in enumerate(self._order):
-            if self._tried[number] is None:
-                place = means.health.enter(candidate.upstream, now, account=self._account)
+        means, times = self.means, self._times
+        for number, candidate in enumerate(self.order):
+            if number not in times:
+                place = means.health.enter(candidate.upstream, now, self.account)
                 if place is not None:
                     means.budget.asked(candidate.upstream.name, now)
-                    return self._take(number, place, "fallback" if self.attempts else "first")
+                    return self._take(number, place, "fallback" if times else "first")
         return None
 
-    def _asked(self, now: float) -> Ask | None:
+    def _again(self, now: float) -> Ask | None:
         """An upstream that was asked, and whose pause is over."""
         if self._attempts_are_used_up():
             return None
-        means = self._means
-        for number, candidate in enumerate(self._order):
-            tried = self._tried[number]
-            if tried is None or tried.ready_at > now:
+        means = self.means
+        for number, candidate in enumerate(self.order):
+            if number not in self._times or self._ready_at.get(number, now) > now:
                 continue
             name = candidate.upstream.name
             if not means.budget.allows(name, now):  # others were quicker
-                self._deny(tried)
+                self._deny(number)
                 continue
-            place = means.health.enter(candidate.upstream, now, account=self._account)
+            place = means.health.enter(candidate.upstream, now, self.account)
             if place is not None:
                 means.budget.spend(name, now)
                 return self._take(number, place, "again")
@@ -260,11 +240,11 @@ class Turn:
     def _pause(self, now: float) -> Wait | GiveUp:
         """Until somebody may be asked, if that is soon enough."""
         soonest, room = NEVER, None
-        for number, candidate in enumerate(self._order):
+        for number, candidate in enumerate(self.order):
             at, full = self._may_be_asked_at(number, candidate.upstream, now)
             if at < soonest:
                 soonest, room = at, candidate.upstream if full else None
-        left = min(self._ends_at - now, WAITS_SECONDS_MAX - self._waited)
+        left = min(self.ends_at - now, WAITS_SECONDS_MAX - self._waited)
         if soonest - now > left:
             return GiveUp(self._refusal(now))
         self._waited += soonest - now
@@ -272,13 +252,10 @@ class Turn:
 
     def _may_be_asked_at(self, number: int, upstream: Upstream, now: float) -> tuple[float, bool]:
         """(The moment, whether it may come sooner, because only a place is missing)."""
-        tried = self._tried[number]
-        ready_at = now
-        if tried is not None:
-            if tried.ready_at == NEVER or self._attempts_are_used_up():
-                return NEVER, False
-            ready_at = tried.ready_at
-        state, until = self._means.health.look(upstream, now, account=self._account)
+        ready_at = self._ready_at.get(number, now)
+        if ready_at == NEVER or (number in self._times and self._attempts_are_used_up()):
+            return NEVER, False
+        state, until = self.means.health.look(upstream, now, account=self.account)
         if state is State.RESTING:
             return max(ready_at, until), False
         if state is State.OPEN and until > now + _SOON_SECONDS:
@@ -298,40 +275,34 @@ class Turn:
         self._queue_ends_at = self._queue_ends_at or now + upstream.provider.connect_seconds
         return self._queue_ends_at
 
-    def _deny(self, tried: _Tried) -> None:
-        tried.ready_at = NEVER
-        self._means.budget.denied()
+    def _ready_not_before(self, number: int, moment: float) -> None:
+        self._ready_at[number] = max(self._ready_at.get(number, moment), moment)
+
+    def _deny(self, number: int) -> None:
+        self._ready_at[number] = NEVER
+        self.means.budget.denied()
 
     def _attempts_are_used_up(self) -> bool:
-        return self.attempts >= max(ATTEMPTS_MAX, len(self._order))
+        return self.attempts >= max(ATTEMPTS_MAX, len(self.order))
 
     def _take(self, number: int, place: Place, why: Why) -> Ask:
-        tried = self._tried[number]
-        if tried is None:
-            tried = self._tried[number] = _Tried()
-        tried.asked += 1
-        self.attempts += 1
-        candidate = self._order[number]
-        alone = None not in self._tried
-        queue_seconds = candidate.upstream.provider.connect_seconds if alone else 0.0
-        first_byte_seconds = None
-        if place.probe:
-            first_byte_seconds = min(candidate.upstream.provider.first_byte_seconds, _PROBE_SECONDS)
-        once = not self._repeatable
-        return Ask(candidate, place, why, queue_seconds, first_byte_seconds, number, once)
+        times = self._times
+        times[number] = times.get(number, 0) + 1
+        alone = len(times) == len(self.order)
+        return Ask(self.order[number], place, why, number, alone, self.once)
 
     def _refusal(self, now: float) -> APIError:
         """What the client hears, by all that is known of its upstreams."""
         if not self._failures and self._inexpressible is not None:
             return self._inexpressible
-        health = self._means.health
+        health = self.means.health
         waits = [failure.retry_after for _, failure in self._failures if failure.retry_after]
         shut: list[Outcome] = []
-        for tried, candidate in zip(self._tried, self._order, strict=True):
+        for number, candidate in enumerate(self.order):
             upstream = candidate.upstream
-            if tried is None:
+            if number not in self._times:
                 shut.append(shut_by(health.state(upstream, now)))
-            state, until = health.look(upstream, now, account=self._account)
+            state, until = health.look(upstream, now, account=self.account)
             if state in (State.OPEN, State.RESTING):
                 waits.append(until - now)
         return refusal([outcome for outcome, _ in self._failures], shut, waits)

@@ -31,6 +31,7 @@ from proxy.turn import (
     Step,
     Turn,
     Wait,
+    opening,
 )
 from proxy.verdicts import VERDICTS, Fault, Outcome
 from tests.fakes.gateway import model_of, providers_of, snapshot_of
@@ -61,7 +62,7 @@ class Script:
     ) -> None:
         self.means = means or means_of()
         self.order = candidates(*names)
-        self.turn = Turn(self.order, self.means, ends_at, account, repeatable=repeatable)
+        self.turn = Turn(self.order, self.means, ends_at, account, not repeatable)
 
     def asks(self, now: float) -> Ask:
         step = self.turn.next(now)
@@ -225,7 +226,7 @@ def test_one_request_probes_and_the_others_go_elsewhere() -> None:
     patient = Script("p", means=means)
     assert patient.waits(NOW + 5) == 1.0  # for what the probe finds out, within limits
     assert isinstance(patient.gives_up(NOW + 10), UpstreamOverloaded)
-    probe.turn.answered(ask, NOW + 5, whole=True)
+    means.health.served(ask.candidate.upstream, NOW + 5, account=1)
     ask.place.close()
     assert Script("p", "q", means=means).asks_in_vain(NOW + 5, "empty") == "p"
 
@@ -298,9 +299,9 @@ def test_a_protocol_without_words_is_no_attempt() -> None:
 def test_who_may_queue_for_a_connection() -> None:
     script = Script("p", "q")
     ask = script.asks(NOW)
-    assert ask.queue_seconds == 0.0  # there is another upstream
+    assert not ask.alone
     fails(script.turn, ask, "busy", NOW)
-    assert script.asks(NOW).queue_seconds == 5.0
+    assert script.asks(NOW).alone
 
 
 def test_a_full_upstream_is_waited_for_within_the_time_to_connect() -> None:
@@ -383,3 +384,51 @@ def test_every_turn_ends_within_its_bounds(
     assert sum(asked.values()) == script.turn.attempts <= max(ATTEMPTS_MAX, upstreams)
     assert max(asked.values()) <= ASKED_MAX
     assert all(script.means.health.in_flight(each.upstream) == 0 for each in script.order)
+
+
+@given(
+    st.integers(1, 4),
+    st.booleans(),
+    st.lists(
+        st.tuples(st.sampled_from(sorted(VERDICTS)), st.none() | st.floats(0, 100)), min_size=1
+    ),
+)
+def test_a_turn_goes_on_from_its_opening_as_if_it_had_made_it(
+    upstreams: int, repeatable: bool, outcomes: list[tuple[Outcome, float | None]]
+) -> None:
+    names = [f"p{number}" for number in range(upstreams)]
+
+    def told(*, opened: bool) -> list[object]:
+        script = Script(*names, repeatable=repeatable)
+        now, left = NOW, list(outcomes)
+        steps: list[object] = []
+        step: Step
+        if opened:
+            first = opening(script.order, script.means, now, 1, once=not repeatable)
+            assert first is not None, "all of them are well"
+            script.turn.opened(first)
+            step = first
+        else:
+            step = script.turn.next(now)
+        while not isinstance(step, GiveUp):
+            if isinstance(step, Wait):
+                steps.append(step)
+                now = step.until
+            else:
+                steps.append((step.number, step.why, step.alone, step.once, step.place.probe))
+                outcome, hint = left.pop() if left else ("first_byte_timeout", None)
+                fails(script.turn, step, outcome, now, hint=hint)
+            step = script.turn.next(now)
+        return [*steps, type(step.error), step.error.message, script.turn.attempts]
+
+    assert told(opened=True) == told(opened=False)
+
+
+def test_there_is_no_opening_where_the_best_upstream_is_left_alone() -> None:
+    means = means_of()
+    for _ in range(5):
+        Script("p", means=means).asks_in_vain(NOW, "server_error")
+    assert opening(candidates("p", "q"), means, NOW, 1, once=False) is None
+    asked = opening(candidates("q", "p"), means, NOW, 1, once=False)
+    assert asked is not None
+    assert not asked.alone
