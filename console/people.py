@@ -293,14 +293,14 @@ async def open_own_account(caller: CallerOf, console: ConsoleOf) -> AccountOut:
 
 
 def _open_account(connection: Connection, email: str) -> tuple[int, str]:
-    for name in _account_names(email):
+    for name in account_names(email):
         account_id = people.open_account(connection, name)
         if account_id is not None:
             return account_id, name
     raise AssertionError("names do not run out")
 
 
-def _account_names(email: str) -> Iterator[str]:
+def account_names(email: str) -> Iterator[str]:
     """Names after an e-mail address that an account may have, until one is free."""
     name = re.sub(r"[^A-Za-z0-9._@+-]", "-", email).lstrip("._@+-") or "account"
     yield name[:_ACCOUNT_NAME_CHARACTERS_MAX]
