@@ -28,16 +28,15 @@ def render_head(status: int, headers: Headers, framing: str) -> bytes:
 
     Raises InternalError where a header would break out of its line.
     """
-    lines = [f"{name}: {value}\r\n" for name, value in headers]
-    fields = "".join(lines)
-    if not fields.count("\n") == fields.count("\r") == len(lines):
+    lines = [_opening(status, time.time_ns() // 10**9), *map(": ".join, headers)]
+    head = "\r\n".join(lines)
+    if not head.count("\n") == head.count("\r") == len(lines):  # the first one has one in it
         raise InternalError("A response header holds a line break.")
-    opening = _opening(status, time.time_ns() // 10**9)
-    return f"{opening}{fields}{framing}\r\n".encode("latin-1", "replace")
+    return f"{head}\r\n{framing}\r\n".encode("latin-1", "replace")
 
 
 @lru_cache(maxsize=16)  # statuses that are in use in one second
 def _opening(status: int, second: int) -> str:
     """Status line and Date header (RFC 9110 §6.6.1)."""
     reason = _REASONS.get(status, "")
-    return f"HTTP/1.1 {status} {reason}\r\ndate: {formatdate(second, usegmt=True)}\r\n"
+    return f"HTTP/1.1 {status} {reason}\r\ndate: {formatdate(second, usegmt=True)}"

@@ -29,6 +29,10 @@ from proxy.stored import Keeper
 from proxy.upstream import AttemptFailed
 from proxy.verdicts import VERDICTS, Outcome
 
+_Broken = Outcome | Literal["stopped"]
+"""How a stream has ended before its upstream was done; "stopped": another request had it
+cancelled."""
+
 _FIGURES_SECONDS = 0.5
 _PLAIN_TYPE = ("content-type", "application/json")
 _STREAM_HEADERS: Headers = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
@@ -72,7 +76,7 @@ class Delivery(msgspec.Struct, eq=False):
             await self.connection.start_stream(200, self._stream_head(), first)
 
     async def send(self, data: bytes) -> None:
-        """Send the next bytes of a streamed answer. Raises ClientGone."""
+        """Send the next bytes of a streamed answer that a retry may ask for. Raises ClientGone."""
         if self.claim is not None:
             self.claim.add(data)
         await self.connection.send_chunk(data)
@@ -136,41 +140,38 @@ async def stream(gateway: Gateway, delivery: Delivery, hold: Hold, pulse: Pulse)
     answer = hold.answer
     assert isinstance(answer, StreamAnswer), "it was to be streamed"
     pulse.stop()
-    gateway.metrics.open_streams.inc()
-    try:
-        await _stream(gateway, answer, delivery, hold, pulse)
-    finally:
-        gateway.metrics.open_streams.dec()
+    with gateway.metrics.open_streams.track_inprogress():
+        delivery.record.hear()
+        await delivery.stream(answer.first)
+        relay = _pass_on if delivery.keeper is None else _pass_on_unless_stopped
+        try:
+            broken = await relay(answer, delivery, pulse)
+        except (ClientGone, trio.Cancelled):
+            if not delivery.connection.deadline.expired:
+                await _last_figures(answer)
+            raise
+        pulse.stop()  # a beat into the last send would break its framing
+        await _conclude(gateway, answer, delivery, hold, broken)
 
 
-async def _stream(
-    gateway: Gateway, answer: StreamAnswer, delivery: Delivery, hold: Hold, pulse: Pulse
+async def _conclude(
+    gateway: Gateway, answer: StreamAnswer, delivery: Delivery, hold: Hold, broken: _Broken | None
 ) -> None:
-    """As `stream`.
+    """Charge a stream for what there is of it, and end it.
 
     Where its allowance is used up, the relay has ended it as if its output cap were reached: it is
     complete like any other. Where the upstream breaks, the client gets an error in its own grammar,
     never a clean end, and is charged for what was produced.
     """
-    connection, record = delivery.connection, delivery.record
-    record.hear()
-    await delivery.stream(answer.first)
-    try:
-        broken = await _relay(answer, delivery, pulse)
-    except (ClientGone, trio.Cancelled):
-        if not connection.deadline.expired:
-            await _last_figures(answer)
-        raise
-    pulse.stop()  # a beat into the last send would break its framing
     if broken is None:
         await _last_figures(answer)
-        _report(gateway, answer, record, None)
+        _report(gateway, answer, delivery.record, None)
         await _end(gateway, answer, delivery, hold)
     elif broken == "stopped":
         await _last_figures(answer)
         await _break_off(answer, delivery, hold, Cancelled("The response was cancelled."))
     else:
-        _report(gateway, answer, record, broken)
+        _report(gateway, answer, delivery.record, broken)
         await _break_off(answer, delivery, hold, _told(broken))
 
 
@@ -232,15 +233,11 @@ async def _last_figures(answer: StreamAnswer) -> None:
             return
 
 
-async def _relay(
+async def _pass_on_unless_stopped(
     answer: StreamAnswer, delivery: Delivery, pulse: Pulse
-) -> Outcome | Literal["stopped"] | None:
-    """Pass a stream on until the upstream has ended; how it broke, None: it has not.
-
-    "stopped": another request had it cancelled, if it is of a kind that can be.
-    """
-    if delivery.keeper is None:
-        return await _pass_on(answer, delivery, pulse)
+) -> _Broken | None:
+    """As `_pass_on`, for streams that another request may have cancelled."""
+    assert delivery.keeper is not None, "it is of a kind that can be stopped"
     broken: Outcome | None = None
     with trio.CancelScope() as scope, delivery.keeper.running(answer.first, scope.cancel):
         broken = await _pass_on(answer, delivery, pulse)
@@ -248,12 +245,16 @@ async def _relay(
 
 
 async def _pass_on(answer: StreamAnswer, delivery: Delivery, pulse: Pulse) -> Outcome | None:
-    """As `_relay`. What is done here is done for each piece of each stream."""
+    """Pass a stream on until the upstream has ended; how it broke, None: it has not.
+
+    What is done here is done for each piece of each stream.
+    """
     relay, response, allowance = answer.relay, answer.response, answer.allowance
+    send = delivery.connection.send_chunk if delivery.claim is None else delivery.send
     record, current_time = delivery.record, trio.lowlevel.current_clock().current_time
     idle_seconds = answer.candidate.upstream.provider.idle_seconds
     if allowance is not None and (out := await allowance.room_made(relay)):
-        await delivery.send(out)
+        await send(out)
     now = current_time()
     while not relay.ended:
         pulse.since = now
@@ -269,7 +270,7 @@ async def _pass_on(answer: StreamAnswer, delivery: Delivery, pulse: Pulse) -> Ou
             out = await allowance.feed(relay, data)
         pulse.since = NEVER  # how slowly the client reads is not the upstream's doing
         if out:
-            await delivery.send(out)
+            await send(out)
         now = current_time()
         record.client_seconds += now - received
     return None if relay.failure is None else relay.failure.kind

@@ -23,13 +23,14 @@ from proxy.upstream_errors import AttemptFailed
 
 _NO_CONTENT = frozenset({204, 304})  # whatever their heads announce (RFC 9112 §6.3)
 _LENGTH_DIGITS_MAX = 20
-# `.` is whatever is no line feed: which bytes there may be is checked of the whole head at once.
+# A line is whatever has no return: which bytes there may be is checked of the whole head at once.
 _ORDINARY = re.compile(
-    rb"HTTP/1\.1 ([2-9][0-9]{2})(?: .*+)?\n(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]++:.*+\n)*+\r\n"
+    rb"HTTP/1\.1 (?!204|304)([2-9][0-9]{2})(?: [^\r]*+)?\r\n"
+    rb"(?:[-!#$%&'*+.^_`|~0-9a-zA-Z]++:[^\r]*+\r\n)*+\r\n"
 )
-_ORDINARY_BYTES = bytes({*b"\t\r\n", *range(0x20, 0x7F), *range(0x80, 0x100)})
-_STRAY_RETURN = re.compile(rb"\r[^\n]")
-_FRAMING = re.compile(rb"\n(content-length|transfer-encoding|connection):(.*+)")
+_TEXT = bytes({*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)})
+_FRAMING = re.compile(rb"\n(content-length|transfer-encoding|connection):[ \t]*+([^\r]*+)")
+_CONNECTION = frozenset({b"keep-alive", b"close"})
 _FIELD = re.compile(rb"\n([^:\n]++):(.*+)")
 # h11 needs to know that a POST was sent; what it would have written is not used.
 _REQUEST = h11.Request(method=b"POST", target=b"/", headers=[(b"host", b"upstream")])
@@ -67,25 +68,25 @@ def ordinary_head(data: bytes) -> ResponseHead | None:
     if match is None:
         return None
     head = match[0]
-    if head.translate(None, _ORDINARY_BYTES) or _STRAY_RETURN.search(head):
+    breaks = head.translate(None, _TEXT)
+    if breaks != b"\r\n" * (len(breaks) // 2):
         return None
     said = _FRAMING.findall(head.lower())
-    framing = {name: value.strip() for name, value in said}
+    framing = dict(said)
     connection = framing.get(b"connection", b"keep-alive")
-    if len(framing) != len(said) or connection not in (b"keep-alive", b"close"):
+    if len(framing) != len(said) or connection not in _CONNECTION:
         return None
     length, coding = framing.get(b"content-length"), framing.get(b"transfer-encoding")
     if length is not None and not (length.isdigit() and len(length) <= _LENGTH_DIGITS_MAX):
         return None
     if coding is not None and (coding != b"chunked" or length is not None):
         return None
-    status = int(match[1])
     return ResponseHead(
-        status,
-        _length(status, length),
+        int(match[1]),
+        None if length is None else int(length),
         coding is not None,
         connection == b"keep-alive",
-        data[match.end() :],
+        data[len(head) :],
         head,
     )
 
@@ -114,7 +115,7 @@ class HeadReader:
         chunked = b"transfer-encoding" in framing
         return ResponseHead(
             event.status_code,
-            _length(event.status_code, None if chunked else framing.get(b"content-length")),
+            _length(event, framing),
             chunked,
             self._h11.our_state is h11.DONE,  # and not MUST_CLOSE
             self._h11.trailing_data[0],
@@ -122,7 +123,10 @@ class HeadReader:
         )
 
 
-def _length(status: int, said: bytes | None) -> int | None:
-    if status in _NO_CONTENT:
+def _length(event: h11.Response, framing: dict[bytes, bytes]) -> int | None:
+    if event.status_code in _NO_CONTENT:
         return 0
-    return None if said is None else int(said)
+    if b"transfer-encoding" in framing:
+        return None
+    length = framing.get(b"content-length")
+    return None if length is None else int(length)

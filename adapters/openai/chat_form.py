@@ -29,11 +29,21 @@ _decode_text = msgspec.json.Decoder(str).decode
 class Form:
     """The chunks that are like one that was read, and what the client sees of them."""
 
-    __slots__ = ("_begin", "_closing", "_padded_at", "_rest", "_shown", "_shown_rest", "_unchanged")
+    __slots__ = (
+        "_begin",
+        "_begin_bytes",
+        "_closing",
+        "_padded_at",
+        "_rest",
+        "_rest_bytes",
+        "_shown",
+        "_shown_rest",
+        "_unchanged",
+    )
 
     def __init__(self, begin: bytes, rest: bytes, shown: bytes, shown_rest: bytes) -> None:
-        self._begin = begin
-        self._rest = rest
+        self._begin, self._begin_bytes = begin, len(begin)
+        self._rest, self._rest_bytes = rest, len(rest)
         self._shown = shown
         self._shown_rest = shown_rest
         self._unchanged = (begin, rest) == (shown, shown_rest)
@@ -47,7 +57,12 @@ class Form:
         """A raw event as the client sees it, and the bytes of its text; None: another form."""
         if not raw.startswith(self._begin):
             return None
-        begin = len(self._begin)
+        begin = self._begin_bytes
+        if raw.endswith(self._rest):
+            text = raw[begin : -self._rest_bytes]
+            if text and not text.translate(None, _PLAIN):  # as nearly always
+                shown = raw if self._unchanged else self._shown + text + self._shown_rest
+                return shown, len(text)
         end = raw.find(b'"', begin)
         text, rest = raw[begin:end], raw[end:]
         size = len(text)
