@@ -65,7 +65,6 @@ _ORPHAN_STREAM_SECONDS = 3.0
 _ORPHAN_POST_SECONDS = 2.0
 _RETRY_SECONDS = 1.0
 _LEFTOVER_POLL_SECONDS = 0.2
-_CONSOLE_NICENESS = 5  # where cores are scarce, requests to models go first
 
 _REFUSALS = (DirectoryUnavailable, JournalError, StoreError)
 
@@ -374,7 +373,6 @@ def main(name: str, descriptor: int) -> int:
     if name.startswith("worker"):  # a ledger needs neither the data plane nor what configures it
         importlib.import_module("farebox.worker")
     elif name == "console":
-        os.nice(_CONSOLE_NICENESS)
         importlib.import_module("farebox.console_part")
     settle_in()
     return trio.run(_live, socket.socket(fileno=descriptor))

@@ -5,6 +5,7 @@ Only that process loads this file: frameworks and SDKs come with it, which take 
 
 from __future__ import annotations
 
+import os
 import socket
 
 import trio
@@ -17,6 +18,7 @@ from farebox.served import unpacked
 from proxy.metrics import Metrics
 
 _ORPHAN_SECONDS = 3.0
+_NICENESS = 5  # where cores are scarce, requests to models go first
 
 
 class ConsolePart:
@@ -36,6 +38,7 @@ class ConsolePart:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As of Part."""
+        os.nice(_NICENESS)  # it has been loaded, for which somebody may have waited
         with self._running:
             await serve.serve(self._console, self._listening, self._stop, task_status=task_status)
         self._stopped.set()
