@@ -27,17 +27,39 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
-from console import people
+from console import (
+    catalogue,
+    health,
+    inbox,
+    keys,
+    payments,
+    people,
+    plan,
+    recharger,
+    rollup,
+    usage,
+)
 from console.context import Console
 from console.errors import DatabaseUnavailable, ErrorBody, Refused, body_of
+from console.pages import site
+from console.pages.frame import problem
 from console.security import Guard
 from ledger.directory import DirectoryRefused, DirectoryUnavailable
 
 Service = Callable[[Console], Awaitable[None]]
 
 API_PREFIX = "/console/api"
-ROUTERS: Sequence[APIRouter] = (people.router,)
-SERVICES: Sequence[Service] = ()
+ROUTERS: Sequence[APIRouter] = (
+    people.router,
+    keys.router,
+    usage.router,
+    plan.router,
+    catalogue.router,
+    health.router,
+    payments.router,
+    payments.webhook,
+)
+SERVICES: Sequence[Service] = (rollup.run, inbox.run, recharger.run)
 
 _CODES = {
     400: "invalid_request",
@@ -50,8 +72,10 @@ _CODES = {
 
 def build(console: Console) -> ASGIApp:
     """The whole app, without the services."""
-    routes: list[BaseRoute] = [Mount(API_PREFIX, app=_api(console))]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused})
+    routes: list[BaseRoute] = [Mount(API_PREFIX, app=_api(console)), *site.ROUTES]
+    app = Starlette(
+        routes=routes, exception_handlers={HTTPException: _no_page, Exception: _no_page}
+    )
     app.state.console = console
     return Guard(app, console.server.public_url)
 
@@ -94,6 +118,16 @@ def _api(console: Console) -> FastAPI:
 
     api.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to change it
     return api
+
+
+def _no_page(request: Request, error: Exception) -> Response:
+    """What is refused where people look, not programs."""
+    if isinstance(error, HTTPException):
+        return problem(request.app.state.console, _as_refusal(error))
+    sys.stderr.write(f"{request.method} {request.url.path}: ")
+    traceback.print_exception(error)
+    message = "The console failed to show this page."
+    return problem(request.app.state.console, Refused(500, "internal_error", message))
 
 
 def _refused(_: Request, error: Exception) -> Response:
