@@ -15,6 +15,12 @@ from ledger.store import PoolId
 BudgetPeriod = Literal["month"]
 
 
+RESERVED_NAMES = frozenset(
+    {"api", "invitation", "models", "sign-in", "sign-out", "static", "stripe"}
+)
+"""What no account is called: an account's pages stand under its name, beside others."""
+
+
 class AccountStatus(enum.IntEnum):
     """Whether an account's keys are served."""
 

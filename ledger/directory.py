@@ -25,7 +25,16 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from ledger import keys
-from ledger.accounts import Account, AccountStatus, Budget, Credential, Key, Project, Statement
+from ledger.accounts import (
+    RESERVED_NAMES,
+    Account,
+    AccountStatus,
+    Budget,
+    Credential,
+    Key,
+    Project,
+    Statement,
+)
 from ledger.connection import announce, connect
 from ledger.errors import brief
 from ledger.money import AMOUNT_MAX, format_usd
@@ -223,6 +232,8 @@ class Directory:
     def create_account(self, name: str, tier: str = "", credit: int = 0) -> Account:
         """Open an account, with `credit` nano-dollars as its first journal entry."""
         _check_name("account", name)
+        if name in RESERVED_NAMES:
+            raise DirectoryRefused(f"{name!r} cannot name an account: a page is called that.")
         if credit < 0:
             raise DirectoryRefused(f"The first credit cannot be negative: {format_usd(credit)}.")
         with self._transaction() as tx:
