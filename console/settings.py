@@ -17,6 +17,7 @@ class ConsoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     jwks_url: str = ""
     issuer: str = ""
     audience: str = "authenticated"
+    public_models: bool = False
 
     def __repr__(self) -> str:
         return f"ConsoleSettings(issuer={self.issuer!r})"

@@ -236,7 +236,7 @@ async def list_usage(
     """One record for each request, in pages."""
     page = await history(console, member, wanted, limit, position_of(after))
     return HistoryOut(
-        records=[_record(record, member) for record in page.records],
+        records=[record_out(record, member) for record in page.records],
         next=page.next.encode() if page.next else None,
     )
 
@@ -270,7 +270,8 @@ def _within(given: datetime | None, otherwise: datetime) -> datetime:
     return max(BEGINNING, min(END, moment))
 
 
-def _record(record: UsageRecord, member: Member) -> RecordOut:
+def record_out(record: UsageRecord, member: Member) -> RecordOut:
+    """A record as this member may see it."""
     facts = msgspec.structs.asdict(record)
     del facts["account"]
     if not member.caller.is_operator:
@@ -343,7 +344,7 @@ async def show_request(member: Reader, request_id: str, console: ConsoleOf) -> R
     """The receipt of a request by its id, `x-request-id` of its answer."""
     found = await receipt(console, member, request_id)
     return ReceiptOut(
-        record=_record(found.record, member),
+        record=record_out(found.record, member),
         attempts=[
             AttemptOut(
                 time=datetime.fromisoformat(attempt.time),
