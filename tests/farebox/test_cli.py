@@ -22,6 +22,7 @@ from farebox.embedded import EmbeddedPostgres
 from ledger.journal import Journal
 from ledger.postgres import PostgresStore
 from ledger.records import Reserve
+from tests.fakes.console import browsing, console
 from tests.fakes.model_holder import ModelHolder
 
 KEY_RECORD = [
@@ -237,6 +238,39 @@ def test_a_project_has_a_budget_and_can_be_deleted(books: Farebox) -> None:
     assert "acme" in books.refused("project", "delete", "acme/batch")
 
 
+# -- the console ----------------------------------------------------------------------------------
+
+
+def test_a_link_signs_in_the_operator(books: Farebox, database: str) -> None:
+    link = books.ok("console", "link").strip()
+    path, _, token = link.rpartition("/")
+    assert path == "http://127.0.0.1:8080/console/sign-in"
+
+    async def sign_in() -> tuple[int, object]:
+        async with browsing(console(database)) as browser:
+            answer = await browser.post("/console/api/session/link", json={"token": token})
+            return answer.status_code, answer.json()["user"]["is_operator"]
+
+    assert trio.run(sign_in) == (201, True)
+    record = books.record("console", "link")
+    assert list(record) == ["link", "expires_at"]
+    assert record["link"] != link
+
+
+def test_a_link_leads_to_this_machine_whatever_the_public_name(
+    books: Farebox, tmp_path: Path
+) -> None:
+    with (tmp_path / "farebox.toml").open("a") as file:
+        file.write('[server]\nlisten = "0.0.0.0:80"\npublic_url = "https://llm.example.test"\n')
+    assert books.ok("console", "link").startswith("http://127.0.0.1:80/console/sign-in/")
+
+
+def test_a_port_that_nobody_knows_makes_no_link(books: Farebox, tmp_path: Path) -> None:
+    with (tmp_path / "farebox.toml").open("a") as file:
+        file.write('[server]\nlisten = "127.0.0.1:0"\n')
+    assert "The system chooses the port of server.listen" in books.refused("console", "link")
+
+
 # -- the books ------------------------------------------------------------------------------------
 
 
@@ -366,7 +400,7 @@ def test_a_wrong_command_line_is_exit_2(farebox: Farebox, command: str, sentence
     assert sentence in farebox.refused(*command.split(), code=2)
 
 
-@pytest.mark.parametrize("group", ["", "account", "project", "key", "ledger", "usage"])
+@pytest.mark.parametrize("group", ["", "account", "project", "key", "ledger", "usage", "console"])
 def test_a_group_alone_lists_its_commands_whole(farebox: Farebox, group: str) -> None:
     done = farebox(*group.split())
     assert (done.code, done.out) == (2, "")
