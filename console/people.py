@@ -57,7 +57,7 @@ _ID_MAX = 2**63 - 1
 _ENTRIES_MAX = 200
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _EMAIL_CHARACTERS_MAX = 320
-_TOKEN_CHARACTERS_MAX = 100
+_TOKEN_CHARACTERS_MAX = 200
 _ACCOUNT_NAME_CHARACTERS_MAX = 64
 _NUMBER_CHARACTERS_MAX = 20  # of what tells accounts of one name apart
 
