@@ -506,6 +506,11 @@ async def test_what_one_read_has_brought_is_answered_with_one_write(
         (answers,) = Frames().feed(await ours.receive_some())
         assert len(msgspec.msgpack.decode(answers)) == 1 + 2 + 3
         assert writes == 1
+        await ours.send_all(frame(voids[:1]) + frame(voids[1:]))
+        await trio.sleep(0.1)
+        assert writes == 2
+        (answers,) = Frames().feed(await ours.receive_some())
+        assert len(msgspec.msgpack.decode(answers)) == 3
         services.cancel_scope.cancel()
 
 
