@@ -4,9 +4,9 @@ Files in the order in which a request meets them: `listener` (accept), `connecti
 `transport`, with `request_head` and `answer_head`), `exchange` (the life of one request: start
 here), `authenticate`, `admit` (with `memory`), `idempotency` (with `answers`, where they are kept,
 and `presence`, for when their maker dies), `route`, `calls` (the request as each candidate gets
-it), `need` and `reserve`, `fallback` (with `balance`, `turn` and `budget`, which decide whom to
-ask, and `refusal`, for where nobody serves), `attempt`, `upstream` (with `api_keys`, `endpoint`,
-`pool`, `upstream_connection`, `upstream_request`, `upstream_head`, `upstream_body`,
+it), `need` (with `ceilings`) and `reserve`, `fallback` (with `balance`, `turn` and `budget`, which
+decide whom to ask, and `refusal`, for where nobody serves), `attempt`, `upstream` (with `api_keys`,
+`endpoint`, `pool`, `upstream_connection`, `upstream_request`, `upstream_head`, `upstream_body`,
 `upstream_response`, `upstream_errors`, `transport` and `resolve`), `relay` (with `allowance` and
 `outputs`, for streams that hold less than their cap), `settle`, `record`.
 
