@@ -1,8 +1,10 @@
 """One provider as one worker reaches it: its connections, its keys, its requests' heads.
 
 Idle connections of a provider form a stack, only the one that is taken is checked, and nothing is
-locked (decision record 0002 has the figures). Waiting for one of our own places is no fault of the
-provider: it is apart from connecting, and ends as "busy".
+locked (decision record 0002 has the figures). It is checked however short it has been idle: that it
+was closed meanwhile would be found out by asking, but what a provider has said unasked would be
+taken for the answer to a request of somebody else. Waiting for one of our own places is no fault of
+the provider: it is apart from connecting, and ends as "busy".
 """
 
 from __future__ import annotations
@@ -51,9 +53,10 @@ class Endpoint:
         first_byte_seconds: float,
     ) -> UpstreamResponse:
         """Ask once, with one key. Raises AttemptFailed."""
-        if self._heads.provider is not provider:  # a reload may change what is said
-            self._heads = RequestHeads(self._origin, provider)
-        head = self._heads.of(sent, api_key)
+        heads = self._heads
+        if heads.provider is not provider:  # a reload may change what is said
+            heads = self._heads = RequestHeads(self._origin, provider)
+        head = heads.of(sent, api_key)
         connection = None if sent.once else self._idle()
         if connection is None:
             connection = await self._placed(provider, sent, queue_seconds)
@@ -72,7 +75,7 @@ class Endpoint:
     def _idle(self) -> UpstreamConnection | None:
         """An idle connection that still stands."""
         while (connection := self.pool.take_idle()) is not None:
-            if connection.is_ready():
+            if not connection.transport.is_stale():
                 return connection
             self.discard(connection)
         return None
@@ -87,7 +90,7 @@ class Endpoint:
             detail = f"all {provider.max_connections} connections are in use"
             raise AttemptFailed("busy", detail, contacted=False) from None
         if connection is not None:
-            if not sent.once and connection.is_ready():
+            if not sent.once and not connection.transport.is_stale():
                 return connection
             connection.close()
         return await self._connected(provider)
@@ -115,7 +118,7 @@ class Endpoint:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep a connection that another exchange may follow on."""
-        connection.idle_since = trio.current_time()
+        connection.idle_since = connection.now()
         self.pool.give_back(connection)
 
     def discard(self, connection: UpstreamConnection) -> None:

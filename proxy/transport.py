@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import trio
+from trio.lowlevel import wait_readable
 
 from proxy.resolve import Address, Resolver
 
@@ -109,11 +110,12 @@ class SocketTransport:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def receive(self) -> bytes:
-        if self._socket.fileno() < 0:  # trio would never forget a wait for no file
+        fd = self._socket.fileno()
+        if fd < 0:  # trio would never forget a wait for no file
             raise _closed()
         while True:
             try:
-                await trio.lowlevel.wait_readable(self._socket)
+                await wait_readable(fd)
                 return self._socket.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 continue  # woken for nothing
@@ -121,7 +123,12 @@ class SocketTransport:
                 raise _closed() from error
 
     async def send(self, *pieces: bytes | memoryview) -> None:
-        taken = self._try_to_send(pieces[0]) if len(pieces) == 1 else self._try_to_gather(pieces)
+        if len(pieces) == 1:
+            taken = self._try_to_send(pieces[0])
+            if taken < len(pieces[0]):
+                await self._send_rest(pieces[0], taken)
+            return
+        taken = self._try_to_gather(pieces)
         for piece in pieces:
             if taken < len(piece):
                 await self._send_rest(piece, taken)

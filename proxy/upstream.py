@@ -25,7 +25,7 @@ provider act (`Sent.once`) is not left to that: it goes over a new connection, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
@@ -72,7 +72,7 @@ class Upstreams:
         self._endpoints: dict[tuple[str, str, int, tuple[str, ...]], Endpoint] = {}
         self._latest: dict[str, tuple[Provider, Endpoint]] = {}
 
-    async def post(
+    def post(
         self,
         provider: Provider,
         sent: Sent,
@@ -82,7 +82,7 @@ class Upstreams:
         affinity: int | None = None,
         read_error: ReadError = by_status,
         on_refused: Callable[[UpstreamFailure], None] = _unheard,
-    ) -> UpstreamResponse:
+    ) -> Awaitable[UpstreamResponse]:
         """Send one request and wait for the head of its answer. Raises AttemptFailed.
 
         Where all connections are in use, one of them is waited for no longer than `queue_seconds`.
@@ -93,30 +93,20 @@ class Upstreams:
         with the next: an attempt of its own, of whose end `on_refused` is told. The answer to the
         last one is returned, whatever it says.
         """
-        endpoint = self._endpoint(provider)
+        latest = self._latest.get(provider.name)
+        if latest is None or latest[0] is not provider:
+            latest = self._latest[provider.name] = (provider, self._endpoint(provider))
         if first_byte_seconds is None:
             first_byte_seconds = provider.first_byte_seconds
+        endpoint = latest[1]
         if endpoint.keys is None:
             only = provider.api_keys[0] if provider.api_keys else ""
-            return await endpoint.ask(provider, sent, only, queue_seconds, first_byte_seconds)
-        asked: list[str] = []
-        api_key = endpoint.keys.first(trio.current_time(), affinity)
-        while True:
-            asked.append(api_key)
-            response = await endpoint.ask(
-                provider, sent, api_key, queue_seconds, first_byte_seconds
-            )
-            if response.status == 200:
-                return response
-            failure = await response.read_error(read_error)
-            now = trio.current_time()
-            if not _key_is_refused(endpoint.keys, api_key, failure, now):
-                return response
-            following = endpoint.keys.next(now, affinity, asked)
-            if following is None:
-                return response
-            on_refused(failure)
-            api_key = following
+            return endpoint.ask(provider, sent, only, queue_seconds, first_byte_seconds)
+
+        def ask(api_key: str) -> Awaitable[UpstreamResponse]:
+            return endpoint.ask(provider, sent, api_key, queue_seconds, first_byte_seconds)
+
+        return _with_next_key(endpoint.keys, ask, affinity, read_error, on_refused)
 
     async def run(self) -> None:
         """Keep deadlines, and close connections that have been idle for too long; until
@@ -141,12 +131,6 @@ class Upstreams:
         return [(key[0], endpoint.pool.statistics()) for key, endpoint in self._endpoints.items()]
 
     def _endpoint(self, provider: Provider) -> Endpoint:
-        latest = self._latest.get(provider.name)
-        if latest is None or latest[0] is not provider:
-            latest = self._latest[provider.name] = (provider, self._endpoint_of(provider))
-        return latest[1]
-
-    def _endpoint_of(self, provider: Provider) -> Endpoint:
         # Whatever it is made of: a reload that changes any of it begins one of its own.
         key = (provider.name, provider.base_url, provider.max_connections, provider.api_keys)
         endpoint = self._endpoints.get(key)
@@ -154,6 +138,32 @@ class Upstreams:
             endpoint = Endpoint(self._dialer, self._deadlines, provider)
             self._endpoints[key] = endpoint
         return endpoint
+
+
+async def _with_next_key(
+    keys: ApiKeys,
+    ask: Callable[[str], Awaitable[UpstreamResponse]],
+    affinity: int | None,
+    read_error: ReadError,
+    on_refused: Callable[[UpstreamFailure], None],
+) -> UpstreamResponse:
+    """Ask with one key after the other, until one is not refused or there is no other."""
+    asked: list[str] = []
+    api_key = keys.first(trio.current_time(), affinity)
+    while True:
+        asked.append(api_key)
+        response = await ask(api_key)
+        if response.status == 200:
+            return response
+        failure = await response.read_error(read_error)
+        now = trio.current_time()
+        if not _key_is_refused(keys, api_key, failure, now):
+            return response
+        following = keys.next(now, affinity, asked)
+        if following is None:
+            return response
+        on_refused(failure)
+        api_key = following
 
 
 def _key_is_refused(keys: ApiKeys, api_key: str, failure: UpstreamFailure, now: float) -> bool:

@@ -26,23 +26,20 @@ _JOIN_BYTES_MAX = 65_536  # a longer body is not copied behind its head
 class UpstreamConnection:
     """One connection to a provider.
 
-    `alarm` is what closes it when whoever waits for its bytes has waited for too long;
-    `whole`: the request has left to its end.
+    `alarm` is what closes it when whoever waits for its bytes has waited for too long, on the clock
+    that is `now`; `whole`: the request has left to its end.
     """
 
-    __slots__ = ("_used", "alarm", "idle_since", "transport", "whole")
+    __slots__ = ("_used", "alarm", "idle_since", "now", "transport", "whole")
 
     def __init__(self, transport: Transport, deadlines: Deadlines) -> None:
         self.transport = transport
+        self.now = trio.lowlevel.current_clock().current_time
         self.alarm = Alarm(deadlines, transport.close)
         self.alarm.start()
         self.idle_since = 0.0
         self.whole = True
         self._used = False
-
-    def is_ready(self) -> bool:
-        """Whether it still stands after it has been idle."""
-        return not self.transport.is_stale()
 
     def close(self) -> None:
         """Drop it at once."""
@@ -51,7 +48,7 @@ class UpstreamConnection:
 
     async def exchange(self, head: bytes, body: Body, first_byte_seconds: float) -> ResponseHead:
         """Send a request and read the head of its answer."""
-        self.alarm.after(first_byte_seconds)
+        self.alarm.at = self.now() + first_byte_seconds
         try:
             if not isinstance(body, bytes):
                 await self.transport.send(head, *body)
@@ -62,7 +59,7 @@ class UpstreamConnection:
         except OSError:
             # Who refuses a request by its head answers, and closes, before the body is there.
             self.whole = False
-        sent_at = trio.current_time()
+        sent_at = self.now()
         try:
             data = await self.transport.receive()
         except OSError as error:
@@ -92,7 +89,7 @@ class UpstreamConnection:
         self, sent_at: float, first_byte_seconds: float
     ) -> StaleConnection | AttemptFailed:
         """The connection ended without a byte: may the request be sent again?"""
-        soon = trio.current_time() - sent_at < _STALE_SECONDS
+        soon = self.now() - sent_at < _STALE_SECONDS
         if self._used and soon and not self.alarm.expired:
             return StaleConnection()
         detail = "closed without an answer" if self.whole else "closed while being sent to"

@@ -11,7 +11,7 @@ import trio
 from adapters.codec import UpstreamFailure
 from proxy.deadlines import NEVER
 from proxy.memory import Share
-from proxy.upstream_body import body_of
+from proxy.upstream_body import Body, body_of
 from proxy.upstream_connection import UpstreamConnection
 from proxy.upstream_errors import AttemptFailed
 from proxy.upstream_head import ResponseHead
@@ -45,7 +45,7 @@ class UpstreamResponse:
         self.status = head.status
         self.ended = False
         self._ahead: bytes | None = head.ahead
-        self._body = body_of(head)
+        self._body: Body | None = None  # until some of it is read
         self._connection = connection
         self._head = head
         self._owner = owner
@@ -71,8 +71,6 @@ class UpstreamResponse:
             except OSError as error:
                 raise self._broken() from error
             connection.alarm.at = NEVER
-            if not received:
-                self._body.close()
             data = self._payload(received)
             if data or self.ended:
                 return data
@@ -84,7 +82,11 @@ class UpstreamResponse:
         """
         if self._whole is not None:
             return self._whole
-        parts = [self._came_ahead()]  # that of a small answer is all of it
+        head = self._head
+        if self._ahead is not None and len(head.ahead) == head.length:  # as of a small answer
+            self._end(exact=True)
+            return head.ahead
+        parts = [self._came_ahead()]
         size = len(parts[0])
         while not self.ended:
             data = await self.receive(trio.current_time() + idle_seconds)
@@ -136,17 +138,26 @@ class UpstreamResponse:
         return self._payload(ahead or b"")
 
     def _payload(self, received: bytes) -> bytes:
-        """What of the body is in bytes that have arrived."""
+        """What of the body is in bytes that have arrived; behind the head none mean the end."""
         body = self._body
+        if body is None:
+            body = self._body = body_of(self._head)
+        elif not received:
+            body.close()
         data = body.feed(received)
         if body.ended:
-            self.ended = True
-            # Who says more than was announced is not to be trusted with another request.
-            if body.exact and self._head.keeps_alive and self._connection.whole:
-                self._owner.give_back(self._connection)
-            else:
-                self._owner.discard(self._connection)
+            self._end(exact=body.exact)
         return data
+
+    def _end(self, *, exact: bool) -> None:
+        """The body is complete, and with `exact` nothing came behind it."""
+        self.ended = True
+        self._ahead = None
+        # Who says more than was announced is not to be trusted with another request.
+        if exact and self._head.keeps_alive and self._connection.whole:
+            self._owner.give_back(self._connection)
+        else:
+            self._owner.discard(self._connection)
 
     def _broken(self) -> AttemptFailed:
         if self._connection.alarm.expired:

@@ -132,6 +132,22 @@ async def test_a_connection_that_said_too_much_is_not(answer: bytes, nursery: tr
     assert len(dialer.dialled) == 2
 
 
+async def test_what_a_provider_says_unasked_is_no_answer(nursery: trio.Nursery) -> None:
+    """It says it at once, but in a packet of its own; the next request goes elsewhere."""
+
+    async def talkative(transport: Transport) -> None:
+        while await transport.receive():
+            await transport.send(PLAIN)
+            await trio.lowlevel.checkpoint()
+            await transport.send(PLAIN.replace(b"ok", b"no"))
+
+    upstreams, dialer = reach(nursery, talkative)
+    for _ in range(2):
+        assert await call(upstreams) == b"ok"
+        await wait_all_tasks_blocked()
+    assert len(dialer.dialled) == 2
+
+
 async def test_an_idle_connection_that_was_closed_is_replaced(nursery: trio.Nursery) -> None:
     host = Host(PLAIN, None)
     upstreams, dialer = reach(nursery, host)
