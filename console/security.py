@@ -93,12 +93,15 @@ class Guard:
         if (site := headers.get("sec-fetch-site")) is not None:
             return site not in _OUR_SITE
         if (origin := headers.get("origin")) is not None:
-            said = origin_of(origin)
-            ours = said is not None and (
-                said == self._origin or said[1] == headers.get("host", "").lower()
-            )
-            return not ours
+            return not self._is_ours(origin_of(origin), headers.get("host", "").lower())
         return f"{SESSION_COOKIE}=" in headers.get("cookie", "")
+
+    def _is_ours(self, origin: tuple[str, str] | None, host: str) -> bool:
+        """Whether a page from `origin` is ours, where this request came to `host`."""
+        if origin is None or origin == self._origin:
+            return origin is not None
+        reached_there = self._origin is not None and self._origin[1] == host
+        return origin[1] == host and not reached_there  # there only its own scheme will do
 
 
 def origin_of(url: str) -> tuple[str, str] | None:
@@ -148,6 +151,8 @@ def _network_of(address: str) -> str:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        parsed = parsed.ipv4_mapped or parsed
     if parsed.version == 4:
-        return address
+        return str(parsed)
     return str(ipaddress.ip_network((parsed, _IPV6_PREFIX_BITS), strict=False))

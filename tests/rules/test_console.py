@@ -21,6 +21,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from farebox.config import load
+from farebox.console_child import without_keys
+from farebox.served import Settings, packed
 from tests.fakes.process import LOOPBACK, WITH_CONSOLE, GatewayProcess, serving
 
 PATIENCE_TRIES = 1200
@@ -205,7 +208,7 @@ def test_without_one_there_is_nothing_at_its_paths(tmp_path: Path) -> None:
             assert status == 404
             assert json.loads(body)["error"]["code"] == "not_found"
         assert json.loads(get(f"{gateway.admin_url}/status")[1])["processes"] == []
-        assert not any("console" in line for line in gateway.output)
+        assert "console" not in gateway.tail()
 
 
 def test_the_greeting_shows_a_way_in_that_no_log_repeats(gateway: GatewayProcess) -> None:
@@ -233,10 +236,6 @@ def test_other_processes_load_nothing_of_what_it_is_made_of(module: str) -> None
 
 
 def test_what_providers_are_asked_with_is_not_told_to_it(tmp_path: Path) -> None:
-    from farebox.config import load
-    from farebox.console_child import without_keys
-    from farebox.served import Settings, packed
-
     (tmp_path / "farebox.toml").write_text(
         '[[providers]]\npreset = "openai"\napi_key = ["s3cret-1", "s3cret-2"]\n'
         'headers = { x-own = "s3cret-3" }\nquery = { code = "s3cret-4" }\n'
