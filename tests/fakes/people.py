@@ -15,7 +15,7 @@ from dataclasses import replace
 import trio
 from starlette.types import ASGIApp
 
-from console.context import Console
+from console.context import Console, ServerFacts
 from console.links import sign_in_link
 from console.settings import ConsoleSettings
 from tests.fakes.console import FACTS, PUBLIC_URL, Browser, console, running
@@ -77,10 +77,12 @@ class Town:
 
 
 @asynccontextmanager
-async def town(conninfo: str, public_url: str = PUBLIC_URL) -> AsyncIterator[Town]:
+async def town(
+    conninfo: str, public_url: str = PUBLIC_URL, facts: ServerFacts = FACTS
+) -> AsyncIterator[Town]:
     """A town for the time of the block."""
     wall = Wall()
-    server = replace(FACTS, public_url=public_url)
+    server = replace(facts, public_url=public_url)
     parts = console(conninfo, settings=SETTINGS, server=server, wall=wall)
     async with running(parts) as served, AsyncExitStack() as browsers:
         yield Town(served, parts, conninfo, wall, browsers)

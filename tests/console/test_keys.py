@@ -1,0 +1,191 @@
+"""Keys and projects over the API: shown once, limited, written down, and nobody else's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+import trio
+
+from ledger.directory import Directory
+from ledger.keys import keyed_hash
+from tests.fakes.console import FACTS, SECRET, Browser, sandbox_catalogue
+from tests.fakes.people import Town, town
+
+SERVING = replace(FACTS, catalogue=sandbox_catalogue())
+KEYS = "/console/api/accounts/acme/keys"
+PROJECTS = "/console/api/accounts/acme/projects"
+MODEL = next(iter(SERVING.catalogue.models))
+
+
+@asynccontextmanager
+async def acme(database: str) -> AsyncIterator[tuple[Town, Browser]]:
+    """An account with one project, and its operator."""
+    with Directory(database) as directory:
+        directory.create_account("acme")
+        directory.create_project("acme", "web")
+        directory.create_account("other")
+        directory.create_project("other", "web")
+    async with town(database, facts=SERVING) as place:
+        yield place, await place.operator()
+
+
+async def make(browser: Browser, **facts: object) -> dict[str, object]:
+    answer = await browser.post(KEYS, json={"project": "web", **facts})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, object] = answer.json()
+    return made
+
+
+def code(answer: object) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]  # type: ignore[attr-defined]
+
+
+async def test_a_key_is_shown_once_and_works(database: str) -> None:
+    async with acme(database) as (_, browser):
+        made = await make(browser, name="production", models=[MODEL])
+        secret = str(made["secret"])
+        listed = (await browser.get(KEYS)).json()["keys"]
+    assert listed == [made["key"]]
+    assert listed[0]["state"] == "live"
+    assert listed[0]["models"] == [MODEL]
+    assert secret not in str(listed)
+    with Directory(database) as directory:
+        _, (credential,) = directory.changes_since(0)
+    assert credential.key_hash == keyed_hash(SECRET, secret)
+
+
+async def test_a_key_is_changed(database: str) -> None:
+    async with acme(database) as (_, browser):
+        await make(browser, budget={"usd": "5.00"})
+        changed = await browser.put(
+            f"{KEYS}/1",
+            json={"name": "new", "budget": {"usd": "7.5", "period": "month"}, "models": []},
+        )
+        assert changed.status_code == 200, changed.text
+        facts = (await browser.get(f"{KEYS}/1")).json()
+    assert facts == changed.json()
+    assert facts["name"] == "new"
+    assert facts["budget"] == {"usd": "7.5", "period": "month", "spent_usd": "0"}
+
+
+async def test_a_revoked_key_stays_revoked(database: str) -> None:
+    async with acme(database) as (_, browser):
+        await make(browser)
+        for _again in range(2):
+            assert (await browser.delete(f"{KEYS}/1")).status_code == 204
+        assert (await browser.get(f"{KEYS}/1")).json()["state"] == "revoked"
+        refused = await browser.put(f"{KEYS}/1", json={"name": "x"})
+    assert code(refused) == (409, "key_revoked")
+    with Directory(database) as directory:
+        assert directory.changes_since(0)[1] == []
+
+
+async def test_a_key_expires_by_the_clock(database: str) -> None:
+    async with acme(database) as (place, browser):
+        await make(browser, expires_at="2026-11-20T00:00:00Z")
+        assert (await browser.get(f"{KEYS}/1")).json()["state"] == "live"
+        place.wall.seconds += 86_400 * 365
+        again = await place.operator()
+        assert (await again.get(f"{KEYS}/1")).json()["state"] == "expired"
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"project": "none"}, (400, "refused")),
+        ({"models": ["no-such-model"]}, (400, "unknown_model")),
+        ({"expires_at": "2020-01-01T00:00:00Z"}, (400, "invalid_request")),
+        ({"expires_at": "2030-01-01T00:00:00"}, (400, "invalid_request")),
+        ({"budget": {"usd": "0"}}, (400, "invalid_request")),
+        ({"budget": {"usd": "-1"}}, (400, "invalid_request")),
+        ({"budget": {"usd": "1e3"}}, (400, "invalid_request")),
+        ({"budget": {"usd": "0.0000000001"}}, (400, "invalid_request")),
+        ({"budget": {"usd": "99999999999999999999"}}, (400, "invalid_request")),
+        ({"budget": {"usd": "5", "period": "week"}}, (400, "invalid_request")),
+        ({"name": "x" * 101}, (400, "invalid_request")),
+        ({"name": "a\x00b"}, (400, "refused")),
+    ],
+)
+async def test_what_makes_no_sense_makes_no_key(
+    database: str, facts: dict[str, object], expected: tuple[int, str]
+) -> None:
+    async with acme(database) as (_, browser):
+        answer = await browser.post(KEYS, json={"project": "web", **facts})
+        assert code(answer) == expected
+        assert (await browser.get(KEYS)).json() == {"keys": []}
+
+
+async def test_another_accounts_keys_do_not_exist(database: str) -> None:
+    async with acme(database) as (_, browser):
+        await make(browser)
+        theirs = "/console/api/accounts/other/keys/1"
+        assert code(await browser.get(theirs)) == (404, "not_found")
+        assert code(await browser.put(theirs, json={"name": "x"})) == (404, "not_found")
+        assert code(await browser.delete(theirs)) == (404, "not_found")
+        assert (await browser.get(f"{KEYS}/1")).json()["state"] == "live"
+
+
+async def test_a_stranger_sees_no_account(database: str) -> None:
+    async with acme(database) as (place, _):
+        stranger = await place.person("eve")
+        assert code(await stranger.get(KEYS)) == (404, "not_found")
+        assert code(await stranger.post(KEYS, json={"project": "web"})) == (404, "not_found")
+        nobody = await place.browser()
+        assert code(await nobody.get(KEYS)) == (401, "not_signed_in")
+
+
+async def test_changes_are_written_down_without_the_secret(database: str) -> None:
+    async with acme(database) as (_, browser):
+        made = await make(browser, name="production", budget={"usd": "5", "period": "month"})
+        await browser.put(f"{KEYS}/1", json={"name": "production"})
+        await browser.put(f"{KEYS}/1", json={"name": "production"})
+        await browser.delete(f"{KEYS}/1")
+        log = (await browser.get("/console/api/accounts/acme/audit")).json()["entries"]
+    entries = [(entry["action"], entry["target"], entry["detail"]) for entry in log]
+    key = "key 1 of acme/web (production)"
+    assert entries == [
+        ("key.revoke", key, {}),
+        ("key.change", key, {"budget": "none"}),
+        ("key.create", key, {"budget": "5 USD month"}),
+    ]
+    assert str(made["secret"]) not in str(log)
+
+
+async def test_projects_are_made_limited_and_deleted(database: str) -> None:
+    async with acme(database) as (_, browser):
+        made = await browser.post(PROJECTS, json={"name": "batch", "budget": {"usd": "50"}})
+        assert made.status_code == 201, made.text
+        assert code(await browser.post(PROJECTS, json={"name": "batch"})) == (400, "refused")
+        await make(browser, project="batch")
+        changed = await browser.put(f"{PROJECTS}/batch/budget", json={"budget": {"usd": "70"}})
+        assert changed.status_code == 204
+        listed = (await browser.get(PROJECTS)).json()["projects"]
+        assert [(each["name"], each["live_keys"]) for each in listed] == [("batch", 1), ("web", 0)]
+        assert listed[0]["budget"] == {"usd": "70", "period": None, "spent_usd": "0"}
+        assert (await browser.delete(f"{PROJECTS}/batch")).status_code == 204
+        assert code(await browser.delete(f"{PROJECTS}/batch")) == (404, "not_found")
+        assert code(await browser.put(f"{PROJECTS}/no/budget", json={"budget": None})) == (
+            404,
+            "not_found",
+        )
+    with Directory(database) as directory:
+        assert directory.changes_since(0)[1] == []
+
+
+async def test_two_who_change_a_key_at_once_leave_one_of_both_wishes(database: str) -> None:
+    async with acme(database) as (place, browser):
+        await make(browser, budget={"usd": "1"})
+        other = await place.operator()
+
+        async def change(who: Browser, usd: str) -> None:
+            wanted = {"name": usd, "budget": {"usd": usd}}
+            assert (await who.put(f"{KEYS}/1", json=wanted)).status_code == 200
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change, browser, "2")
+            nursery.start_soon(change, other, "3")
+        facts = (await browser.get(f"{KEYS}/1")).json()
+    assert facts["name"] == facts["budget"]["usd"]
