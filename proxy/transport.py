@@ -124,7 +124,7 @@ class SocketTransport:
 
     async def send(self, *pieces: bytes | memoryview) -> None:
         if len(pieces) == 1:
-            taken = self._try_to_send(pieces[0])
+            taken = self.send_now(pieces[0])
             if taken < len(pieces[0]):
                 await self._send_rest(pieces[0], taken)
             return
@@ -142,12 +142,9 @@ class SocketTransport:
                     await trio.lowlevel.wait_writable(self._socket)
                 except trio.ClosedResourceError as error:
                     raise _closed() from error
-                taken += self._try_to_send(view[taken:])
+                taken += self.send_now(view[taken:])
 
-    def send_now(self, data: bytes) -> int:
-        return self._try_to_send(data)
-
-    def _try_to_send(self, data: bytes | memoryview) -> int:
+    def send_now(self, data: bytes | memoryview) -> int:
         try:
             return self._socket.send(data)
         except BlockingIOError:
