@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, Literal
@@ -410,10 +411,11 @@ async def receive_event(request: Request, console: ConsoleOf) -> Received:
 
 async def _bounded_body(request: Request) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > EVENT_BYTES_MAX:
-            raise Refused(413, "request_too_large", "No event of Stripe's is as large as this.")
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > EVENT_BYTES_MAX:
+                raise Refused(413, "request_too_large", "No event of Stripe's is as large as this.")
     return bytes(body)
 
 

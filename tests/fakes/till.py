@@ -95,7 +95,7 @@ class Till:
     async def send(self, body: bytes, signature: str) -> httpx2.Response:
         """A request to the webhook, from anywhere."""
         return await self.anybody.post(
-            WEBHOOK, content=body, headers={"stripe-signature": signature}
+            WEBHOOK, content=body, headers={b"stripe-signature": signature.encode("latin-1")}
         )
 
     async def deliver(self, events: Iterable[Event] | None = None) -> None:

@@ -1,0 +1,329 @@
+"""Paying as the API has it: pages at Stripe, what they may cost, who may; and the webhook."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from console import payments
+from console.settings import StripeSettings
+from console.stripe_client import CENT, EVENT_AGE_SECONDS_MAX, Stripe
+from tests.fakes.stripe import WEBHOOK_SECRET, Fault, sign
+from tests.fakes.till import API, WEBHOOK, till
+
+DOLLAR = 100 * CENT
+
+
+# -- top-ups --------------------------------------------------------------------------------------
+
+
+async def test_a_page_at_stripe_asks_for_what_was_wanted(database: str) -> None:
+    async with till(database) as place:
+        payment_id, session_id = await place.start("12.50", save_card=True)
+        session = place.stripe.sessions[session_id]
+        assert (session.amount, session.product) == (1250, "farebox credit")
+        assert session.success_url == (
+            f"http://127.0.0.1:8080/console/acme/billing?payment={payment_id}"
+        )
+        assert session.cancel_url == "http://127.0.0.1:8080/console/acme/billing"
+        assert session.intent_metadata == session.metadata
+        assert session.metadata["farebox_payment"] == payment_id
+        assert session.setup_future_usage == "off_session"
+        (customer,) = place.stripe.customers.values()
+        assert (customer.name, customer.metadata["farebox_account"]) == ("acme", "1")
+        shown = await place.shown(f"/payments/{payment_id}")
+        assert (shown["state"], shown["credited"]) == ("open", "0")
+
+
+@pytest.mark.parametrize(
+    ("amount", "message"),
+    [
+        ("4.99", "amount: it has to be between 5 and 10000 dollars."),
+        ("10000.01", "amount: it has to be between 5 and 10000 dollars."),
+        ("-25", "amount: it has to be between 5 and 10000 dollars."),
+        ("12.505", "amount: cards pay whole cents."),
+        ("0x19", "amount: '0x19' is not an amount in dollars; write it like 12.50."),
+        ("", "amount: '' is not an amount in dollars; write it like 12.50."),
+    ],
+)
+async def test_an_amount_that_cannot_be_paid(database: str, amount: str, message: str) -> None:
+    async with till(database) as place:
+        answer = await place.owner.post(f"{API}/top-ups", json={"amount": amount})
+        assert answer.status_code == 400
+        assert answer.json()["error"] == {"code": "invalid_amount", "message": message}
+        assert place.stripe.requests == []
+
+
+async def test_an_account_is_one_customer(database: str) -> None:
+    async with till(database) as place:
+        await place.start("10")
+        await place.start("20")
+        assert len(place.stripe.customers) == 1
+        place.stripe.customers.clear()  # somebody has deleted it there
+        _, session_id = await place.start("30")
+        (customer,) = place.stripe.customers
+        assert place.stripe.sessions[session_id].customer == customer
+
+
+async def test_stripe_does_not_answer(database: str) -> None:
+    async with till(database) as place:
+        place.stripe.faults.extend(["broken_before"] * 3)
+        answer = await place.owner.post(f"{API}/top-ups", json={"amount": "10"})
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "payments_unavailable"
+        assert answer.headers["retry-after"] == "5"
+        assert len(place.slept) == 2
+        (payment,) = (await place.owner.get(f"{API}/payments")).json()["payments"]
+        assert (payment["state"], payment["failure"]) == ("failed", "not started")
+
+
+@pytest.mark.parametrize("fault", ["broken_before", "broken_after", "500_before", "429"])
+async def test_a_moment_of_trouble_is_not_noticed(database: str, fault: Fault) -> None:
+    async with till(database) as place:
+        await place.start("10")
+        place.stripe.faults.append(fault)
+        if fault == "429":
+            answer = await place.owner.post(f"{API}/top-ups", json={"amount": "10"})
+            assert answer.status_code == 503  # Stripe asks for less, not for the same again
+        else:
+            await place.start("10")
+            assert len(place.stripe.sessions) == 2  # the key made the second try the first
+
+
+async def test_a_key_that_stripe_does_not_know(database: str) -> None:
+    async with till(database) as place:
+        client = place.client
+        wrong = Stripe(StripeSettings(api_key="sk_wrong", api_base=place.stripe.base_url))
+        place.console.card_payments = wrong
+        answer = await place.owner.post(f"{API}/top-ups", json={"amount": "10"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "payment_refused")
+        assert "sk_wrong" not in answer.text
+        await wrong.aclose()
+        place.console.card_payments = client
+
+
+async def test_who_waits_for_a_payment_needs_no_webhook(database: str) -> None:
+    async with till(database) as place:
+        payment_id, session_id = await place.start("10")
+        assert (await place.shown(f"/payments/{payment_id}"))["state"] == "open"
+        place.stripe.pay(session_id)
+        place.stripe.take_events()  # nobody delivers them
+        before = len(place.stripe.requests)
+        assert (await place.shown(f"/payments/{payment_id}"))["state"] == "open"
+        assert len(place.stripe.requests) == before  # it was looked up just now
+        place.wall.seconds += 4
+        shown = await place.shown(f"/payments/{payment_id}")
+        assert (shown["state"], shown["credited"]) == ("succeeded", "10")
+        assert place.balance() == 10 * DOLLAR
+        assert await place.compare() == 0
+
+
+async def test_payments_come_in_pages(database: str) -> None:
+    async with till(database) as place:
+        for number in range(5):
+            await place.start(f"{10 + number}")
+            place.wall.seconds += number % 2  # some at the same moment
+        seen, after = [], ""
+        while True:
+            page = await place.shown(f"/payments?limit=2&after={after.replace('+', '%2B')}")
+            assert isinstance(page["payments"], list)
+            seen += [each["payment_id"] for each in page["payments"]]
+            if page["next"] is None:
+                break
+            after = str(page["next"])
+        assert len(seen) == len(set(seen)) == 5
+        for wrong in ("x", "2026-01-01_x", "_", "2026-01-01T00:00:00_" + seen[0]):
+            answer = await place.owner.get(f"{API}/payments", params={"after": wrong})
+            assert answer.status_code == 400
+
+
+async def test_a_payment_is_its_accounts_own(database: str) -> None:
+    async with till(database) as place:
+        payment_id, _ = await place.start("10")
+        await place.owner.post("/console/api/accounts", json={"name": "other"})
+        place.ask("INSERT INTO directory.account (name) VALUES ('another')")
+        answer = await place.owner.get(f"/console/api/accounts/another/payments/{payment_id}")
+        assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("role", ["viewer", "developer", "admin", "owner"])
+async def test_who_may_pay(database: str, role: str) -> None:
+    async with till(database) as place:
+        person = await place.town.person("pat")
+        place.ask(
+            "INSERT INTO console.member (account_id, user_id, role, created_at)"
+            " SELECT 1, user_id, %s, now() FROM console.user WHERE email = 'pat@example.test'",
+            role,
+        )
+        may = role in ("admin", "owner")
+        for method, path, body in (
+            ("POST", "/top-ups", {"amount": "10"}),
+            ("POST", "/payment-method", None),
+            ("DELETE", "/payment-method", None),
+            ("PUT", "/recharge", {"enabled": False, "threshold": "10", "amount": "20",
+                                  "monthly_cap": "100"}),
+            ("GET", "/payments", None),
+            ("GET", "/payment-method", None),
+            ("GET", "/recharge", None),
+        ):  # fmt: skip
+            answer = await person.request(method, f"{API}{path}", json=body)
+            assert answer.is_success == may, (path, answer.text)
+            assert may or answer.status_code == 403
+
+
+async def test_what_was_changed_is_in_the_audit_log(database: str) -> None:
+    async with till(database) as place:
+        await place.top_up("10", save_card=True)
+        settings = {"enabled": True, "threshold": "10", "amount": "20", "monthly_cap": "100"}
+        await place.owner.put(f"{API}/recharge", json=settings)
+        await place.owner.delete(f"{API}/payment-method")
+        actions = place.ask(
+            "SELECT action FROM console.audit WHERE account_id = 1 ORDER BY audit_id"
+        )
+        assert actions == [("payment.start",), ("recharge.set",), ("card.remove",)]
+
+
+async def test_without_stripe_nothing_can_be_paid(database: str) -> None:
+    async with till(database) as place:
+        client, place.console.card_payments = place.client, None
+        answer = await place.owner.post(f"{API}/top-ups", json={"amount": "10"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_card_payments")
+        assert (await place.send(b"{}", sign(b"{}"))).status_code == 404
+        assert await place.shown("/payments") == {"payments": [], "next": None}
+        place.console.card_payments = client
+
+
+async def test_a_card_is_forgotten_at_stripe_too(database: str) -> None:
+    async with till(database) as place:
+        await place.top_up("10", save_card=True)
+        assert [each.customer for each in place.stripe.methods.values()] != [None]
+        for _ in range(2):
+            assert (await place.owner.delete(f"{API}/payment-method")).status_code == 204
+        assert [each.customer for each in place.stripe.methods.values()] == [None]
+        await place.deliver()
+        await place.look()
+
+
+# -- the webhook ----------------------------------------------------------------------------------
+
+
+def event(**changed: object) -> bytes:
+    """An event about nothing in particular."""
+    about = {"id": "pi_1", "object": "payment_intent"}
+    whole = {
+        "id": "evt_1",
+        "object": "event",
+        "type": "payment_intent.succeeded",
+        "data": {"object": about},
+    }
+    return json.dumps(whole | changed).encode()
+
+
+async def test_what_stripe_signed_is_kept(database: str) -> None:
+    async with till(database) as place:
+        body = event()
+        for _ in range(3):
+            answer = await place.send(body, sign(body, at=place.wall()))
+            assert (answer.status_code, answer.json()) == (200, {"received": True})
+        assert place.ask("SELECT event_id, type, subject, state FROM console.stripe_event") == [
+            ("evt_1", "payment_intent.succeeded", "pi_1", "waiting")
+        ]
+
+
+async def test_a_new_secret_may_sign_beside_the_old_one(database: str) -> None:
+    async with till(database) as place:
+        body, now = event(), place.wall()
+        old = sign(body, "whsec_old", now)
+        ours = sign(body, WEBHOOK_SECRET, now).partition("v1=")[2]
+        assert (await place.send(body, f"{old},v1={ours}")).status_code == 200
+
+
+async def test_what_is_about_nothing_of_ours_is_kept_and_done(database: str) -> None:
+    async with till(database) as place:
+        body = event(data={"object": {"id": "prod_1", "object": "product"}})
+        assert (await place.send(body, sign(body, at=place.wall()))).status_code == 200
+        assert place.ask("SELECT state, outcome FROM console.stripe_event") == [("done", "ignored")]
+
+
+@pytest.mark.parametrize("seconds", [-EVENT_AGE_SECONDS_MAX, EVENT_AGE_SECONDS_MAX])
+async def test_the_replay_window(database: str, seconds: int) -> None:
+    async with till(database) as place:
+        body = event()
+        beyond = seconds + (1 if seconds > 0 else -1)
+        answer = await place.send(body, sign(body, at=place.wall() + beyond))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_signature")
+        answer = await place.send(body, sign(body, at=place.wall() + seconds))
+        assert answer.status_code == 200
+
+
+async def test_forgeries(database: str) -> None:
+    async with till(database) as place:
+        body, now = event(), int(place.wall())
+        good = sign(body, at=now)
+        digest = good.partition("v1=")[2].partition(",")[0]
+        for header in (
+            "",
+            "t=,v1=",
+            f"t={now}",
+            f"v1={digest}",
+            f"t={now},v1=",
+            f"t={now},v0={digest}",
+            f"t={now},v1={digest[:-1]}",
+            f"t={now},v1={digest[::-1]}",
+            f"t={now + 1},v1={digest}",
+            f"t={now},t={now},v1={digest}",
+            f"t=0{now},v1={digest}",
+            f"t= {now},v1={digest}",
+            f"t={now}.0,v1={digest}",
+            f"t=-{now},v1={digest}",
+            f"t={'9' * 5000},v1={digest}",
+            f"t={now},v1={'é' * 64}",
+            f"t=٣,v1={digest}".encode().decode("latin-1"),
+            sign(body, "", now),
+            sign(body, "whsec_", now),
+            sign(body + b" ", at=now),
+            ",".join(["v1=0"] * 1000),
+        ):
+            answer = await place.send(body, header)
+            assert answer.status_code == 400, header
+            assert answer.json()["error"]["code"] == "bad_signature", header
+        assert (await place.anybody.post(WEBHOOK, content=body)).status_code == 400
+        assert place.inbox() == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"id": 1, "type": "x"}',
+        b'{"id": "evt_1"}',
+        b'{"id": "evt_1", "type": "x", "data": {"object": {"id": 7}}}',
+        b"[" * 100_000,
+    ],
+)
+async def test_what_is_signed_and_no_event(database: str, body: bytes) -> None:
+    async with till(database) as place:
+        answer = await place.send(body, sign(body, at=place.wall()))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+        assert place.inbox() == {}
+
+
+async def test_a_body_has_an_end(database: str) -> None:
+    async with till(database) as place:
+        body = b" " * payments.EVENT_BYTES_MAX + b"x"
+        answer = await place.send(body, sign(body, at=place.wall()))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+async def test_the_webhook_needs_no_session_and_gives_none(database: str) -> None:
+    async with till(database) as place:
+        body = event()
+        answer = await place.send(body, sign(body, at=place.wall()))
+        assert answer.status_code == 200
+        assert "set-cookie" not in answer.headers
+        assert (await place.anybody.get(f"{API}/payments")).status_code == 401
