@@ -269,7 +269,7 @@ class Control:
     async def _is_alive(self, connection: UpstreamConnection, by: float) -> bool:
         """Whether somebody answers there."""
         now = trio.current_time()
-        if not connection.is_ready():
+        if connection.transport.is_stale():
             return False
         if connection.idle_since and now - connection.idle_since < _FRESH_SECONDS:
             return True
