@@ -113,15 +113,16 @@ def reaches(role: Role, other: Role) -> bool:
 
 async def caller_of(request: Request, console: ConsoleOf) -> Caller:
     """Whoever is signed in. Refuses with 401 where nobody is."""
-    token = bearer_of(request) or request.cookies.get(SESSION_COOKIE, "")
-    if not token:
-        raise Refused(401, "not_signed_in", "You are not signed in.")
-    if "." in token:
-        identity = await identify(console, token)
+    bearer = bearer_of(request)
+    if "." in bearer:
+        identity = await identify(console, bearer)
         user = await console.database.run(
             lambda connection: save_user(connection, identity, moment(console))
         )
         return caller(user, None, address_of(request))
+    token = bearer or request.cookies.get(SESSION_COOKIE, "")
+    if not token:
+        raise Refused(401, "not_signed_in", "You are not signed in.")
     session_id = tokens.hash_of(token)
     session = await find_session(console, session_id)
     if session is None:

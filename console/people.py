@@ -158,9 +158,9 @@ class InvitedOut(BaseModel):
 
 
 def _email(text: str) -> str:
-    if not _EMAIL.fullmatch(text) or not text.isprintable():
+    if not _EMAIL.fullmatch(text) or not text.isprintable() or not text.isascii():
         raise ValueError("expected an e-mail address")
-    return text
+    return text.lower()
 
 
 class InvitationIn(BaseModel):

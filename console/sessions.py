@@ -71,7 +71,9 @@ class _NotAsAsked(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a token is about. `email` is empty where the issuer vouches for none."""
+    """Whom a token is about. `email` is in lower case, and empty where the issuer vouches for none
+    that we can tell from others.
+    """
 
     issuer: str
     subject: str
@@ -190,7 +192,8 @@ def _identity(claims: _Claims) -> Identity:
     name = _text(claims.name, _NAME_CHARACTERS_MAX)
     if not name and isinstance(claims.user_metadata, dict):
         name = _text(claims.user_metadata.get("full_name"), _NAME_CHARACTERS_MAX)
-    return Identity(claims.iss, claims.sub, email if "@" in email else "", name, claims.exp)
+    counts = "@" in email and email.isascii()  # beyond it, two addresses may be one in lower case
+    return Identity(claims.iss, claims.sub, email.lower() if counts else "", name, claims.exp)
 
 
 def _text(value: object, characters_max: int) -> str:

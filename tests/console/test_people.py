@@ -297,6 +297,7 @@ NO_INVITATIONS: list[dict[str, object]] = [
     {"email": "", "role": "viewer"},
     {"email": "@", "role": "viewer"},
     {"email": "a b@c", "role": "viewer"},
+    {"email": "an\u212a@c", "role": "viewer"},
     {"email": "a@b\u0000", "role": "viewer"},
     {"email": "a@b\n", "role": "viewer"},
     {"email": "\ud800@b", "role": "viewer"},

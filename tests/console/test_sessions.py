@@ -115,7 +115,9 @@ async def test_clocks_may_differ_and_audiences_be_many(changed: dict[str, object
 @pytest.mark.parametrize(
     ("changed", "email", "name"),
     [
-        ({"email": "Ann@Example.TEST"}, "Ann@Example.TEST", "Ann"),
+        ({"email": "Ann@Example.TEST"}, "ann@example.test", "Ann"),
+        ({"email": "an\u212a@example.test"}, "", "Ann"),  # in lower case this is a k
+        ({"email": "\u00e4nn@example.test"}, "", "Ann"),
         ({"email": None}, "", "Ann"),
         ({"email": ""}, "", "Ann"),
         ({"email": "no address"}, "", "Ann"),

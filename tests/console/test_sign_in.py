@@ -301,6 +301,13 @@ async def test_every_sign_in_gets_a_session_of_its_own(database: str) -> None:
         assert (await ann.get(SESSION)).json()["user"]["email"] == "bob@example.test"
 
 
+async def test_an_issuers_token_in_a_cookie_is_no_session(database: str) -> None:
+    async with town(database) as place:
+        browser = await place.browser()
+        browser.cookies.set("farebox_session", place.token("ann"))
+        assert not await is_signed_in(browser)
+
+
 @pytest.mark.parametrize(
     "header",
     ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer x", "bearer \u00e9", "Bearer sk_farebox_x"],
