@@ -461,8 +461,11 @@ async def compare_if_due(console: Console, stripe: Stripe) -> None:
         return
     try:
         missing = await compare(console, stripe)
-    except (StripeUnavailable, StripeRefused) as error:
-        log.warning("the books could not be compared with Stripe: %s", error)
+    except DatabaseUnavailable:
+        raise
+    except Exception as error:  # neither silence nor an odd answer may end the console
+        known = isinstance(error, StripeUnavailable | StripeRefused)
+        log.warning("the books could not be compared with Stripe: %s", error, exc_info=not known)
         due = now - COMPARE_EVERY + COMPARE_AGAIN
         await console.database.run(lambda c: stripe_events.release_comparison(c, now, due))
         return

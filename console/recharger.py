@@ -83,6 +83,17 @@ async def pursue_due(console: Console, stripe: Stripe) -> None:
 
 
 async def _pursue(console: Console, stripe: Stripe, attempt: Attempt) -> None:
+    """One that cannot be gone on with must not hold up the others: it is due again when its claim
+    ends."""
+    try:
+        await _go_on(console, stripe, attempt)
+    except DatabaseUnavailable:
+        log.info("the database does not answer: recharge %s waits", attempt.payment_id)
+    except Exception:
+        log.exception("recharge %s cannot be gone on with", attempt.payment_id)
+
+
+async def _go_on(console: Console, stripe: Stripe, attempt: Attempt) -> None:
     try:
         made = await _make(console, stripe, attempt)
     except CardDeclined as declined:

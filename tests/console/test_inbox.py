@@ -441,6 +441,24 @@ async def test_it_is_made_once_an_hour_whoever_gets_to_it_first(database: str) -
         assert compared() == 2
 
 
+async def test_a_list_that_nobody_understands_ends_nothing(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with till(database) as place:
+        await place.pay("20")
+        with monkeypatch.context() as broken:
+
+            async def movements(*_: object) -> None:
+                raise KeyError("data")
+
+            broken.setattr(Stripe, "movements", movements)
+            await inbox.compare_if_due(place.console, place.client)
+        place.wall.seconds += inbox.COMPARE_AGAIN.total_seconds() + 1
+        await inbox.compare_if_due(place.console, place.client)
+        await place.look()
+        assert place.balance() == 20 * DOLLAR
+
+
 async def test_old_events_are_forgotten(database: str) -> None:
     async with till(database) as place:
         await place.top_up("20")

@@ -10,7 +10,8 @@ import trio
 
 from console import recharge, recharger
 from console.access import moment
-from console.stripe_client import CENT
+from console.errors import DatabaseUnavailable
+from console.stripe_client import CENT, Stripe
 from tests.fakes.stripe import DECLINED_LATER, NEEDS_OWNER, VISA, Fault
 from tests.fakes.till import API, Till, till
 
@@ -351,6 +352,26 @@ async def test_settings_have_bounds(database: str) -> None:
         ):
             answer = await place.owner.put(f"{API}/recharge", json=SETTINGS | changed)
             assert answer.status_code == status, (changed, answer.text)
+
+
+async def test_what_nobody_foresaw_ends_neither_the_service_nor_the_attempt(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with till(database) as place:
+        await switch_on(place)
+        place.spend("20")
+        for trouble in (KeyError("id"), DatabaseUnavailable()):
+            with monkeypatch.context() as broken:
+
+                async def charge(*_: object, trouble: Exception = trouble, **__: object) -> None:
+                    raise trouble
+
+                broken.setattr(Stripe, "charge", charge)
+                await place.recharge()
+            assert attempts(place) == ["open"]
+            place.wall.seconds += recharger.CLAIM.total_seconds()
+        await place.recharge()
+        assert attempts(place) == ["succeeded"]
 
 
 def test_only_one_attempt_can_be_open(database: str) -> None:
