@@ -93,6 +93,8 @@ def _api(console: Console) -> FastAPI:
                 (401, "Not signed in"),
                 (403, "The role does not allow it"),
                 (404, "There is no such thing"),
+                (409, "As things are, this cannot be done"),
+                (429, "Too many tries to sign in from one address"),
                 (503, "The database does not answer"),
             )
         },
@@ -121,7 +123,14 @@ def _api(console: Console) -> FastAPI:
 
 
 def _no_page(request: Request, error: Exception) -> Response:
-    """What is refused where people look, not programs."""
+    """What is refused where people look. Not every path under the API's gets there: a line break in
+    a path matches nothing."""
+    if request.url.path.startswith(f"{API_PREFIX}/"):
+        return (
+            _refused(request, error)
+            if isinstance(error, HTTPException)
+            else _failed(request, error)
+        )
     if isinstance(error, HTTPException):
         return problem(request.app.state.console, _as_refusal(error))
     sys.stderr.write(f"{request.method} {request.url.path}: ")

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from console import audit
 from console.access import Member, allowed, moment
+from console.bodies import Body
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, usage
@@ -53,14 +54,18 @@ def _future(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
 
 
-Usd = Annotated[str, Field(max_length=40, examples=["25.00"]), AfterValidator(_usd)]
+Usd = Annotated[
+    str,
+    Field(max_length=40, pattern=r"^[0-9]+(\.[0-9]{1,9})?$", examples=["25.00"]),
+    AfterValidator(_usd),
+]
 Moment = Annotated[datetime, AfterValidator(_future)]
 
 
 # -- what is said ---------------------------------------------------------------------------------
 
 
-class BudgetIn(BaseModel):
+class BudgetIn(Body):
     """A limit on what may be spent: in all, or in each calendar month (UTC)."""
 
     usd: Usd
@@ -79,7 +84,7 @@ class BudgetOut(BaseModel):
     spent_usd: str
 
 
-class KeyFactsIn(BaseModel):
+class KeyFactsIn(Body):
     """What a key is called, and what it may do."""
 
     name: str = Field("", max_length=NAME_CHARACTERS_MAX)
@@ -126,14 +131,14 @@ class KeysOut(BaseModel):
     keys: list[KeyOut]
 
 
-class ProjectIn(BaseModel):
+class ProjectIn(Body):
     """A project that is to be made."""
 
     name: str = Field(max_length=NAME_CHARACTERS_MAX)
     budget: BudgetIn | None = None
 
 
-class ProjectBudgetIn(BaseModel):
+class ProjectBudgetIn(Body):
     """A project's new budget; null: none."""
 
     budget: BudgetIn | None

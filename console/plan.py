@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 
 from console import audit
 from console.access import Caller, CallerOf, Member, allowed, moment
+from console.bodies import Body
 from console.context import Console, ConsoleOf, Tier
 from console.errors import Refused
 from console.store import Connection, plan, usage
@@ -94,14 +95,14 @@ class PlanOut(BaseModel):
     requests: list[PlanRequestOut]
 
 
-class PlanRequestIn(BaseModel):
+class PlanRequestIn(Body):
     """Which tier, and why."""
 
     tier: str = Field(max_length=_NOTE_CHARACTERS_MAX)
     note: str = Field("", max_length=_NOTE_CHARACTERS_MAX)
 
 
-class DecisionIn(BaseModel):
+class DecisionIn(Body):
     """The operator's answer."""
 
     grant: bool

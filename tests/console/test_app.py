@@ -17,3 +17,9 @@ async def test_openapi_document_is_served(database: str) -> None:
         document = (await browser.get("/console/api/openapi.json")).json()
     assert document["openapi"].startswith("3.")
     assert document["info"]["title"] == "farebox console"
+
+
+async def test_a_path_with_a_line_break_is_refused_in_the_apis_form(database: str) -> None:
+    async with browsing(console(database)) as browser:
+        answer = await browser.get("/console/api/invitations/a%0Ab")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
