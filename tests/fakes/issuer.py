@@ -136,17 +136,24 @@ def key_set(*entries: object) -> bytes:
 BOTH = key_set(entry("rsa", RSA_KEY), entry("ec", EC_KEY))
 
 
+def set_event() -> trio.Event:
+    """An event that has happened."""
+    event = trio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class KeyServer:
-    """Publishes keys. `status`, `body` and `headers` are what it answers; `silent`: nothing."""
+    """Publishes keys. `status`, `body` and `headers` are what it answers, once it `may_answer`."""
 
     url: str = ""
     body: bytes = BOTH
     status: str = "200 OK"
     headers: str = ""
-    silent: bool = False
     asked: list[str] = field(default_factory=list)  # the request lines
     hears: trio.Event = field(default_factory=trio.Event)
+    may_answer: trio.Event = field(default_factory=set_event)
 
     async def answer(self, stream: trio.SocketStream) -> None:
         """One request, one answer."""
@@ -158,8 +165,7 @@ class KeyServer:
             head += received
         self.asked.append(head.split(b"\r\n")[0].decode())
         self.hears.set()
-        if self.silent:
-            await trio.sleep_forever()
+        await self.may_answer.wait()
         start = f"HTTP/1.1 {self.status}\r\ncontent-length: {len(self.body)}\r\n{self.headers}"
         with trio.move_on_after(1):
             await stream.send_all(f"{start}connection: close\r\n\r\n".encode() + self.body)
