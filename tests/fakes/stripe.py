@@ -366,6 +366,7 @@ class Stripe:
 
     def __init__(self) -> None:
         self.base_url = ""
+        self.page_origin = ""  # where else browsers find its pages
         self.clock: Callable[[], float] = lambda: time.time_ns() / 1e9
         self.lock = threading.RLock()
         self.faults: deque[Fault] = deque()
@@ -897,6 +898,7 @@ class Stripe:
                 "status": "paid",
             }
         paid = session.status == "complete"
+        pages = self.page_origin or self.base_url
         return {
             "id": session.id,
             "object": "checkout.session",
@@ -915,7 +917,7 @@ class Stripe:
             "setup_intent": session.setup_intent,
             "status": session.status,
             "success_url": session.success_url,
-            "url": f"{self.base_url}/c/pay/{session.id}" if session.status == "open" else None,
+            "url": f"{pages}/c/pay/{session.id}" if session.status == "open" else None,
         }
 
     def _intent(self, intent: Intent, expand: set[str]) -> Json:
