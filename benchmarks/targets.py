@@ -54,6 +54,9 @@ drain_seconds = 0
 max_connections = 20000
 retry_budget = "1"
 
+[console]
+enabled = false
+
 [database]
 data_dir = "{directory}/data"
 """
