@@ -13,6 +13,8 @@ from typing import Literal
 from ledger.store import PoolId
 
 BudgetPeriod = Literal["month"]
+KeyScope = Literal["keys"]
+"""What a key may do beside calling models: make and revoke keys of its project."""
 
 
 RESERVED_NAMES = frozenset(
@@ -88,7 +90,10 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key's facts; the key itself is known only to who was given it."""
+    """A key's facts; the key itself is known only to who was given it.
+
+    One that another key has made (`made_by`) ends with that one, and spends from its budget too.
+    """
 
     key_id: int
     account: str
@@ -99,6 +104,21 @@ class Key:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    scopes: tuple[KeyScope, ...] = ()
+    made_by: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who sends a key: the key's facts, and those of its account that decide what it may do.
+
+    `budget_left` is what was not spent yet of the key's own budget in its period.
+    """
+
+    key: Key
+    account_id: int
+    suspended: bool
+    budget_left: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +126,8 @@ class Credential:
     """Everything that a worker needs to authenticate a key and to know whose money it spends.
 
     `pools` are what a request is reserved from: the account's credit first, then the budgets of
-    project and key. `revoked` also where the project was deleted. `tier` and `suspended` are the
-    account's.
+    project and key, and of the key that made this one. `revoked` also where the project was
+    deleted, or that key revoked. `tier` and `suspended` are the account's.
     """
 
     key_id: int

@@ -31,7 +31,9 @@ from ledger.accounts import (
     AccountStatus,
     Budget,
     Credential,
+    Holder,
     Key,
+    KeyScope,
     Project,
     Statement,
 )
@@ -80,8 +82,8 @@ UPDATE directory.project p
 """
 _CREATE_KEY = """
 INSERT INTO directory.api_key
-  (project_id, name, key_hash, models, budget, budget_period, expires_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING key_id
+  (project_id, name, key_hash, models, budget, budget_period, expires_at, scopes, made_by)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING key_id
 """
 _OPEN_KEY_BUDGET = """
 UPDATE directory.api_key k
@@ -90,13 +92,24 @@ UPDATE directory.api_key k
   FROM directory.project p WHERE p.project_id = k.project_id AND k.key_id = %s
 """
 _SET_BUDGET = "SELECT directory.set_budget(%s, %s, %s, %s)"
-_KEYS = """
-SELECT k.key_id, a.name, p.name, k.name, k.budget, k.budget_period, k.models, k.created_at,
-       k.expires_at, coalesce(k.revoked_at, p.deleted_at)
+_KEY_COLUMNS = """
+       k.key_id, a.name, p.name, k.name, k.budget, k.budget_period, k.models, k.created_at,
+       least(k.expires_at, m.expires_at), coalesce(k.revoked_at, m.revoked_at, p.deleted_at),
+       k.scopes, k.made_by
+"""
+_KEY_TABLES = """
   FROM directory.api_key k
   JOIN directory.project p USING (project_id)
   JOIN directory.account a USING (account_id)
+  LEFT JOIN directory.api_key m ON m.key_id = k.made_by
 """
+_KEYS = f"SELECT {_KEY_COLUMNS} {_KEY_TABLES}"
+_FIND_HOLDER = f"""
+SELECT {_KEY_COLUMNS}, a.account_id, a.status = 2, b.funded - b.spent
+  {_KEY_TABLES} LEFT JOIN ledger.pool b ON b.pool_id = k.budget_pool_id
+ WHERE k.key_hash = %s
+"""
+_SESSION_KEY = "SELECT directory.session_key(%s, %s, %s, %s, %s, %s)"
 _CREDENTIALS = """
 WITH touched AS (
   SELECT key_id FROM directory.api_key WHERE version > %(since)s
@@ -106,16 +119,22 @@ WITH touched AS (
   UNION
   SELECT k.key_id FROM directory.api_key k JOIN directory.project p USING (project_id)
     JOIN directory.account a USING (account_id) WHERE a.version > %(since)s
+  UNION
+  SELECT k.key_id FROM directory.api_key m JOIN directory.api_key k ON k.made_by = m.key_id
+   WHERE m.version > %(since)s
 ), credential AS (
   SELECT k.key_id, k.key_hash, k.name AS key_name, p.project_id, p.name AS project,
          a.account_id, a.name AS account, a.tier, a.status = 2 AS suspended,
-         k.revoked_at IS NOT NULL OR p.deleted_at IS NOT NULL AS revoked,
-         k.expires_at, k.models,
-         array_remove(ARRAY[a.account_id, p.budget_pool_id, k.budget_pool_id], NULL) AS pools
+         k.revoked_at IS NOT NULL OR p.deleted_at IS NOT NULL OR m.revoked_at IS NOT NULL
+           AS revoked,
+         least(k.expires_at, m.expires_at) AS expires_at, k.models,
+         array_remove(ARRAY[a.account_id, p.budget_pool_id, k.budget_pool_id, m.budget_pool_id],
+                      NULL) AS pools
     FROM touched
     JOIN directory.api_key k USING (key_id)
     JOIN directory.project p USING (project_id)
     JOIN directory.account a USING (account_id)
+    LEFT JOIN directory.api_key m ON m.key_id = k.made_by
 )
 SELECT c.version, k.* FROM directory.change c
   LEFT JOIN credential k ON %(since)s > 0 OR NOT k.revoked
@@ -359,8 +378,13 @@ class Directory:
         budget: Budget | None = None,
         expires_at: datetime | None = None,
         models: Sequence[str] = (),
+        scopes: Sequence[KeyScope] = (),
+        made_by: int | None = None,
     ) -> tuple[Key, str]:
-        """Make a key and return its facts and the key itself, which is stored nowhere."""
+        """Make a key and return its facts and the key itself, which is stored nowhere.
+
+        Whether the key `made_by` may make this one is for the caller to know.
+        """
         assert self._secret, "a directory that makes keys needs the server's secret"
         _check_key_name(name)
         _check_budget(budget)
@@ -375,12 +399,38 @@ class Directory:
                     sorted(set(models)),
                     *_budget_columns(budget),
                     expires_at,
+                    sorted(set(scopes)),
+                    made_by,
                 ],
             ).fetchone()
             (key_id,) = _one(row)
             if budget is not None:
                 tx.execute(_OPEN_KEY_BUDGET, [key_id])
             return _find_key(tx, key_id), plain
+
+    def find_holder(self, plain: str) -> Holder | None:
+        """Who sends this key, revoked and expired ones too; None where there is no such key."""
+        assert self._secret, "a directory that knows keys needs the server's secret"
+        with self._transaction() as tx:
+            hashed = keys.keyed_hash(self._secret, plain)
+            row = tx.execute(_FIND_HOLDER, [hashed]).fetchone()
+            if row is None:
+                return None
+            *key, account_id, suspended, budget_left = row
+            return Holder(_key(tuple(key)), account_id, suspended, budget_left)
+
+    def session_key(
+        self, project: Project, user_id: int, token: str, name: str, until: datetime, now: datetime
+    ) -> tuple[Key, str] | None:
+        """The key with which a session's tools call models, good until then: its facts, and the
+        key itself. None where it was revoked, and so stays for as long as the session."""
+        assert self._secret, "a directory that makes keys needs the server's secret"
+        plain = keys.of_session(self._brand, self._secret, token, project.project_id)
+        hashed = keys.keyed_hash(self._secret, plain)
+        facts = [project.project_id, user_id, hashed, name, until, now]
+        with self._transaction() as tx:
+            (key_id,) = _one(tx.execute(_SESSION_KEY, facts).fetchone())
+            return None if key_id is None else (_find_key(tx, key_id), plain)
 
     def list_keys(self, account: str | None = None, project: str | None = None) -> list[Key]:
         """All keys, revoked and expired ones too, of everyone, an account, or one project."""
@@ -537,9 +587,21 @@ def _budget_columns(budget: Budget | None) -> tuple[int | None, str | None]:
 
 
 def _key(row: TupleRow) -> Key:
-    key_id, account, project, name, amount, period, models, created, expires, revoked = row
-    budget = _budget(amount, period)
-    return Key(key_id, account, project, name, budget, tuple(models), created, expires, revoked)
+    key_id, account, project, name, amount, period, models, *times, scopes, made_by = row
+    created_at, expires_at, revoked_at = times
+    return Key(
+        key_id=key_id,
+        account=account,
+        project=project,
+        name=name,
+        budget=_budget(amount, period),
+        models=tuple(models),
+        created_at=created_at,
+        expires_at=expires_at,
+        revoked_at=revoked_at,
+        scopes=tuple(scopes),
+        made_by=made_by,
+    )
 
 
 def _credential(row: TupleRow) -> Credential:

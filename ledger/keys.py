@@ -24,6 +24,20 @@ def mint(brand: str) -> str:
     return start + _checksum(start)
 
 
+def of_session(brand: str, secret: bytes, token: str, project_id: int) -> str:
+    """The key of a console session in a project: whoever has the session's token and our secret
+    finds it again, so that it is kept nowhere. A copy of the database alone tells nothing of it."""
+    text = f"{project_id} {token}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(text, key=secret, person=b"session key").digest()
+    number = int.from_bytes(digest, "big")
+    characters = []
+    for _ in range(RANDOM_CHARACTERS):
+        number, digit = divmod(number, len(ALPHABET))
+        characters.append(ALPHABET[digit])
+    start = f"sk_{brand}_{''.join(characters)}"
+    return start + _checksum(start)
+
+
 def keyed_hash(secret: bytes, key: str) -> bytes:
     """The 32 bytes under which a key is stored and found (keyed BLAKE2b, RFC 7693).
 

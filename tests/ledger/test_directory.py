@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -394,3 +394,89 @@ def test_the_mark_of_a_secret_is_no_hash_of_any_key(database: str) -> None:
         row = connection.execute("SELECT mark FROM directory.secret").fetchone()
     assert row is not None
     assert row[0] not in (SECRET, keyed_hash(SECRET, ""))
+
+
+# -- keys that keys and sessions have -------------------------------------------------------------
+
+
+def test_a_key_says_who_sends_it(acme: Directory) -> None:
+    made, plain = acme.create_key("acme", "web", "ops", budget=Budget(DOLLAR), scopes=["keys"])
+    holder = acme.find_holder(plain)
+    assert holder is not None
+    assert (holder.key, holder.budget_left, holder.suspended) == (made, DOLLAR, False)
+    assert made.scopes == ("keys",)
+    acme.suspend("acme")
+    acme.revoke_key(made.key_id)
+    holder = acme.find_holder(plain)
+    assert holder is not None
+    assert holder.suspended
+    assert holder.key.revoked_at is not None
+    assert acme.find_holder(f"{plain}x") is None
+
+
+def test_a_key_spends_from_the_budget_of_the_one_that_made_it(acme: Directory) -> None:
+    maker, _ = acme.create_key("acme", "web", budget=Budget(DOLLAR, "month"), scopes=["keys"])
+    made, _ = acme.create_key("acme", "web", budget=Budget(DOLLAR), made_by=maker.key_id)
+    version, (theirs, ours) = acme.changes_since(0)
+    account, makers_budget = theirs.pools
+    assert (ours.pools[0], ours.pools[2]) == (account, makers_budget)
+    assert len(ours.pools) == 3
+    acme.update_key(maker.key_id, name="", budget=None, expires_at=None, models=[])
+    version, changed = acme.changes_since(version)
+    assert [(each.key_id, len(each.pools)) for each in changed] == [
+        (maker.key_id, 1),
+        (made.key_id, 2),
+    ]
+
+
+def test_a_key_ends_with_the_one_that_made_it(acme: Directory) -> None:
+    soon = datetime(2099, 1, 1, tzinfo=UTC)
+    maker, _ = acme.create_key("acme", "web", expires_at=soon, scopes=["keys"])
+    made, _ = acme.create_key("acme", "web", made_by=maker.key_id)
+    assert made.expires_at == soon
+    version, found = acme.changes_since(0)
+    assert [each.expires_at for each in found] == [soon, soon]
+    acme.revoke_key(maker.key_id)
+    _, found = acme.changes_since(version)
+    assert [each.revoked for each in found] == [True, True]
+    assert acme.find_key("acme", made.key_id).revoked_at is not None
+    assert acme.changes_since(0)[1] == []
+
+
+def test_a_key_that_a_key_made_has_no_scope(acme: Directory) -> None:
+    maker, _ = acme.create_key("acme", "web", scopes=["keys"])
+    with pytest.raises(psycopg.errors.CheckViolation):
+        acme.create_key("acme", "web", scopes=["keys"], made_by=maker.key_id)
+
+
+def test_a_session_has_one_key_and_that_of_an_ended_one_is_used_again(
+    database: str, acme: Directory
+) -> None:
+    execute(
+        database,
+        "INSERT INTO console.user (issuer, subject, created_at) VALUES ('i', 's', now())",
+    )
+    now = datetime.now(UTC)
+    (web,) = acme.list_projects("acme")
+
+    def found(token: str, hours: int = 0) -> tuple[int, str] | None:
+        at = now + timedelta(hours=hours)
+        made = acme.session_key(web, 1, token, "MCP of a@b", at + timedelta(hours=24), at)
+        return None if made is None else (made[0].key_id, made[1])
+
+    first = found("one")
+    assert first is not None
+    assert found("one") == first
+    second = found("two")
+    assert second is not None
+    assert second[0] != first[0]
+    third = found("three", hours=25)
+    assert third is not None
+    assert third[0] == first[0]
+    assert acme.find_holder(first[1]) is None  # the ended session's
+    holder = acme.find_holder(third[1])
+    assert holder is not None
+    assert holder.key.expires_at == now + timedelta(hours=49)
+    assert len(acme.list_keys("acme")) == 2
+    acme.revoke_key(first[0])
+    assert found("three", hours=25) is None

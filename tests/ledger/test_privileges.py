@@ -62,6 +62,9 @@ def test_no_table_of_the_books_can_be_written(ours: psycopg.Connection) -> None:
     [
         "DELETE FROM directory.account",
         "DELETE FROM directory.api_key",
+        "UPDATE directory.api_key SET scopes = '{keys}'",
+        "UPDATE directory.api_key SET key_hash = sha256('mine')",
+        "UPDATE directory.api_key SET made_by = NULL",
         "UPDATE directory.price SET margin_bps = 0",
         "UPDATE directory.change SET version = 0",
         "INSERT INTO directory.budget_pool SELECT * FROM directory.budget_pool",
