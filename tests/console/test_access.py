@@ -285,6 +285,37 @@ async def test_two_owners_who_leave_at_once_leave_one(database: str) -> None:
         assert list((await society.roles()).values()) == ["owner"]
 
 
+@pytest.mark.parametrize("role", ["viewer", "developer"])
+async def test_who_may_change_nobody_may_still_leave(database: str, role: Role) -> None:
+    async with town(database) as place:
+        society = Society(place, database)
+        await society.found("ann")
+        for name in ("bob", "cat"):
+            await society.do(Step("ann", "invite", name, role))
+        assert await society.do(Step("bob", "remove", "cat", role)) == 403
+        assert await society.do(Step("bob", "change", "bob", "viewer")) == 403
+        assert await society.do(Step("bob", "remove", "bob", role)) == 204
+        assert await society.roles() == {"ann": "owner", "cat": role}
+
+
+async def test_nobody_makes_or_unmakes_an_owner_but_owners(database: str) -> None:
+    async with town(database) as place:
+        society = Society(place, database)
+        await society.found("ann")
+        await society.do(Step("ann", "invite", "bob", "admin"))
+        for step in (
+            Step("bob", "invite", "cat", "owner"),
+            Step("bob", "change", "bob", "owner"),
+            Step("bob", "change", "ann", "viewer"),
+            Step("bob", "remove", "ann", "viewer"),
+        ):
+            assert await society.do(step) == 403
+        assert await society.do(Step("ann", "change", "ann", "admin")) == 409
+        assert await society.do(Step("operator", "remove", "ann", "admin")) == 409
+        assert await society.do(Step("operator", "change", "bob", "owner")) == 204
+        assert await society.do(Step("bob", "remove", "ann", "admin")) == 204
+
+
 ROUTES: list[tuple[str, str, dict[str, object] | None, Action]] = [
     ("GET", "members", None, "read"),
     ("PATCH", "members/999", {"role": "viewer"}, "members.write"),
