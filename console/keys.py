@@ -5,6 +5,10 @@
 
 A key is made, changed or revoked together with its entry in the audit log. Workers follow within a
 second. What a budget had spent in its period stays spent when it is changed.
+
+A key may be made so that it manages keys itself (`scopes`: "keys"), which is for programs: tools of
+`/mcp` make and revoke keys with it. What it makes can do no more than it can (`delegated`): keys of
+its own project, without that scope, within its models, budget and life, which they share.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from console import audit
 from console.access import Member, allowed, moment
+from console.audit import Actor
 from console.bodies import Body
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, usage
-from ledger.accounts import Budget, Key, Project
+from ledger.accounts import Budget, Holder, Key, KeyScope, Project
 from ledger.directory import Directory, DirectoryRefused
 from ledger.money import AMOUNT_MAX, format_usd, parse_usd
 
@@ -99,10 +104,14 @@ class KeyIn(KeyFactsIn):
     """A key that is to be made."""
 
     project: str = Field(max_length=NAME_CHARACTERS_MAX)
+    scopes: list[KeyScope] = Field(
+        default=[], max_length=1, description='"keys": it may make and revoke keys of its project'
+    )
 
 
 class KeyOut(BaseModel):
-    """A key's facts. What it was used for is of the last 30 days, a few seconds late."""
+    """A key's facts. What it was used for is of the last 30 days, a few seconds late. One that was
+    made by another key ends with it, and spends from its budget as well."""
 
     key_id: int
     project: str
@@ -110,6 +119,8 @@ class KeyOut(BaseModel):
     state: State
     budget: BudgetOut | None
     models: list[str]
+    scopes: list[KeyScope]
+    made_by: int | None = Field(description="the key that made it")
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -169,11 +180,18 @@ KeyMaker = Annotated[Member, Depends(allowed("keys.write"))]
 @keys.get("", summary="All keys")
 async def list_keys(member: Reader, console: ConsoleOf) -> KeysOut:
     """What each key may do, and what it was used for."""
+    return await keys_of(console, member.account_id, member.account)
+
+
+async def keys_of(
+    console: Console, account_id: int, account: str, project: str | None = None
+) -> KeysOut:
+    """The keys of an account, or of one of its projects."""
     now = moment(console)
 
     def work(connection: Connection) -> KeysOut:
-        used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
-        found = Directory.within(connection).list_keys(member.account)
+        used = usage.use_of_keys(connection, account_id, now - USED_WITHIN)
+        found = Directory.within(connection).list_keys(account, project)
         return KeysOut(keys=[_key(each, used.get(each.key_id), now) for each in reversed(found)])
 
     return await console.database.run(work)
@@ -182,6 +200,13 @@ async def list_keys(member: Reader, console: ConsoleOf) -> KeysOut:
 @keys.post("", status_code=201, summary="Make a key")
 async def create_key(member: KeyMaker, wanted: KeyIn, console: ConsoleOf) -> KeyMadeOut:
     """A new key of a project. Its secret is in this answer and nowhere else."""
+    return await make_key(console, member.account, wanted, member)
+
+
+async def make_key(
+    console: Console, account: str, wanted: KeyIn, who: Member | Actor, made_by: int | None = None
+) -> KeyMadeOut:
+    """Make a key that somebody may make, and note who."""
     now = moment(console)
     if wanted.expires_at is not None and wanted.expires_at <= now:
         raise Refused(400, "invalid_request", "expires_at: this has passed already.")
@@ -191,14 +216,16 @@ async def create_key(member: KeyMaker, wanted: KeyIn, console: ConsoleOf) -> Key
         with connection.transaction():
             directory = _directory(console, connection)
             key, secret = directory.create_key(
-                member.account,
+                account,
                 wanted.project,
                 wanted.name,
                 budget=wanted.budget.budget() if wanted.budget else None,
                 expires_at=wanted.expires_at,
                 models=models,
+                scopes=wanted.scopes,
+                made_by=made_by,
             )
-            audit.note(connection, member, "key.create", _called(key), _facts(key))
+            audit.note(connection, who, "key.create", called(key), _facts(key))
         return KeyMadeOut(secret=secret, key=_key(key, None, now))
 
     return await console.database.run(work)
@@ -210,7 +237,7 @@ async def show_key(member: Reader, key_id: KeyId, console: ConsoleOf) -> KeyOut:
     now = moment(console)
 
     def work(connection: Connection) -> KeyOut:
-        key = _found(connection, member, key_id)
+        key = _found(connection, member.account, key_id)
         used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
         return _key(key, used.get(key_id), now)
 
@@ -227,7 +254,7 @@ async def change_key(
 
     def work(connection: Connection) -> KeyOut:
         with connection.transaction():
-            before = _found(connection, member, key_id)
+            before = _found(connection, member.account, key_id)
             if before.revoked_at is not None:
                 raise Refused(409, "key_revoked", "A revoked key stays as it is.")
             key = Directory.within(connection).update_key(
@@ -238,7 +265,7 @@ async def change_key(
                 models=models,
             )
             if key != before:
-                audit.note(connection, member, "key.change", _called(key), _facts(key))
+                audit.note(connection, member, "key.change", called(key), _facts(key))
         used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
         return _key(key, used.get(key_id), now)
 
@@ -248,15 +275,77 @@ async def change_key(
 @keys.delete("/{key_id}", status_code=204, summary="Revoke a key")
 async def revoke_key(member: KeyMaker, key_id: KeyId, console: ConsoleOf) -> None:
     """End a key for good: within a second it gets 401. Twice is no error."""
+    await end_key(console, member.account, key_id, member)
+
+
+async def end_key(
+    console: Console, account: str, key_id: int, who: Member | Actor, project: str | None = None
+) -> None:
+    """Revoke a key of an account, or only of one of its projects, and note who."""
 
     def work(connection: Connection) -> None:
         with connection.transaction():
-            key = _found(connection, member, key_id)
+            key = _found(connection, account, key_id)
+            if project is not None and key.project != project:
+                raise _no_such_key(key_id)
             if key.revoked_at is None:
                 Directory.within(connection).revoke_key(key_id)
-                audit.note(connection, member, "key.revoke", _called(key))
+                audit.note(connection, who, "key.revoke", called(key))
 
     await console.database.run(work)
+
+
+# -- keys that keys make --------------------------------------------------------------------------
+
+
+def delegated(holder: Holder, wanted: KeyIn) -> KeyIn:
+    """What a key may make for what is wanted; what was left open is as far as it reaches itself.
+    Refuses with 403 whatever is more than it may do."""
+    require_scope(holder)
+    key = holder.key
+    if wanted.scopes:
+        raise _beyond("a key that another key makes cannot manage keys")
+    if wanted.project != key.project:
+        raise _beyond(f"it belongs to the project {key.project!r}")
+    beyond = sorted(set(wanted.models) - set(key.models)) if key.models else []
+    if beyond:
+        raise _beyond(f"it may not use {', '.join(beyond)} itself")
+    if key.expires_at is not None and (wanted.expires_at or key.expires_at) > key.expires_at:
+        raise _beyond(f"it expires at {key.expires_at.isoformat()} itself")
+    return wanted.model_copy(
+        update={
+            "models": wanted.models or list(key.models),
+            "expires_at": wanted.expires_at or key.expires_at,
+            "budget": _budget_within(holder, wanted.budget),
+        }
+    )
+
+
+def require_scope(holder: Holder) -> None:
+    """Refuse with 403 a key that may not manage keys."""
+    if "keys" not in holder.key.scopes:
+        raise Refused(
+            403,
+            "permission_denied",
+            "This API key cannot manage keys: it was made without the scope 'keys'.",
+        )
+
+
+def _budget_within(holder: Holder, wanted: BudgetIn | None) -> BudgetIn | None:
+    own, left = holder.key.budget, holder.budget_left
+    if own is None or left is None:
+        return wanted
+    if left <= 0:
+        raise _beyond("its own budget is spent")
+    if wanted is None:
+        return BudgetIn(usd=format_usd(left), period=own.period)
+    if parse_usd(wanted.usd) > left:
+        raise _beyond(f"{format_usd(left)} USD are left of its own budget")
+    return wanted
+
+
+def _beyond(why: str) -> Refused:
+    return Refused(403, "permission_denied", f"This API key cannot make such a key: {why}.")
 
 
 # -- projects -------------------------------------------------------------------------------------
@@ -361,11 +450,15 @@ def _directory(console: Console, connection: Connection) -> Directory:
     return Directory.within(connection, secret=console.secret, brand=console.server.brand)
 
 
-def _found(connection: Connection, member: Member, key_id: int) -> Key:
+def _found(connection: Connection, account: str, key_id: int) -> Key:
     try:
-        return Directory.within(connection).find_key(member.account, key_id)
+        return Directory.within(connection).find_key(account, key_id)
     except DirectoryRefused:
-        raise Refused(404, "not_found", f"There is no key {key_id} in this account.") from None
+        raise _no_such_key(key_id) from None
+
+
+def _no_such_key(key_id: int) -> Refused:
+    return Refused(404, "not_found", f"There is no key {key_id} in this account.")
 
 
 def _key(key: Key, used: usage.KeyUse | None, now: datetime) -> KeyOut:
@@ -376,6 +469,8 @@ def _key(key: Key, used: usage.KeyUse | None, now: datetime) -> KeyOut:
         state=state_of(key, now),
         budget=_budget(key.budget, used.budget_spent if used else 0),
         models=list(key.models),
+        scopes=list(key.scopes),
+        made_by=key.made_by,
         created_at=key.created_at,
         expires_at=key.expires_at,
         revoked_at=key.revoked_at,
@@ -402,7 +497,7 @@ def _budget(budget: Budget | None, spent: int) -> BudgetOut | None:
     )
 
 
-def _called(key: Key) -> str:
+def called(key: Key) -> str:
     """A key in the audit log: its name says nothing when it is empty or used twice."""
     name = f" ({key.name})" if key.name else ""
     return f"key {key.key_id} of {key.account}/{key.project}{name}"
@@ -411,7 +506,8 @@ def _called(key: Key) -> str:
 def _facts(key: Key) -> dict[str, str | int]:
     expiry = {"expires_at": key.expires_at.isoformat()} if key.expires_at else {}
     models = {"models": ", ".join(key.models)} if key.models else {}
-    return {**_budget_facts(key.budget), **expiry, **models}
+    scopes = {"scopes": ", ".join(key.scopes)} if key.scopes else {}
+    return {**_budget_facts(key.budget), **expiry, **models, **scopes}
 
 
 def _budget_facts(budget: Budget | None) -> dict[str, str | int]:

@@ -420,17 +420,22 @@ class Directory:
             return Holder(_key(tuple(key)), account_id, suspended, budget_left)
 
     def session_key(
-        self, project: Project, user_id: int, token: str, name: str, until: datetime, now: datetime
-    ) -> tuple[Key, str] | None:
-        """The key with which a session's tools call models, good until then: its facts, and the
-        key itself. None where it was revoked, and so stays for as long as the session."""
+        self,
+        plain: str,
+        project_id: int,
+        user_id: int,
+        name: str,
+        expires_at: datetime,
+        now: datetime,
+    ) -> Key | None:
+        """Make or renew the key with which a user's session calls models (`keys.of_session`).
+        None where it was revoked, and so stays for as long as the session."""
         assert self._secret, "a directory that makes keys needs the server's secret"
-        plain = keys.of_session(self._brand, self._secret, token, project.project_id)
         hashed = keys.keyed_hash(self._secret, plain)
-        facts = [project.project_id, user_id, hashed, name, until, now]
         with self._transaction() as tx:
+            facts = [project_id, user_id, hashed, name, expires_at, now]
             (key_id,) = _one(tx.execute(_SESSION_KEY, facts).fetchone())
-            return None if key_id is None else (_find_key(tx, key_id), plain)
+            return None if key_id is None else _find_key(tx, key_id)
 
     def list_keys(self, account: str | None = None, project: str | None = None) -> list[Key]:
         """All keys, revoked and expired ones too, of everyone, an account, or one project."""

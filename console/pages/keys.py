@@ -56,6 +56,7 @@ async def create(visit: Visit) -> Response:
             budget=_budget(form),
             expires_at=_expiry(form.get("expires", ""), moment(visit.console)),
             models=_names(form.get("models", "")),
+            scopes=["keys"] if form.get("scopes") == "keys" else [],
         ),
         visit.console,
     )

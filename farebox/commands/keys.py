@@ -80,6 +80,13 @@ def key() -> None:
 @period_option
 @click.option("--expires", type=DURATION, help="How long it is valid, such as 90d.")
 @click.option("--models", default="", help="The only models it may use, separated by commas.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(["keys"]),
+    multiple=True,
+    help="What else it may do: 'keys' is making and revoking keys of its project.",
+)
 @common_options
 def create_key(
     path: tuple[str, str],
@@ -88,6 +95,7 @@ def create_key(
     budget_period: Literal["month"] | None,
     expires: timedelta | None,
     models: str,
+    scopes: tuple[Literal["keys"], ...],
     config_path: Path | None,
     as_json: bool,
 ) -> None:
@@ -102,6 +110,7 @@ def create_key(
             budget=limit,
             expires_at=now() + expires if expires else None,
             models=[model.strip() for model in models.split(",") if model.strip()],
+            scopes=scopes,
         )
     record = key_record(made)
     show({"id": record["id"], "key": plain, **record}, as_json=as_json)
@@ -143,6 +152,7 @@ def key_record(found: Key) -> Record:
         "name": found.name,
         **_budget_record(found.budget),
         "models": list(found.models),
+        "scopes": list(found.scopes),
         "status": _status(found),
         "created_at": found.created_at,
         "expires_at": found.expires_at,

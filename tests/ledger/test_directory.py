@@ -13,7 +13,7 @@ import pytest
 from ledger import verify
 from ledger.accounts import AccountStatus, Budget, Credential
 from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable, PriceRow
-from ledger.keys import keyed_hash
+from ledger.keys import keyed_hash, of_session
 
 SECRET = b"s" * 32
 DOLLAR = 1_000_000_000
@@ -461,8 +461,10 @@ def test_a_session_has_one_key_and_that_of_an_ended_one_is_used_again(
 
     def found(token: str, hours: int = 0) -> tuple[int, str] | None:
         at = now + timedelta(hours=hours)
-        made = acme.session_key(web, 1, token, "MCP of a@b", at + timedelta(hours=24), at)
-        return None if made is None else (made[0].key_id, made[1])
+        plain = of_session("farebox", SECRET, token, web.project_id)
+        until = at + timedelta(hours=24)
+        made = acme.session_key(plain, web.project_id, 1, "MCP of a@b", until, at)
+        return None if made is None else (made.key_id, plain)
 
     first = found("one")
     assert first is not None
