@@ -27,7 +27,7 @@ CLOCK: dict[str, object] = {
 TOOLS = {"get_weather": WEATHER, "get_time": CLOCK}
 
 
-class City(BaseModel):  # type: ignore[explicit-any] # pydantic's own
+class City(BaseModel):
     """A shape for structured answers."""
 
     name: str

@@ -20,7 +20,7 @@ class Color(enum.Enum):
     BLUE = "blue"
 
 
-class Texts(BaseModel):  # type: ignore[explicit-any]  # of pydantic
+class Texts(BaseModel):
     plain: str
     short: str = Field(max_length=2)
     long: str = Field(min_length=30)
@@ -31,7 +31,7 @@ class Texts(BaseModel):  # type: ignore[explicit-any]  # of pydantic
     id: UUID
 
 
-class Numbers(BaseModel):  # type: ignore[explicit-any]  # of pydantic
+class Numbers(BaseModel):
     plain: int
     fraction: float
     between: float = Field(gt=0.5, lt=0.7)
@@ -44,7 +44,7 @@ class Numbers(BaseModel):  # type: ignore[explicit-any]  # of pydantic
     nothing: None
 
 
-class Containers(BaseModel):  # type: ignore[explicit-any]  # of pydantic
+class Containers(BaseModel):
     some: list[int]
     three: list[str] = Field(min_length=3)
     none: list[str] = Field(max_length=0)
@@ -55,7 +55,7 @@ class Containers(BaseModel):  # type: ignore[explicit-any]  # of pydantic
     with_default: int = 5
 
 
-class Tree(BaseModel):  # type: ignore[explicit-any]  # of pydantic
+class Tree(BaseModel):
     name: str
     color: Color
     children: list[Tree]
