@@ -36,7 +36,7 @@ from console import notices, recharge
 from console.access import moment
 from console.context import Console
 from console.errors import DatabaseUnavailable
-from console.store import Connection, payments, stripe_events
+from console.store import Connection, payments, recharges, stripe_events
 from console.store.payments import PaymentRow, PaymentState
 from console.stripe_client import (
     CURRENCY,
@@ -284,6 +284,8 @@ def _write(
         if payment.kind == "recharge":
             recharge.follow(connection, payment, found.status, found.failure, now)
         reversals = [_save(connection, payment, each, now) for each in found.reversals]
+        refunded = sum(max(each.change, 0) for each in reversals if each.found.kind == "refund")
+        settings = recharges.lock(connection, payment.account_id) if refunded else None
         suspended = False
         for each in reversals:
             suspended |= _follow_dispute(connection, payment, each, now)
@@ -301,6 +303,8 @@ def _write(
             )
         for each in reversals:
             _post(connection, payment, each)
+        if settings is not None:
+            recharge.hold_back(connection, settings, refunded, now)
         taken_back = sum(each.change for each in reversals)
         for movement in found.transactions:
             payments.book_transaction(

@@ -9,6 +9,8 @@ say. Rules, each held in one transaction that has locked the account's settings:
   is over, and not beyond its cap of the calendar month (UTC). What is under way counts as paid.
 - A failure rests the account, a second one for longer. The third in a row switches it off: its
   owners are told, and switch it on again. A payment that succeeds, or new settings, forget them.
+- A refund that takes the balance below the threshold switches it off too: nobody who gets money
+  back is charged because of it.
 - An attempt whose outcome is not known stays open, so that no second one can begin.
 """
 
@@ -32,10 +34,10 @@ _FAILED = frozenset({"requires_payment_method", "requires_action", "canceled"})
 def begin(connection: Connection, account_id: int, now: datetime) -> UUID | None:
     """Open an attempt where one is due; its payment."""
     with connection.transaction():
-        settings = recharges.lock(connection, account_id, now)
-        if settings is None:
+        settings = recharges.lock(connection, account_id)
+        if settings is None or settings.not_before > now:
             return None
-        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        month = _month(now)
         situation = recharges.situation(connection, account_id, month)
         if not _is_due(settings, situation):
             return None
@@ -50,6 +52,10 @@ def begin(connection: Connection, account_id: int, now: datetime) -> UUID | None
         payments.open_payment(connection, payment_id, account_id, "recharge", settings.amount, now)
         recharges.open_attempt(connection, payment_id, account_id, customer_id, payment_method, now)
         return payment_id
+
+
+def _month(now: datetime) -> datetime:
+    return now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def _is_due(settings: RechargeRow, situation: Situation) -> bool:
@@ -77,6 +83,15 @@ def follow(
             recharges.forget_failures(connection, payment.account_id)
     elif payment.state == "processing" and status in _FAILED:
         fail(connection, payment.payment_id, failure or status, now)
+
+
+def hold_back(connection: Connection, settings: RechargeRow, refunded: int, now: datetime) -> None:
+    """A refund was posted, with `settings` locked before: where it is what took the balance below
+    the threshold, recharges are switched off. Nobody who gets money back is charged for that."""
+    account_id = settings.account_id
+    balance = recharges.situation(connection, account_id, _month(now)).balance
+    if balance < settings.threshold <= balance + refunded:
+        _disable(connection, account_id, "refunded", now)
 
 
 def fail(connection: Connection, payment_id: UUID, reason: str, now: datetime) -> None:

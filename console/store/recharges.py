@@ -37,8 +37,7 @@ SELECT r.account_id FROM console.recharge r JOIN ledger.pool p ON p.pool_id = r.
  ORDER BY r.account_id
 """
 _LOCK = f"""
-SELECT {_SETTINGS} FROM console.recharge
- WHERE account_id = %(account_id)s AND enabled AND not_before <= %(now)s FOR UPDATE
+SELECT {_SETTINGS} FROM console.recharge WHERE account_id = %s AND enabled FOR UPDATE
 """  # noqa: S608
 _SITUATION = """
 SELECT p.available + p.leased AS balance, a.status = 1 AS is_served,
@@ -168,10 +167,10 @@ def fallen_below(connection: Connection, now: datetime) -> list[int]:
     return [row[0] for row in connection.execute(_FALLEN_BELOW, {"now": now})]
 
 
-def lock(connection: Connection, account_id: int, now: datetime) -> RechargeRow | None:
-    """The settings of an account that may be recharged now, until the transaction ends."""
+def lock(connection: Connection, account_id: int) -> RechargeRow | None:
+    """The settings of an account that may be recharged, until the transaction ends."""
     with connection.cursor(row_factory=class_row(RechargeRow)) as cursor:
-        return cursor.execute(_LOCK, {"account_id": account_id, "now": now}).fetchone()
+        return cursor.execute(_LOCK, [account_id]).fetchone()
 
 
 def situation(connection: Connection, account_id: int, month: datetime) -> Situation:

@@ -301,6 +301,38 @@ async def test_who_is_not_recharged(database: str, how: str) -> None:
         assert charges(place) == 0
 
 
+@pytest.mark.parametrize(("cents", "stays_on"), [(1500, True), (1600, False), (2500, False)])
+async def test_nobody_is_charged_because_of_a_refund(
+    database: str, cents: int, stays_on: bool
+) -> None:
+    async with till(database) as place:
+        await switch_on(place)
+        (intent_id,) = place.stripe.intents
+        place.stripe.refund(intent_id, cents)
+        await place.deliver()
+        await place.look()
+        await place.recharge()
+        assert place.balance() == (2500 - cents) * CENT
+        assert attempts(place) == []
+        state = (await place.shown("/recharge"))["recharge"]
+        assert isinstance(state, dict)
+        assert state["enabled"] == stays_on
+        assert place.notices() == ([] if stays_on else ["recharge_disabled"])
+
+
+async def test_a_refund_to_who_was_below_already_leaves_it_on(database: str) -> None:
+    async with till(database) as place:
+        await switch_on(place)
+        place.spend("20")
+        (intent_id,) = place.stripe.intents
+        place.stripe.refund(intent_id, 100)
+        await place.deliver()
+        await place.look()
+        await place.recharge()
+        assert attempts(place) == ["succeeded"]
+        assert place.balance() == 24 * DOLLAR
+
+
 async def test_a_card_removed_at_stripe_switches_it_off(database: str) -> None:
     async with till(database) as place:
         await switch_on(place)
