@@ -15,8 +15,6 @@ Rules
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import APIRouter, FastAPI, Request
@@ -133,8 +131,6 @@ def _no_page(request: Request, error: Exception) -> Response:
         )
     if isinstance(error, HTTPException):
         return problem(request.app.state.console, _as_refusal(error))
-    sys.stderr.write(f"{request.method} {request.url.path}: ")
-    traceback.print_exception(error)
     message = "The console failed to show this page."
     return problem(request.app.state.console, Refused(500, "internal_error", message))
 
@@ -170,9 +166,8 @@ def _sentence(error: RequestValidationError) -> str:
     return f"{where}: {first['msg']}."
 
 
-def _failed(request: Request, error: Exception) -> Response:
-    sys.stderr.write(f"{request.method} {request.url.path}: ")
-    traceback.print_exception(error)
+def _failed(_: Request, __: Exception) -> Response:
+    """A bug. The server writes down what it was, and not its path, which may let somebody in."""
     return JSONResponse(body_of("internal_error", "The console failed to handle this."), 500)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import h11
 import pytest
 import trio
+from fastapi import APIRouter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -170,6 +171,30 @@ async def test_every_kind_of_answer_comes_through(
         body = await client.event()
         assert isinstance(body, h11.Data)
         assert bytes(body.data) == b'{"bytes":3000000}'
+
+
+async def test_a_bug_is_answered_and_written_down_without_its_path(
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    router = APIRouter()
+
+    @router.get("/invitations/{token}")
+    async def accept(token: str) -> None:
+        raise RuntimeError(f"{len(token)} is too long")
+
+    monkeypatch.setattr(app, "ROUTERS", (router,))
+    monkeypatch.setattr(app, "SERVICES", ())
+    async with serving(console(database), tmp_path) as gateway:
+        client = gateway.connect()
+        for _ in range(2):  # over the same connection
+            answer = await client.call("/console/api/invitations/s3cret", method="GET")
+            assert (answer.status, answer.error["code"]) == (500, "internal_error")
+    written = capfd.readouterr().err
+    assert "6 is too long" in written
+    assert "s3cret" not in written
 
 
 async def test_events_arrive_as_they_are_made_and_leaving_is_noticed(
