@@ -15,7 +15,8 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +31,7 @@ from console import (
     health,
     inbox,
     keys,
+    mcp,
     payments,
     people,
     plan,
@@ -70,9 +72,18 @@ _CODES = {
 
 def build(console: Console) -> ASGIApp:
     """The whole app, without the services."""
-    routes: list[BaseRoute] = [Mount(API_PREFIX, app=_api(console)), *site.ROUTES]
+    tools = mcp.Endpoint(console)
+    routes: list[BaseRoute] = [Mount(API_PREFIX, app=_api(console)), tools.route, *site.ROUTES]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with tools.running():
+            yield
+
     app = Starlette(
-        routes=routes, exception_handlers={HTTPException: _no_page, Exception: _no_page}
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _no_page, Exception: _no_page},
     )
     app.state.console = console
     return Guard(app, console.server.public_url)
