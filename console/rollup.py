@@ -14,7 +14,7 @@ import trio
 
 from console.context import Console
 from console.errors import DatabaseUnavailable
-from console.store import usage
+from console.store import DatabaseError, usage
 
 EVERY_SECONDS = 2.0
 _BATCHES_MAX = 200  # of a holder at once: some ten thousand events, and a second
@@ -31,6 +31,6 @@ async def sum_up(console: Console) -> int:
     """Take a portion of what was posted since; how many events, 0 where the database is away."""
     try:
         return await console.database.run(partial(usage.sum_up, batches_max=_BATCHES_MAX))
-    except DatabaseUnavailable:
-        sys.stderr.write("console: sums of usage wait for the database\n")
+    except (DatabaseUnavailable, DatabaseError) as error:
+        sys.stderr.write(f"console: sums of usage wait for the database: {error}\n")
         return 0

@@ -48,11 +48,20 @@ SELECT at, at, n, %(account_id)s,
        (%(key_ids)s::bigint[])[1 + n %% cardinality(%(key_ids)s::bigint[])],
        1, 2000000, 900000, 1000000, %(holder_id)s,
        (%(model_ids)s::integer[])[1 + (n / 7) %% cardinality(%(model_ids)s::integer[])], 1,
-       100 + n %% 900, n %% 50, 20 + n %% 300, 0, 50 + (n * 7919) %% 2000, 300,
+       100 + n %% 900, n %% 50, 20 + n %% 300, 0, 50 + (n %% 2000) * 7919 %% 2000, 300,
        CASE WHEN n %% 97 = 0 THEN 5 ELSE 1 END, 1,
        (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7'
         || lpad(to_hex(n %% 4096), 3, '0') || '8' || lpad(to_hex(n), 15, '0'))::uuid
   FROM event
+"""
+
+
+# What autovacuum does in time, which is switched off here.
+_SUMMARISE = """
+SELECT brin_summarize_new_values(i.indexrelid) FROM pg_index i
+  JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
+  JOIN pg_inherits h ON h.inhrelid = i.indrelid
+ WHERE m.amname = 'brin' AND h.inhparent = 'ledger.usage_event'::regclass
 """
 
 
@@ -117,3 +126,5 @@ def fill(
     with connection.transaction():
         connection.execute(_FILL, facts)
         connection.execute(_APPLIED, [count, holder_id])
+    connection.execute(_SUMMARISE)
+    connection.execute("ANALYZE ledger.usage_event")
