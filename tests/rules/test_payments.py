@@ -52,11 +52,19 @@ class Console:
             },
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - loopback
-            self._cookie = (answer.headers["set-cookie"] or self._cookie).partition(";")[0]
-            found = json.loads(answer.read())
-        assert isinstance(found, dict)
-        return found
+        for _ in range(PATIENCE_TRIES):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - loopback
+                    self._cookie = (answer.headers["set-cookie"] or self._cookie).partition(";")[0]
+                    found = json.loads(answer.read())
+                assert isinstance(found, dict)
+                return found
+            except urllib.error.HTTPError as error:
+                with error:
+                    if error.code != 503:
+                        raise
+            threading.Event().wait(0.05)  # it is still loading
+        raise AssertionError("there is no console")
 
     def pay(self, stripe: stand_in.Stripe, amount: str) -> None:
         """Pay on the page, as a browser does, and come back."""
