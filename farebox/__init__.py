@@ -6,6 +6,6 @@ is known of providers), `serve` (from nothing to a running gateway), `worker` (o
 from its parts), `books` (its ledger, here or in another process), `supervise`, `children`,
 `sockets`, `control`, `served`, `child` and `totals` (several processes, what they say to each
 other, their figures as one), `console_child` and `console_part` (the console's, which is one of
-them whatever their number), `maintenance`, `admin` (metrics and health), `embedded` (Postgres for a fresh
-machine), `sandbox` (the scripted provider as a server), `demo` (a small real model as one).
+them whatever their number), `maintenance`, `admin` (metrics and health), `embedded` (Postgres for a
+fresh machine), `sandbox` (the scripted provider as a server), `demo` (a small real model as one).
 """
