@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -32,7 +32,7 @@ from adapters.registry import ENDPOINTS
 from console.access import Member, allowed, moment
 from console.context import Console, ConsoleOf
 from console.errors import Refused
-from console.store import usage
+from console.store import Connection, usage
 from console.store.usage import Slice, Span
 from ledger.money import format_usd
 from ledger.store import EventStatus
@@ -181,6 +181,13 @@ class Filters:
     key_id: int | None = None
     outcome: Outcome | None = None
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether most requests may not fit."""
+        return any(
+            asked is not None for asked in (self.model, self.project, self.key_id, self.outcome)
+        )
+
     def wanted(self, account_id: int, limit: int, after: Position | None = None) -> Wanted:
         """As the books are asked."""
         return Wanted(
@@ -218,11 +225,29 @@ async def history(
     console: Console, member: Member, wanted: Filters, limit: int, after: Position | None = None
 ) -> Page:
     """A page of the history."""
-    return await console.database.run(
-        lambda connection: find_page(
-            connection, wanted.wanted(member.account_id, limit, after), ENDPOINTS
+    asked = wanted.wanted(member.account_id, limit, after)
+    if not wanted.is_narrow:
+        return await console.database.run(
+            lambda connection: find_page(connection, asked, ENDPOINTS)
         )
-    )
+    return await console.database.run(partial(narrow_page, wanted=asked, outcome=wanted.outcome))
+
+
+def narrow_page(connection: Connection, wanted: Wanted, outcome: Outcome | None) -> Page:
+    """A page of what fits filters that few requests may fit: the sums tell the hours to look at,
+    so that a million others are not."""
+    records: list[UsageRecord] = []
+    last: Position | None = None
+    for since, until in usage.hours(connection, wanted, outcome, wanted.limit + 1):
+        if len(records) == wanted.limit:  # and another hour has more
+            return Page(records, last, last)
+        part = replace(wanted, since=since, until=until, limit=wanted.limit - len(records))
+        page = find_page(connection, part, ENDPOINTS)
+        records += page.records
+        last = page.last or last
+        if page.next is not None:
+            return Page(records, page.next, last)
+    return Page(records, None, last)
 
 
 @router.get("/usage", summary="What was asked, newest first")

@@ -229,10 +229,12 @@ class Wanted:
 
 
 class Page(NamedTuple):
-    """Some records, and the position to go on from; None where there are no more."""
+    """Some records, and the position to go on from; None where there are no more. `last` is the
+    position of the last record, if there is one."""
 
     records: Sequence[UsageRecord]
     next: Position | None
+    last: Position | None = None
 
 
 def billing_status(status: int, charge: int) -> BillingStatus:
@@ -257,7 +259,8 @@ def find_page(connection: psycopg.Connection, wanted: Wanted, endpoints: Endpoin
     events = [_Event(*row) for row in rows[: wanted.limit]]
     costs = _attempted_costs(connection, wanted.account_id, events) if events else {}
     records = [_record(event, costs.get(event.request_id, 0), endpoints) for event in events]
-    return Page(records, events[-1].position if len(rows) > wanted.limit else None)
+    last = events[-1].position if events else None
+    return Page(records, last if len(rows) > wanted.limit else None, last)
 
 
 def find_receipt(
@@ -299,7 +302,7 @@ def export(
                 since=since or BEGINNING,
                 newest_first=False,
             )
-            records, after = find_page(connection, wanted, endpoints)
+            records, after, _ = find_page(connection, wanted, endpoints)
             yield from records
             if after is None:
                 return

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
+from typing import Literal
 
 from psycopg.rows import class_row
 
 from console.store import Connection
+from ledger.usage import Wanted
+
+_HOUR = timedelta(hours=1)
+_MICROSECOND = timedelta(microseconds=1)
 
 _SUM_UP = "SELECT console.sum_up_usage(%s)"
 _SLICES = """
@@ -34,6 +39,32 @@ SELECT l.starts_at, coalesce(m.name, '') AS model, l.bucket, sum(l.requests)::bi
  WHERE l.account_id = %(account_id)s AND l.span = %(span)s
    AND l.starts_at >= %(since)s AND l.starts_at < %(until)s
  GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+"""
+# What is not summed up yet begins with the oldest batch above its holder's mark.
+_NOT_SUMMED = """
+SELECT min(b.recorded_at) FROM ledger.holder_progress h
+  LEFT JOIN console.usage_mark m USING (holder_id)
+ CROSS JOIN LATERAL (
+   SELECT b.recorded_at FROM ledger.batch b
+    WHERE b.holder_id = h.holder_id AND b.last_seq > coalesce(m.seq, 0)
+    ORDER BY b.last_seq LIMIT 1) b
+ WHERE h.applied_seq > coalesce(m.seq, 0)
+"""
+_HOURS = """
+SELECT s.starts_at FROM console.usage_slice s
+ WHERE s.account_id = %(account_id)s AND s.span = 1
+   AND s.starts_at > %(since)s - interval '1 hour' AND s.starts_at < %(until)s
+   AND (%(key_id)s::bigint IS NULL OR s.key_id = %(key_id)s)
+   AND (%(model)s::text IS NULL OR s.model_id = ANY (ARRAY(
+         SELECT m.model_id FROM directory.model m WHERE m.name = %(model)s)))
+   AND (%(project)s::text IS NULL OR s.key_id = ANY (ARRAY(
+         SELECT k.key_id FROM directory.api_key k JOIN directory.project p USING (project_id)
+          WHERE p.account_id = %(account_id)s AND p.name = %(project)s)))
+   AND CASE %(outcome)s WHEN 'failed' THEN s.failed + s.attempts
+                        WHEN 'cancelled' THEN s.cancelled + s.attempts
+                        WHEN 'served' THEN s.requests - s.failed - s.cancelled
+                        ELSE 1 END > 0
+ GROUP BY 1 ORDER BY 1 DESC LIMIT %(hours)s
 """
 _OF_KEYS = """
 SELECT k.key_id, coalesce(u.charge, 0)::bigint AS charge,
@@ -158,6 +189,38 @@ def slices(
         "key_ids": None if key_ids is None else list(key_ids),
     }
     return cursor.execute(_SLICES, asked).fetchall()
+
+
+def hours(
+    connection: Connection,
+    wanted: Wanted,
+    outcome: Literal["served", "failed", "cancelled"] | None,
+    hours_max: int,
+) -> list[tuple[datetime, datetime]]:
+    """Where requests that fit may be found, newest first, as (since, until): what is not summed up
+    yet, then hours that have some."""
+    until = wanted.until
+    if wanted.after is not None:
+        until = min(until, wanted.after.recorded_at + _MICROSECOND)
+    ((not_summed,),) = connection.execute(_NOT_SUMMED).fetchall()
+    found: list[tuple[datetime, datetime]] = []
+    if not_summed is not None and not_summed < until:
+        begin = max(wanted.since, not_summed.replace(minute=0, second=0, microsecond=0))
+        found.append((begin, until))
+        until = begin
+    asked = {
+        "account_id": wanted.account_id,
+        "since": wanted.since,
+        "until": until,
+        "key_id": wanted.key_id,
+        "model": wanted.model,
+        "project": wanted.project,
+        "outcome": outcome,
+        "hours": hours_max,
+    }
+    for (hour,) in connection.execute(_HOURS, asked):
+        found.append((max(hour, wanted.since), min(hour + _HOUR, until)))
+    return found
 
 
 def latencies(

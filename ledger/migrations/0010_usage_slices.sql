@@ -10,7 +10,7 @@
 
 -- span 1: an hour, 2: a day, in UTC and of the database's time of posting. A request counts once, by
 -- the event that ended it; attempts before it add their cost. Of models without a price, failures
--- are not told from attempts, and left out.
+-- are not told from attempts here, and count as those.
 CREATE TABLE console.usage_slice (
   account_id bigint      NOT NULL,
   span       smallint    NOT NULL CHECK (span IN (1, 2)),
@@ -19,6 +19,8 @@ CREATE TABLE console.usage_slice (
   model_id   integer     NOT NULL,
   requests   bigint      NOT NULL,
   failed     bigint      NOT NULL,
+  cancelled  bigint      NOT NULL,
+  attempts   bigint      NOT NULL,
   cost       bigint      NOT NULL,
   charge     bigint      NOT NULL,
   tok_in     bigint      NOT NULL,
@@ -77,11 +79,14 @@ BEGIN
       SELECT e.account_id, e.span, e.starts_at, e.key_id, e.model_id,
              count(*) FILTER (WHERE e.ended),
              count(*) FILTER (WHERE e.ended AND e.status IN (5, 6, 7, 9)),
+             count(*) FILTER (WHERE e.ended AND e.status = 3),
+             count(*) FILTER (WHERE NOT e.ended),
              sum(e.cost), sum(e.charge), sum(e.tok_in), sum(e.tok_cached), sum(e.tok_out),
              sum(e.tok_reason)
         FROM event e GROUP BY 1, 2, 3, 4, 5
       ON CONFLICT (account_id, span, starts_at, key_id, model_id) DO UPDATE SET
         requests = s.requests + excluded.requests, failed = s.failed + excluded.failed,
+        cancelled = s.cancelled + excluded.cancelled, attempts = s.attempts + excluded.attempts,
         cost = s.cost + excluded.cost, charge = s.charge + excluded.charge,
         tok_in = s.tok_in + excluded.tok_in, tok_cached = s.tok_cached + excluded.tok_cached,
         tok_out = s.tok_out + excluded.tok_out, tok_reason = s.tok_reason + excluded.tok_reason

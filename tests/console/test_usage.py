@@ -14,15 +14,22 @@ from decimal import Decimal
 
 import psycopg
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
+from adapters.registry import ENDPOINTS
 from console import rollup
+from console.store import usage as sums
 from console.store.usage import Span
+from console.usage import Filters, narrow_page
 from ledger.directory import Directory, PriceRow
 from ledger.money import format_usd
 from ledger.postgres import PostgresStore
 from ledger.store import Ask, EventStatus, PoolId
-from tests.fakes import history
+from ledger.usage import Position, UsageRecord, find_page
+from tests.fakes import history, postgres
 from tests.fakes.console import Browser
+from tests.fakes.history import Posted
 from tests.fakes.model_holder import ModelHolder, event, report
 from tests.fakes.people import Town, town
 
@@ -31,6 +38,7 @@ pytestmark = pytest.mark.unsound_books("a history without money behind it")
 ACME = "/console/api/accounts/acme"
 USAGE = f"{ACME}/usage"
 FILLED = 250
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,78 @@ async def test_filters_leave_the_rest_out(database: str) -> None:
     assert len(failed) == FILLED // 97
     assert 0 < len(lately) < FILLED
     assert of_nobody == []
+
+
+@settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(
+    batches=st.lists(
+        st.lists(
+            st.builds(
+                Posted,
+                at=st.integers(0, 30).map(lambda hours: NOON + timedelta(hours=hours)),
+                account_id=st.just(1),
+                key_id=st.integers(1, 2),
+                model_id=st.integers(1, 2),
+                status=st.sampled_from([1, 3, 5]),
+                reserved=st.sampled_from([0, 200]),
+                cost=st.just(0),
+                charge=st.just(0),
+                input_tokens=st.just(1),
+                output_tokens=st.just(1),
+                ttfb_ms=st.just(1),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        max_size=8,
+    ),
+    summed=st.integers(0, 8),
+    limit=st.integers(1, 5),
+    wanted=st.builds(
+        Filters,
+        model=st.sampled_from([None, "gpt", "none"]),
+        key_id=st.sampled_from([None, 1]),
+        project=st.sampled_from([None, "web"]),
+        outcome=st.sampled_from([None, "served", "failed", "cancelled"]),
+        since=st.sampled_from([None, NOON + timedelta(hours=7, minutes=20)]),
+        until=st.sampled_from([None, NOON + timedelta(hours=20, minutes=40)]),
+    ),
+)
+def test_looking_only_where_something_is_finds_the_same(
+    postgres_server: postgres.TestServer,
+    batches: list[list[Posted]],
+    summed: int,
+    limit: int,
+    wanted: Filters,
+) -> None:
+    with (
+        postgres_server.database() as conninfo,
+        psycopg.connect(conninfo, autocommit=True) as connection,
+    ):
+        with Directory(conninfo, secret=b"s" * 32) as directory:
+            directory.create_account("acme")
+            directory.create_project("acme", "web")
+            directory.create_project("acme", "batch")
+            for project in ("web", "batch"):
+                directory.create_key("acme", project)
+            directory.register_catalogue(["gpt", "claude"], ["openai"], [])
+        holder, seq = history.holder(connection), 1
+        for number, batch in enumerate(sorted(batches, key=lambda batch: batch[0].at)):
+            seq = history.post(connection, holder, seq, batch)
+            if number == summed:
+                sums.sum_up(connection, 100)
+        asked = wanted.wanted(1, 1000)
+        expected = list(find_page(connection, asked, ENDPOINTS).records)
+        found: list[UsageRecord] = []
+        after: Position | None = None
+        while True:
+            page = narrow_page(connection, wanted.wanted(1, limit, after), wanted.outcome)
+            found += page.records
+            assert len(page.records) <= limit
+            if page.next is None:
+                break
+            after = page.next
+        assert found == expected
 
 
 async def test_what_providers_take_is_shown_to_the_operator_alone(database: str) -> None:

@@ -258,7 +258,7 @@ def test_a_running_request_has_no_record(rows: psycopg.Connection) -> None:
     running = Row(request_id(1), NOW, 1, **FAILED)  # type: ignore[arg-type] # names of its own
     insert(rows, [running])
     assert find_receipt(rows, 1, running.request, ENDPOINTS) is None
-    assert find_page(rows, Wanted(account_id=1, limit=9), ENDPOINTS) == ([], None)
+    assert find_page(rows, Wanted(account_id=1, limit=9), ENDPOINTS) == ([], None, None)
     insert(rows, [Row(request_id(1), NOW + timedelta(seconds=9), 2)])
     (record,) = find_page(rows, Wanted(account_id=1, limit=9), ENDPOINTS).records
     found = find_receipt(rows, 1, running.request, ENDPOINTS)
