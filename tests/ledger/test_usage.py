@@ -392,7 +392,7 @@ def test_pages_have_every_record_once_whatever_is_posted_meanwhile(
     wanted = Wanted(account_id=1, limit=size, newest_first=newest_first)
     found: list[UsageRecord] = []
     while True:
-        records, after = find_page(shared, wanted, ENDPOINTS)
+        records, after, _ = find_page(shared, wanted, ENDPOINTS)
         found += records
         if after is None:
             break
@@ -553,7 +553,7 @@ def test_a_page_reads_no_more_than_its_days_and_by_the_index(large: psycopg.Conn
         since=start - timedelta(days=3),
         after=Position(start - timedelta(days=1, hours=12), 1, 10**9),
     )
-    records, after = find_page(explaining, wanted, ENDPOINTS)  # type: ignore[arg-type] # executes like one
+    records, after, _ = find_page(explaining, wanted, ENDPOINTS)  # type: ignore[arg-type] # executes like one
     assert len(records) == 20
     assert after is not None
     chosen, attempted = explaining.plans
