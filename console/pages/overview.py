@@ -170,7 +170,7 @@ def _errors(slices: Sequence[Slice], days: Sequence[datetime]) -> Facts:
 def _latency(latencies: Sequence[Latency], days: Sequence[datetime]) -> Facts:
     by_day: dict[datetime, Counter[int]] = {day: Counter() for day in days}
     for each in latencies:
-        if each.starts_at in by_day:
+        if each.starts_at is not None and each.starts_at in by_day:
             by_day[each.starts_at][each.bucket] += each.requests
     series = [
         Series("median", [quantile(by_day[day], 0.5) for day in days]),
@@ -196,7 +196,8 @@ def _models(slices: Sequence[Slice], latencies: Sequence[Latency]) -> list[Facts
     """The models that were asked, dearest first."""
     buckets: dict[str, Counter[int]] = {}
     for each in latencies:
-        buckets.setdefault(each.model, Counter())[each.bucket] += each.requests
+        if each.model is not None:
+            buckets.setdefault(each.model, Counter())[each.bucket] += each.requests
     sums: dict[str, Counter[str]] = {}
     for slice_ in slices:
         sums.setdefault(slice_.model, Counter()).update(

@@ -33,12 +33,19 @@ SELECT s.starts_at, coalesce(m.name, '') AS model, sum(s.requests)::bigint AS re
    AND (%(key_ids)s::bigint[] IS NULL OR s.key_id = ANY (%(key_ids)s))
  GROUP BY 1, 2 ORDER BY 1, 2
 """
+# Once by time and once by model, rather than by both.
 _LATENCIES = """
-SELECT l.starts_at, coalesce(m.name, '') AS model, l.bucket, sum(l.requests)::bigint AS requests
-  FROM console.usage_latency l LEFT JOIN directory.model m USING (model_id)
- WHERE l.account_id = %(account_id)s AND l.span = %(span)s
-   AND l.starts_at >= %(since)s AND l.starts_at < %(until)s
- GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+SELECT l.starts_at, l.model, l.bucket, l.requests
+  FROM (SELECT starts_at, model_id, bucket, sum(requests)::bigint AS requests
+          FROM console.usage_latency
+         WHERE account_id = %(account_id)s AND span = %(span)s
+           AND starts_at >= %(since)s AND starts_at < %(until)s
+         GROUP BY GROUPING SETS ((starts_at, bucket), (model_id, bucket))) s
+ CROSS JOIN LATERAL (
+   SELECT s.starts_at, s.bucket, s.requests,
+          CASE WHEN s.starts_at IS NULL
+               THEN coalesce((SELECT m.name FROM directory.model m
+                               WHERE m.model_id = s.model_id), '') END AS model) l
 """
 # What is not summed up yet begins with the oldest batch above its holder's mark.
 _NOT_SUMMED = """
@@ -121,10 +128,11 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How many answers of a model began so soon; see the migration for buckets."""
+    """How many answers began so soon; see the migration for buckets. Either of all models between
+    two moments, or of one model in the whole time: `starts_at` or `model` is None."""
 
-    starts_at: datetime
-    model: str
+    starts_at: datetime | None
+    model: str | None
     bucket: int
     requests: int
 
@@ -226,7 +234,7 @@ def hours(
 def latencies(
     connection: Connection, account_id: int, span: Span, since: datetime, until: datetime
 ) -> list[Latency]:
-    """By time, model and bucket."""
+    """By time and bucket, and by model and bucket."""
     cursor = connection.cursor(row_factory=class_row(Latency))
     asked = {"account_id": account_id, "span": span.value, "since": since, "until": until}
     return cursor.execute(_LATENCIES, asked).fetchall()

@@ -135,6 +135,10 @@ def test_buckets_of_latency_tell_it_to_a_fifth(database: str) -> None:
         usage.sum_up(connection, 10)
         until = NOON + timedelta(days=1)
         found = usage.latencies(connection, 1, Span.HOUR, NOON, until)
-    begins = sorted(2 ** (each.bucket / 4) - 1 for each in found)
+    by_hour = [each for each in found if each.starts_at == NOON and each.model is None]
+    by_model = [each for each in found if each.starts_at is None and each.model == ""]
+    assert len(found) == len(by_hour) + len(by_model)
+    begins = sorted(2 ** (each.bucket / 4) - 1 for each in by_hour)
+    assert begins == sorted(2 ** (each.bucket / 4) - 1 for each in by_model)
     for begin, real in zip(begins, waited, strict=True):
         assert begin <= real <= (begin + 1) * 2**0.25

@@ -273,13 +273,13 @@ async def test_a_database_that_is_not_there_is_said_so() -> None:
 async def test_a_connection_that_died_is_replaced(database: str) -> None:
     history = PostgresUsage(database)
     wanted = Wanted(account_id=1, limit=1)
-    assert await history.page(wanted) == ([], None)
+    assert await history.page(wanted) == ([], None, None)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-    assert await history.page(wanted) == ([], None)
+    assert await history.page(wanted) == ([], None, None)
     await history.aclose()
 
 
@@ -292,7 +292,7 @@ async def test_who_leaves_waits_for_no_lock_and_harms_nobody(database: str) -> N
             await history.page(wanted)
         assert scope.cancelled_caught
         connection.rollback()
-    assert await history.page(wanted) == ([], None)
+    assert await history.page(wanted) == ([], None, None)
     await history.aclose()
 
 
