@@ -128,6 +128,7 @@ async def _members(visit: Visit, *, link: str) -> Response:
             "roles": ROLES,
             "me": member.caller.user_id,
             "link": link,
+            "typed": visit.form if visit.status != 200 and visit.form.get("do") == "invite" else {},
         },
     )
 

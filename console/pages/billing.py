@@ -8,6 +8,7 @@ from starlette.responses import RedirectResponse, Response
 
 from console import payments, plan
 from console.errors import Refused
+from console.pages import words
 from console.pages.frame import DONE, Form, Kind, Notice, Visit
 from console.payments import NewTopUp, RechargeBody
 
@@ -62,7 +63,7 @@ async def _tell(visit: Visit, payment_id: str) -> None:
     except (ValueError, Refused):
         return
     if paid.state == "succeeded":
-        visit.notices.append(Notice(f"${paid.amount} were added to the balance.", "good"))
+        visit.notices.append(Notice(f"{words.usd(paid.amount)} were added to the balance.", "good"))
     elif paid.state == "failed":
         visit.notices.append(Notice(paid.failure or "The payment has failed.", "bad"))
     else:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -211,10 +212,11 @@ async def form_of(request: Request) -> Mapping[str, str]:
     """The fields of a form, without blanks around them. Of a name given twice the values are
     joined by commas."""
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _FORM_BYTES_MAX:
-            raise Refused(413, "request_too_large", "The form is too long.")
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > _FORM_BYTES_MAX:
+                raise Refused(413, "request_too_large", "The form is too long.")
     try:
         fields = parse_qsl(body.decode(), True, max_num_fields=_FORM_FIELDS_MAX)
     except ValueError:

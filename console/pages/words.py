@@ -54,7 +54,7 @@ def clock(moment: datetime | None) -> str:
 def lasted(milliseconds: float | None) -> str:
     """A duration."""
     if milliseconds is None:
-        return "-"
+        return "–"
     if milliseconds < 1000:
         return f"{milliseconds:.0f} ms"
     seconds = milliseconds / 1000

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from console.context import Console, ServerFacts
 from console.links import sign_in_link
-from console.settings import ConsoleSettings
+from console.settings import ConsoleSettings, StripeSettings
 from tests.fakes.console import FACTS, PUBLIC_URL, Browser, console, running
 from tests.fakes.issuer import AUDIENCE, ISSUER, SECRET, Wall, by_secret
 
@@ -78,11 +78,14 @@ class Town:
 
 @asynccontextmanager
 async def town(
-    conninfo: str, public_url: str = PUBLIC_URL, facts: ServerFacts = FACTS
+    conninfo: str,
+    public_url: str = PUBLIC_URL,
+    facts: ServerFacts = FACTS,
+    stripe: StripeSettings | None = None,
 ) -> AsyncIterator[Town]:
     """A town for the time of the block."""
     wall = Wall()
     server = replace(facts, public_url=public_url)
-    parts = console(conninfo, settings=SETTINGS, server=server, wall=wall)
+    parts = console(conninfo, settings=SETTINGS, stripe=stripe, server=server, wall=wall)
     async with running(parts) as served, AsyncExitStack() as browsers:
         yield Town(served, parts, conninfo, wall, browsers)
