@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from ledger import verify
-from ledger.accounts import AccountStatus, Budget, Credential
+from ledger.accounts import AccountStatus, Budget, Credential, Key
 from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable, PriceRow
 from ledger.keys import keyed_hash, of_session
 
@@ -254,23 +254,26 @@ def spend(database: str, pool: int, amount: int, leased: int = 0) -> None:
 
 def test_a_budget_that_is_changed_keeps_what_was_spent(database: str, acme: Directory) -> None:
     key, _ = acme.create_key("acme", "web", budget=Budget(20))
-    facts = {"name": key.name, "expires_at": None, "models": ()}
+
+    def change(budget: Budget | None) -> Key:
+        return acme.update_key(key.key_id, name=key.name, budget=budget, expires_at=None, models=())
+
     _, credential = only(acme, 0)
     pool = credential.pools[-1]
     spend(database, pool, 15)
 
-    assert acme.update_key(key.key_id, budget=Budget(50), **facts).budget == Budget(50)
+    assert change(Budget(50)).budget == Budget(50)
     assert pools_of(database)[pool] == (35, None)
-    acme.update_key(key.key_id, budget=Budget(10), **facts)
+    change(Budget(10))
     assert pools_of(database)[pool] == (-5, None)
 
-    acme.update_key(key.key_id, budget=None, **facts)
+    change(None)
     assert only(acme, 0)[1].pools == (credential.account_id,)
-    acme.update_key(key.key_id, budget=Budget(30), **facts)
+    change(Budget(30))
     assert only(acme, 0)[1].pools == credential.pools
     assert pools_of(database)[pool] == (15, None)
 
-    acme.update_key(key.key_id, budget=Budget(30, "month"), **facts)
+    change(Budget(30, "month"))
     monthly = only(acme, 0)[1].pools[-1]
     assert monthly != pool
     assert pools_of(database)[monthly][0] == 30
