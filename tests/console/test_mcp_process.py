@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 
 import httpx2
 import pytest
@@ -13,7 +15,13 @@ import trio
 from console.links import sign_in_link
 from farebox.embedded import EmbeddedPostgres
 from tests.fakes.issuer import AUDIENCE, ISSUER, SECRET, by_secret
-from tests.fakes.process import WITH_CONSOLE, GatewayProcess, serving, wait_until_effective
+from tests.fakes.process import (
+    EFFECTIVE_TRIES,
+    WITH_CONSOLE,
+    GatewayProcess,
+    serving,
+    wait_until_effective,
+)
 from tests.fakes.tools import TOOLS, ToolFailed, toolbox_at
 
 CONFIG = f"""
@@ -22,6 +30,8 @@ jwt_secret = "{SECRET}"
 issuer = "{ISSUER}"
 audience = "{AUDIENCE}"
 {WITH_CONSOLE}
+workers = 2
+
 [tiers.slow]
 rpm = 1
 """
@@ -172,3 +182,31 @@ async def test_roles_hold(gateway: GatewayProcess) -> None:
         with pytest.raises(ToolFailed, match="You belong to no account"):
             await box.call("get_balance")
         assert "You belong to no account 'sess'" in await box.refusal("get_balance", account="sess")
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_who_leaves_is_not_answered_any_more(gateway: GatewayProcess, mode: str) -> None:
+    """As of any client: what is asked of a provider ends with who asked."""
+    key = gateway.new_key(f"leaves-{mode}", "5.00")
+    started = gateway.calls(status="499")
+    with trio.CancelScope() as leaving:
+        async with toolbox_at(gateway.base_url, key, mode) as box, trio.open_nursery() as nursery:
+            slow = {"model": "sandbox-late", "messages": HELLO}
+            nursery.start_soon(partial(box.call, "chat_completion", **slow))
+            await trio.to_thread.run_sync(until_it_runs, gateway)
+            leaving.cancel()
+    assert await trio.to_thread.run_sync(partial(gateway.calls_since, started, status="499")) == 1
+
+
+def until_it_runs(gateway: GatewayProcess) -> None:
+    """Until the data plane has something to do."""
+    for _ in range(EFFECTIVE_TRIES):
+        running = [
+            value
+            for name, value in gateway.metrics().items()
+            if name.startswith("farebox_upstream_in_flight")
+        ]
+        if sum(running) > 0:
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError("nothing runs")
