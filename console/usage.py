@@ -55,6 +55,7 @@ SPEND_DAYS_MAX = 400
 HOURS_SHOWN_MAX = timedelta(days=8)
 
 _EXPORTED_AT_ONCE = 2_000
+_HOURS_AT_ONCE = 100
 _NAME_CHARACTERS_MAX = 200
 _ID_MAX = 2**63 - 1
 
@@ -233,20 +234,30 @@ async def history(
     return await console.database.run(partial(narrow_page, wanted=asked, outcome=wanted.outcome))
 
 
-def narrow_page(connection: Connection, wanted: Wanted, outcome: Outcome | None) -> Page:
+def narrow_page(
+    connection: Connection,
+    wanted: Wanted,
+    outcome: Outcome | None,
+    hours_at_once: int = _HOURS_AT_ONCE,
+) -> Page:
     """A page of what fits filters that few requests may fit: the sums tell the hours to look at,
     so that a million others are not."""
     records: list[UsageRecord] = []
     last: Position | None = None
-    for since, until in usage.hours(connection, wanted, outcome, wanted.limit + 1):
-        if len(records) == wanted.limit:  # and another hour has more
-            return Page(records, last, last)
-        part = replace(wanted, since=since, until=until, limit=wanted.limit - len(records))
-        page = find_page(connection, part, ENDPOINTS)
-        records += page.records
-        last = page.last or last
-        if page.next is not None:
-            return Page(records, page.next, last)
+    until: datetime | None = wanted.until
+    while until is not None:
+        asked = replace(wanted, until=until)
+        hours, until = usage.hours(connection, asked, outcome, hours_at_once)
+        for begin, end in hours:
+            if len(records) == wanted.limit:  # and another hour may have more
+                return Page(records, last, last)
+            left = wanted.limit - len(records)
+            part = replace(wanted, since=begin, until=end, limit=left)
+            page = find_page(connection, part, ENDPOINTS)
+            records += page.records
+            last = page.last or last
+            if page.next is not None:
+                return Page(records, page.next, last)
     return Page(records, None, last)
 
 

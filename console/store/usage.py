@@ -204,9 +204,10 @@ def hours(
     wanted: Wanted,
     outcome: Literal["served", "failed", "cancelled"] | None,
     hours_max: int,
-) -> list[tuple[datetime, datetime]]:
+) -> tuple[list[tuple[datetime, datetime]], datetime | None]:
     """Where requests that fit may be found, newest first, as (since, until): what is not summed up
-    yet, then hours that have some."""
+    yet, and the last hours that may have some, those that follow each other as one. And before
+    which moment to go on; None where there are no more."""
     until = wanted.until
     if wanted.after is not None:
         until = min(until, wanted.after.recorded_at + _MICROSECOND)
@@ -226,9 +227,13 @@ def hours(
         "outcome": outcome,
         "hours": hours_max,
     }
-    for (hour,) in connection.execute(_HOURS, asked):
-        found.append((max(hour, wanted.since), min(hour + _HOUR, until)))
-    return found
+    rows = connection.execute(_HOURS, asked).fetchall()
+    for (hour,) in rows:
+        begin, end = max(hour, wanted.since), min(hour + _HOUR, until)
+        if found and found[-1][0] == end:
+            end = found.pop()[1]
+        found.append((begin, end))
+    return found, found[-1][0] if len(rows) == hours_max else None
 
 
 def latencies(

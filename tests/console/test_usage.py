@@ -133,6 +133,7 @@ async def test_filters_leave_the_rest_out(database: str) -> None:
     ),
     summed=st.integers(0, 8),
     limit=st.integers(1, 5),
+    hours_at_once=st.integers(1, 3),
     wanted=st.builds(
         Filters,
         model=st.sampled_from([None, "gpt", "none"]),
@@ -148,6 +149,7 @@ def test_looking_only_where_something_is_finds_the_same(
     batches: list[list[Posted]],
     summed: int,
     limit: int,
+    hours_at_once: int,
     wanted: Filters,
 ) -> None:
     with (
@@ -171,7 +173,9 @@ def test_looking_only_where_something_is_finds_the_same(
         found: list[UsageRecord] = []
         after: Position | None = None
         while True:
-            page = narrow_page(connection, wanted.wanted(1, limit, after), wanted.outcome)
+            page = narrow_page(
+                connection, wanted.wanted(1, limit, after), wanted.outcome, hours_at_once
+            )
             found += page.records
             assert len(page.records) <= limit
             if page.next is None:
