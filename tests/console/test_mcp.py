@@ -313,3 +313,39 @@ def test_whatever_is_wanted_is_within_the_key_that_makes_it(
     assert not names or (made.models and set(made.models) <= set(names))
     assert until is None or (made.expires_at is not None and made.expires_at <= until)
     assert left is None or (made.budget is not None and parse_usd(made.budget.usd) <= left)
+
+
+# -- around it ------------------------------------------------------------------------------------
+
+
+async def test_the_page_makes_a_key_that_manages_keys(database: str) -> None:
+    async with acme(database) as place:
+        operator = await place.operator()
+        form = {"do": "create", "project": "web", "name": "ops", "scopes": "keys"}
+        answer = await operator.post("/console/acme/keys", data=form)
+        assert answer.status_code == 200, answer.text
+        assert "manages keys" in answer.text
+        (key,) = (await operator.get(KEYS)).json()["keys"]
+        assert (key["name"], key["scopes"], key["made_by"]) == ("ops", ["keys"], None)
+        log = (await operator.get("/console/api/accounts/acme/audit")).json()["entries"]
+        assert log[0]["detail"] == {"budget": "none", "scopes": "keys"}
+
+
+async def test_no_other_scope_can_be_asked_for(database: str) -> None:
+    async with acme(database) as place:
+        operator = await place.operator()
+        for scopes in (["all"], ["keys", "keys"], "keys"):
+            answer = await operator.post(KEYS, json={"project": "web", "scopes": scopes})
+            assert answer.json()["error"]["code"] == "invalid_request"
+        assert (await operator.get(KEYS)).json() == {"keys": []}
+
+
+async def test_of_a_bug_nothing_is_told(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Directory, name: str) -> None:
+        raise RuntimeError(f"a detail of {name}")
+
+    async with acme(database) as place:
+        key, _ = await key_of(await place.operator())
+        monkeypatch.setattr(Directory, "show_account", fail)
+        async with calling(place, key) as box:
+            assert await box.refusal("get_balance") == "Error executing tool get_balance"
