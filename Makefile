@@ -21,7 +21,7 @@ SEED ?=
 # The environment as it is: with the tools if they are there, else just what runs.
 RUN_STAMP = $(if $(wildcard .venv/.dev),.venv/.dev,.venv/.run)
 
-.PHONY: help serve demo test check simulate crash chaos bench bench-peers mutants lock clean
+.PHONY: help serve demo test check simulate crash chaos bench bench-peers screenshots mutants lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ check: .venv/.dev ## formatting, lint, types, import rules: seconds
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_contract.py
+
+screenshots: .venv/.dev ## pictures of every page of the console, into screenshots and docs/screenshots
+	@$(BIN)/python -m tests.browser.screenshots
 
 mutants: .venv/.dev ## whether the tests notice deliberate faults; MUTANT=name tries one
 	@$(BIN)/python -m tests.mutants $(MUTANT)

@@ -115,10 +115,13 @@ async def accept_invitation(request: Request) -> Response:
         found = await people.show_invitation(caller, token, console)
     except Refused as refused:
         return problem(console, refused)
+    text = f"{found.invited_by} invites {found.email} as {found.role}."
+    if caller.email != found.email:
+        text += f" You are {caller.email or caller.name}: sign in under that address to accept."
     facts = {
         "what": f"Join {found.account}",
-        "text": f"{found.invited_by} invites {found.email} as {found.role}.",
-        "button": "Accept",
+        "text": text,
+        "button": "Accept" if caller.email == found.email else "",
     }
     return render(console, "confirm.html", facts)
 

@@ -58,7 +58,7 @@ document.addEventListener("change", (event) => {
 
 // -- keys: g and a letter go to a page, / to the filter, ? shows them -----------------------------
 
-let going = 0;
+let going = -Infinity;
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, select, textarea, dialog");
@@ -66,7 +66,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "g") {
     going = event.timeStamp;
   } else if (event.timeStamp - going < 1200) {
-    going = 0;
+    going = -Infinity;
     const link = document.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
     if (link) link.click();
   } else if (event.key === "/") {
