@@ -10,5 +10,12 @@ Rules
   same transaction.
 - Money is whole nano-dollars in Python and SQL, and an exact decimal string in JSON.
 
-Read `app.py`, `context.py`, `errors.py`, `security.py`, then `access.py` and a module with routes.
+Reading order: `settings`, `context` (what one process is made of), `app` (start here) and `serve`
+(its server), `errors` and `security` (every answer, every change). Who asks: `tokens`, `sessions`
+(an issuer's), `sign_in` (our own) with `links` (the operator's), `access` (roles, and what routes
+ask for), `audit`. Routes, with `bodies`: `people`, `keys`, `usage`, `plan`, `catalogue`, `health`,
+`payments`. What goes on by itself: `rollup` (sums of usage), `inbox` (what Stripe said), `recharge`
+(the rules) and `recharger` (the calls), with `stripe_client` and `notices`. For agents: `mcp`, with
+`bearers` (who calls) and `chat` (of models). For people: `pages`, of which `frame` comes first and
+`site` says which is where, over `templates` and `static`.
 """
