@@ -32,7 +32,7 @@ from console.store.people import User
 SESSION_LASTS = timedelta(days=7)
 
 _COOKIE_PATH = "/console"
-_PASSED_ON = ("forwarded", "x-forwarded-for", "x-real-ip")
+PASSED_ON = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ async def with_link(console: Console, request: Request, token: str) -> Opened:
     """Sign in the operator, by a link's token. Refuses with 401, 403, or 429."""
     _admit(console, request)
     address = address_of(request)
-    passed_on = any(name in request.headers for name in _PASSED_ON)
+    passed_on = any(name in request.headers for name in PASSED_ON)
     if passed_on or not is_local(address, console.server.gateway_url):
         raise Refused(
             403,

@@ -17,6 +17,8 @@ Rules
   nobody else can: from which address a client comes (`CLIENT_HEADER`).
 - Nothing is reserved or charged, and none of it counts as a request to a model. Places, bytes and
   seconds are bounded, and a client that leaves closes the way to the console behind it, too.
+- Who asks is not known here, so places and bytes are bounded apart from those of models: whoever
+  fills them, with bodies that never end, keeps others from the console and from nothing else.
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ from adapters.codec import Headers, Operation
 from adapters.errors import APIError, InternalError, NotFound
 from adapters.limits import Left
 from adapters.refusals import message_of, retry_headers
+from proxy.admit import Load
 from proxy.connection import Connection
 from proxy.deadlines import Deadlines
+from proxy.memory import Memory
 from proxy.pool import Pool, PoolFull
 from proxy.request_head import Head
 from proxy.transport import SocketTransport, Transport, detached
@@ -62,7 +66,10 @@ _AGAIN_SECONDS = 0.05
 _QUEUE_SECONDS = 2.0
 _CONNECTIONS_MAX = 128
 _IDLE_SECONDS_MAX = 60.0
-_BODY_BYTES_MAX = 16 << 20
+_OPEN_MAX = 512  # exchanges, those whose body is still coming included
+_HELD_BYTES_MAX = 64 << 20  # by all bodies together
+_BODY_BYTES_MAX = 1 << 20  # parsed before it is known whose it is, to many times its size
+_TOOL_BODY_BYTES_MAX = 16 << 20
 _WHOLE_BYTES_MAX = 1 << 20  # a longer answer is passed on in pieces
 _RETRY_AFTER_SECONDS = 1
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -72,9 +79,10 @@ _HOP_BY_HOP = frozenset(
     | {"upgrade", "proxy-authenticate", "proxy-authorization"}
 )
 _OURS_TO_SAY = frozenset(
-    {CLIENT_HEADER, "content-length", "expect", "forwarded"}
-    | {"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
+    {CLIENT_HEADER, "content-length", "expect", "x-forwarded-host", "x-forwarded-proto"}
 )
+"""`forwarded`, `x-forwarded-for` and `x-real-ip` go on: the console believes nothing that they say,
+but that they are there, which says that the peer is not the client (`console.sign_in`)."""
 
 Dial = Callable[[], Awaitable[Transport]]
 
@@ -142,12 +150,20 @@ async def serve(gateway: Gateway, connection: Connection, head: Head, record: Re
         raise NotFound("This gateway has no console.")
     if gateway.draining:
         raise ConsoleUnavailable
-    with gateway.load.admit(gateway.memory, connection.body_bytes) as permit:
-        body = await connection.read_body(_BODY_BYTES_MAX, permit.chunk)
+    declared = connection.body_bytes
+    with (
+        gateway.control.load.admit(gateway.control.memory, declared) as permit,
+        gateway.load.admit(gateway.memory, declared),
+    ):
+        body = await connection.read_body(_body_bytes_max(head.path), permit.chunk)
         asked = _request_head(head, len(body), connection.transport.address())
         async with gateway.control.answer(asked, body, head.method) as (answered, response):
             record.status = answered.status
             await _pass_on(connection, answered, response, head.method, record.id_headers())
+
+
+def _body_bytes_max(path: str) -> int:
+    return _BODY_BYTES_MAX if path.startswith("/console") else _TOOL_BODY_BYTES_MAX
 
 
 async def _pass_on(
@@ -183,6 +199,8 @@ class Control:
         self._deadlines = deadlines
         self._max_request_seconds = max_request_seconds
         self._pool: Pool[UpstreamConnection] = Pool(_CONNECTIONS_MAX)
+        self.load = Load(exchanges_max=_OPEN_MAX)
+        self.memory = Memory(_HELD_BYTES_MAX)
 
     async def run(self) -> None:
         """Close connections that have been idle for too long, until cancelled; then all."""

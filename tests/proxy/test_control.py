@@ -13,7 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from console import security
+from console import security, sign_in
 from proxy import control
 from proxy.control import ALIVE_PATH, CLIENT_HEADER, Control
 from proxy.request_head import Head
@@ -162,7 +162,7 @@ async def test_what_only_we_may_say_is_not_taken_from_clients(
             method="GET",
             headers={
                 CLIENT_HEADER: "127.0.0.1",
-                "X-Forwarded-For": "127.0.0.1",
+                "X-Forwarded-Host": "127.0.0.1",
                 "Connection": "keep-alive, X-Mine",
                 "X-Mine": "about this connection",
                 "X-Other": "about the request",
@@ -174,8 +174,20 @@ async def test_what_only_we_may_say_is_not_taken_from_clients(
     assert asked.values(CLIENT_HEADER) == [ADDRESS]
     assert asked.values("cookie") == ["farebox_session=abc; theme=dark"]
     assert asked.values("x-other") == ["about the request"]
-    for name in ("x-forwarded-for", "connection", "x-mine", "te"):
+    for name in ("x-forwarded-host", "connection", "x-mine", "te"):
         assert asked.values(name) == []
+
+
+@pytest.mark.parametrize("name", sorted(sign_in.PASSED_ON))
+async def test_the_console_hears_that_another_proxy_has_passed_it_on(
+    name: str, autojump_clock: trio.abc.Clock
+) -> None:
+    """Otherwise everybody whom a proxy on this machine lets in would be on this machine."""
+    console = ConsoleEnd(saying(OK))
+    async with world_with(console) as world:
+        await world.connect().call("/console", method="GET", headers={name: "192.0.2.7"})
+    (asked,) = console.asked
+    assert asked.values(name) == ["192.0.2.7"]
 
 
 _tokens = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=12)
@@ -462,6 +474,44 @@ async def test_a_console_that_hangs_does_not_hold_up_models(
         busy = await clients[-1].receive()  # beyond the places there are
         assert busy.status == 503
         assert busy.error["code"] == "console_unavailable"
+
+
+async def test_bodies_that_never_end_do_not_hold_up_models(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    """Nobody knows who sends them, so they take neither the places nor the bytes of models."""
+    async with world_with(ConsoleEnd(saying(OK))) as world:
+        for length in (10, 1 << 20, 16 << 20):
+            for _ in range(400):
+                head = f"POST /mcp HTTP/1.1\r\nhost: gateway\r\ncontent-length: {length}\r\n\r\n"
+                await world.connect().transport.send(head.encode())
+        await trio.lowlevel.checkpoint()
+        assert world.gateway.load.exchanges <= 512
+        assert world.gateway.memory.held_bytes <= 65 << 20
+        answer = await world.connect().call(
+            "/v1/chat/completions",
+            {"model": "gpt", "messages": [{"role": "user", "content": "hi"}]},
+        )
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status"),
+    [
+        ("/console/api/session", 1 << 20, 200),
+        ("/console/api/session", (1 << 20) + 1, 413),
+        ("/mcp", (1 << 20) + 1, 200),
+        ("/mcp", (16 << 20) + 1, 413),
+    ],
+)
+async def test_a_body_is_as_large_as_anything_there_may_be(
+    path: str, length: int, status: int, autojump_clock: trio.abc.Clock
+) -> None:
+    console = ConsoleEnd(saying(OK))
+    async with world_with(console) as world:
+        answer = await world.connect().call(path, "x" * (length - 2))
+        assert answer.status == status
+    assert [len(asked.body) for asked in console.asked] == [length] * (status == 200)
 
 
 async def test_none_is_asked_while_the_gateway_drains(autojump_clock: trio.abc.Clock) -> None:
