@@ -33,6 +33,7 @@ KEY_RECORD = [
     "budget_usd",
     "budget_period",
     "models",
+    "scopes",
     "status",
     "created_at",
     "expires_at",
@@ -172,6 +173,15 @@ def test_a_first_key_brings_its_project_and_is_shown_once(books: Farebox) -> Non
     (listed,) = books.ok("key", "list", "acme/chat", "--json").splitlines()
     assert key["key"] not in listed
     assert json.loads(listed) == {name: key[name] for name in KEY_RECORD if name != "key"}
+
+
+def test_a_key_may_be_made_to_manage_keys(books: Farebox) -> None:
+    books.ok("account", "create", "acme")
+    assert books.record("key", "create", "acme/chat")["scopes"] == []
+    assert books.record("key", "create", "acme/chat", "--scope", "keys")["scopes"] == ["keys"]
+    assert "'all' is not 'keys'" in books.refused(
+        "key", "create", "acme/chat", "--scope", "all", code=2
+    )
 
 
 def test_a_key_is_nowhere_in_the_database(books: Farebox, database: str) -> None:
