@@ -61,9 +61,12 @@ async def _accounts(console: Console, caller: Caller, message: str) -> Response:
 async def show_sign_in(request: Request) -> Response:
     """The form for a token, or how to get a link."""
     console: Console = request.app.state.console
-    if request.method == "GET":
+    if request.method != "POST":
         return _sign_in(console, next_of(request.query_params.get("next", "")), "")
-    form = await form_of(request)
+    try:
+        form = await form_of(request)
+    except Refused as refused:
+        return problem(console, refused)
     wanted = next_of(form.get("next", ""))
     try:
         opened = await sign_in.with_token(console, request, form.get("token", ""))
@@ -90,7 +93,7 @@ async def use_link(request: Request) -> Response:
     """A sign-in link: a button, and what pressing it does."""
     console: Console = request.app.state.console
     token = request.path_params["token"][:_TOKEN_CHARACTERS_MAX]
-    if request.method == "GET":
+    if request.method != "POST":
         facts = {"what": "Sign in as the operator", "button": "Sign in", "text": ""}
         return render(console, "confirm.html", facts)
     try:

@@ -107,6 +107,43 @@ async def test_a_link_from_elsewhere_is_refused_and_not_used_up(
         assert (await here.post(LINK, json={"token": link})).status_code == 201
 
 
+async def test_looking_at_a_link_does_not_use_it_up(database: str) -> None:
+    """Whatever looks at links in messages may ask with HEAD, and pages elsewhere may send that."""
+    async with town(database) as place:
+        link = await place.link()
+        browser = await place.browser("127.0.0.1")
+        for method in ("HEAD", "GET"):
+            looked = await browser.request(method, f"/console/sign-in/{link}")
+            assert (looked.status_code, "set-cookie" in looked.headers) == (200, False)
+        assert (await browser.post(f"/console/sign-in/{link}")).status_code == 303
+        assert await is_signed_in(browser)
+
+
+async def test_looking_at_the_sign_in_page_is_no_try(database: str) -> None:
+    """A page elsewhere could have somebody's browser use their tries up."""
+    async with town(database) as place:
+        browser = await place.browser()
+        for _ in range(20):
+            elsewhere = {"sec-fetch-site": "cross-site"}
+            looked = await browser.head("/console/sign-in", headers=elsewhere)
+            assert looked.status_code == 200
+        answer = await browser.post("/console/sign-in", data={"token": place.token("ada")})
+        assert answer.status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("form", "status"), [(b"token=" + b"x" * 70_000, 413), (b"token=\xff", 400)]
+)
+async def test_a_sign_in_form_that_cannot_be_read_is_refused(
+    database: str, form: bytes, status: int
+) -> None:
+    async with town(database) as place:
+        browser = await place.browser()
+        kind = {"content-type": "application/x-www-form-urlencoded"}
+        answer = await browser.post("/console/sign-in", content=form, headers=kind)
+    assert answer.status_code == status
+
+
 @pytest.mark.parametrize("token", ["", "x", "\u0000", "\ud800", "é", "../..", "x" * 101])
 async def test_what_is_no_link_is_refused(database: str, token: str) -> None:
     async with town(database) as place:
