@@ -6,9 +6,11 @@ say so. No gateway is started, so `make check` stays quick.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import datetime as dt
 import importlib
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,6 +234,29 @@ def test_errors_have_the_promised_statuses_and_codes() -> None:
     importlib.import_module("proxy.control")  # has two of its own
     known = {(error.status, error.code) for error in error_classes()}
     assert known == set(ERRORS)
+
+
+def console_codes() -> Iterator[tuple[int, str]]:
+    """What the console's own code refuses with, wherever it says so in plain."""
+    for path in (ROOT / "console").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                first = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
+                match node.func.id, first:
+                    case "Refused", [int(status), str(code)]:
+                        yield status, code
+
+
+def test_every_code_of_the_console_is_documented() -> None:
+    _, _, table = (ROOT / "docs" / "console.md").read_text().partition("## Errors")
+    documented = {
+        (int(row[1]), code)
+        for row in re.finditer(r"^\| (\d+) \| (.+?) \|", table, re.MULTILINE)
+        for code in re.findall(r"`(\w+)`", row[2])
+    }
+    used = set(console_codes())
+    assert (404, "not_found") in used
+    assert used <= documented
 
 
 def test_a_client_that_left_is_logged_as_499() -> None:
