@@ -54,11 +54,12 @@ drain_seconds = 0
 max_connections = 20000
 retry_budget = "1"
 
-[console]
-enabled = false
-
 [database]
 data_dir = "{directory}/data"
+"""
+_NO_CONSOLE = """
+[console]
+enabled = false
 """
 _PROVIDER = """
 [[providers]]
@@ -277,7 +278,7 @@ def farebox(
     """One worker with everything on: embedded Postgres, journal, billing, metrics, request log.
 
     `program` is the `farebox` of any checkout. `command` stands for it where another program is to
-    run it, and `variables` are added to its environment.
+    run it, and `variables` are added to its environment: with them PYTHONPATH says which checkout.
     """
     if not program.is_file():
         raise TargetFailed(f"{program} is missing: run `make test` or `make serve` once")
@@ -285,7 +286,11 @@ def farebox(
     directory.mkdir()
     port, admin = free_port(), free_port()
     config = directory / "farebox.toml"
-    config.write_text(_farebox_config(behind, directory, port, admin))
+    text = _farebox_config(behind, directory, port, admin)
+    tree = Path(variables["PYTHONPATH"]) if variables else program.parents[2]
+    if (tree / "proxy" / "control.py").is_file():  # what is older than the console has none
+        text += _NO_CONSOLE  # its process loads for seconds, and answers nobody here
+    config.write_text(text)
     serve = [*(command or [str(program)]), "serve", "--config", str(config)]
     variables = {"SSL_CERT_FILE": str(behind.authority), **(variables or {})}
     server = Server(serve, cores, port=port, log=directory / "farebox.log", environ=variables)
