@@ -126,8 +126,13 @@ WITH touched AS (
   SELECT k.key_id, k.key_hash, k.name AS key_name, p.project_id, p.name AS project,
          a.account_id, a.name AS account, a.tier, a.status = 2 AS suspended,
          k.revoked_at IS NOT NULL OR p.deleted_at IS NOT NULL OR m.revoked_at IS NOT NULL
-           AS revoked,
-         least(k.expires_at, m.expires_at) AS expires_at, k.models,
+           OR coalesce(k.models <> '{}' AND m.models <> '{}' AND NOT k.models && m.models, false)
+           AS revoked,  -- the last of them: no model is left
+         least(k.expires_at, m.expires_at) AS expires_at,
+         CASE WHEN k.models = '{}' THEN coalesce(m.models, '{}')
+              WHEN k.models && m.models
+              THEN ARRAY(SELECT unnest(k.models) INTERSECT SELECT unnest(m.models))
+              ELSE k.models END AS models,
          array_remove(ARRAY[a.account_id, p.budget_pool_id, k.budget_pool_id, m.budget_pool_id],
                       NULL) AS pools
     FROM touched

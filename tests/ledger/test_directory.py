@@ -446,6 +446,28 @@ def test_a_key_ends_with_the_one_that_made_it(acme: Directory) -> None:
     assert acme.changes_since(0)[1] == []
 
 
+@pytest.mark.parametrize(
+    ("makers", "its_own", "models", "revoked"),
+    [
+        (["a"], [], {"a"}, False),
+        (["a"], ["a", "b"], {"a"}, False),
+        ([], ["b"], {"b"}, False),
+        ([], [], set(), False),
+        (["a"], ["b"], {"b"}, True),  # nothing is left, and no models would mean all of them
+    ],
+)
+def test_a_key_uses_no_model_that_was_taken_from_the_one_that_made_it(
+    acme: Directory, makers: list[str], its_own: list[str], models: set[str], revoked: bool
+) -> None:
+    maker, _ = acme.create_key("acme", "web", scopes=["keys"])
+    made, _ = acme.create_key("acme", "web", models=its_own, made_by=maker.key_id)
+    version, _ = acme.changes_since(0)
+    acme.update_key(maker.key_id, name="x", budget=None, expires_at=None, models=makers)
+    _, found = acme.changes_since(version)
+    (credential,) = [each for each in found if each.key_id == made.key_id]
+    assert (credential.models, credential.revoked) == (models, revoked)
+
+
 def test_a_key_that_a_key_made_has_no_scope(acme: Directory) -> None:
     maker, _ = acme.create_key("acme", "web", scopes=["keys"])
     with pytest.raises(psycopg.errors.CheckViolation):
