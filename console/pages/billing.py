@@ -73,9 +73,7 @@ async def _tell(visit: Visit, payment_id: str) -> None:
 async def top_up(visit: Visit) -> Response:
     """Go to Stripe's page to pay."""
     amount = visit.form.get("other") or visit.form.get("amount", "")
-    body = NewTopUp(
-        amount=amount.removeprefix("$").replace(",", ""), save_card="save" in visit.form
-    )
+    body = NewTopUp(amount=words.plain_amount(amount), save_card="save" in visit.form)
     started = await payments.start_top_up(body, visit.member, visit.console)
     return RedirectResponse(started.url, 303)
 

@@ -266,6 +266,7 @@ def _environment() -> Environment:
     environment.globals["static"] = static
     environment.filters |= {
         "usd": words.usd,
+        "price": words.price,
         "count": words.count,
         "day": words.day,
         "clock": words.clock,

@@ -12,6 +12,7 @@ from console import keys
 from console.access import moment
 from console.errors import Refused
 from console.keys import BudgetIn, KeyFactsIn, KeyIn, ProjectBudgetIn, ProjectIn
+from console.pages import words
 from console.pages.frame import Form, Notice, Visit
 
 _ID_DIGITS_MAX = 18
@@ -150,7 +151,7 @@ def _id(text: str) -> int:
 
 
 def _budget(form: Mapping[str, str]) -> BudgetIn | None:
-    amount = form.get("budget", "").removeprefix("$").replace(",", "")
+    amount = words.plain_amount(form.get("budget", ""))
     if not amount:
         return None
     period: Literal["month"] | None = "month" if form.get("period") == "month" else None

@@ -26,6 +26,7 @@ _SHORT_RUNWAY_DAYS = 7
 _LONG_RUNWAY_DAYS = 365
 _MODELS_SHOWN = 12
 _OTHERS = "others"
+_SPEND = "Spend by day and model"
 
 
 async def show(visit: Visit) -> Response:
@@ -117,7 +118,13 @@ def _spend(slices: Sequence[Slice], days: Sequence[datetime]) -> Facts:
         by_model[each.model] += each.charge
     dearest = [model for model, charge in by_model.most_common() if charge]
     if not dearest:
-        return {"chart": "", "total_usd": words.usd(0), "legend": [], "rows": []}
+        return {
+            "chart": "",
+            "narrow_chart": "",
+            "total_usd": words.usd(0),
+            "legend": [],
+            "rows": [],
+        }
     shown = dearest if len(dearest) <= charts.SERIES_MAX else dearest[: charts.SERIES_MAX - 1]
     names = shown if len(shown) == len(dearest) else [*shown, _OTHERS]
     spent: Counter[tuple[datetime, str]] = Counter()
@@ -127,7 +134,10 @@ def _spend(slices: Sequence[Slice], days: Sequence[datetime]) -> Facts:
     series = [Series(name, [spent[day, name] / 1e9 for day in days]) for name in names]
     totals = {name: sum(spent[day, name] for day in days) for name in names}
     return {
-        "chart": charts.bars("Spend by day and model", _labels(days), series, _dollars),
+        "chart": charts.bars(_SPEND, _labels(days), series, _dollars),
+        "narrow_chart": charts.bars(
+            _SPEND, _labels(days), series, _dollars, width=NARROW, height=300
+        ),
         "total_usd": words.usd(sum(by_model.values())),
         "legend": [
             {"colour": f"s{n}", "name": name, "value": words.usd(totals[name])}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 
 _CENT = Decimal("0.01")
 _SMALL_DIGITS = 3
+_PARTED = re.compile(r"[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?", re.ASCII)
 
 
 def usd(amount: str | int | Decimal) -> str:
@@ -23,6 +25,13 @@ def usd(amount: str | int | Decimal) -> str:
     text = f"{shown:f}"
     whole, _, rest = text.partition(".")
     return f"{sign}${whole}.{rest.rstrip('0').ljust(2, '0')}"
+
+
+def plain_amount(typed: str) -> str:
+    """An amount as somebody types it, such as `$1,250.00`, for who parses it. A comma is dropped
+    only where it parts thousands: `12,50` is no 1250 dollars."""
+    amount = typed.removeprefix("$")
+    return amount.replace(",", "") if _PARTED.fullmatch(amount) else amount
 
 
 def count(number: int) -> str:

@@ -70,6 +70,31 @@ _RECHARGE = """
 INSERT INTO console.recharge (account_id, enabled, threshold, amount, monthly_cap)
 VALUES (%s, true, 25000000000, 50000000000, 300000000000)
 """
+_PEOPLE = """
+WITH person AS (
+  INSERT INTO console.user (issuer, subject, email, created_at)
+  SELECT 'https://id.example.test', p.name, p.name || '@northwind.example', now()
+    FROM unnest(ARRAY['ada', 'bo', 'carla', 'dev']) AS p (name) RETURNING user_id, subject, email
+), member AS (
+  INSERT INTO console.member (account_id, user_id, role, created_at)
+  SELECT %(account_id)s, p.user_id, r.role, now() - r.days * interval '1 day'
+    FROM person p
+    JOIN (VALUES ('ada', 'owner', 64), ('bo', 'admin', 60), ('carla', 'developer', 41),
+                 ('dev', 'viewer', 12)) AS r (name, role, days) ON r.name = p.subject
+)
+INSERT INTO console.audit (at, account_id, user_id, actor, address, action, target, detail)
+SELECT now() - n.hours * interval '1 hour', %(account_id)s, p.user_id, p.email, '192.0.2.17',
+       n.action, n.target, n.detail::jsonb
+  FROM (VALUES ('ada', 1400, 'account.create', 'account northwind', '{}'),
+               ('ada', 690, 'topup.start', 'account northwind', '{"amount": "250"}'),
+               ('bo', 610, 'project.create', 'project agents', '{}'),
+               ('carla', 400, 'key.create', 'key 4', '{"budget_usd": "200", "project": "agents"}'),
+               ('bo', 290, 'member.invite', 'dev@northwind.example', '{"role": "viewer"}'),
+               ('ada', 30, 'recharge.set', 'account northwind',
+                '{"threshold": "25", "amount": "50", "monthly_cap": "300"}'))
+       AS n (name, hours, action, target, detail) JOIN person p ON p.subject = n.name
+ ORDER BY n.hours DESC
+"""
 _SPENT = """
 UPDATE ledger.pool SET spent = spent + %(spent)s, available = available - %(spent)s
  WHERE pool_id = %(account_id)s
@@ -106,6 +131,7 @@ def furnish(shop: Shop) -> str:
         spent = _fill(connection, account_id, [key_id for key_id, _ in keys], sorts)
         connection.execute(_SPENT, {"spent": spent, "account_id": account_id})
         connection.execute(_PAYMENTS, {"account_id": account_id})
+        connection.execute(_PEOPLE, {"account_id": account_id})
         connection.execute(_CARD, [account_id])
         connection.execute(_RECHARGE, [account_id])
         connection.execute(_OPENED, [ACCOUNT])

@@ -55,7 +55,7 @@ def _take(
 
     def summed_up() -> bool:
         visitor.open(f"/{ACCOUNT}")
-        return visitor.page.locator("svg.chart").count() == 3
+        return visitor.page.locator("svg.chart.wide").count() == 1
 
     eventually(summed_up, "the sums of the history")
     for name, path in places(visitor, ACCOUNT).items():

@@ -26,6 +26,7 @@ _WIDER = """
       .filter((each) => each.getBoundingClientRect().right > innerWidth + 1)
       .filter((each) => !each.closest(".table-wrap, pre"))
       .map((each) => each.outerHTML.slice(0, 120))
+      .concat(["the page"])
   : []
 """
 

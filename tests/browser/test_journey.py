@@ -193,7 +193,7 @@ def test_a_low_balance_recharges_once(shop: Shop, visit: Visit) -> None:
         say_hello(client)
         page = owner.open("/busy/billing")
         page.get_by_label("Top up by itself").check()
-        page.get_by_label("When the balance is below").fill("1.01")
+        page.get_by_label("When below").fill("1.01")
         page.get_by_label("Add, USD").fill("20")
         page.get_by_label("At most a month").fill("20")
         page.get_by_role("button", name="Save").click()
