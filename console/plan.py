@@ -34,6 +34,7 @@ _ID_MAX = 2**63 - 1
 _NOTE_CHARACTERS_MAX = 1000
 
 RequestId = Annotated[int, Path(ge=1, le=_ID_MAX)]
+Note = Annotated[str, Field(max_length=_NOTE_CHARACTERS_MAX, pattern=r"^[^\x00]*$")]
 
 
 # -- what is said ---------------------------------------------------------------------------------
@@ -99,14 +100,14 @@ class PlanRequestIn(Body):
     """Which tier, and why."""
 
     tier: str = Field(max_length=_NOTE_CHARACTERS_MAX)
-    note: str = Field("", max_length=_NOTE_CHARACTERS_MAX)
+    note: Note = ""
 
 
 class DecisionIn(Body):
     """The operator's answer."""
 
     grant: bool
-    reply: str = Field("", max_length=_NOTE_CHARACTERS_MAX)
+    reply: Note = ""
 
 
 class PlanRequestsOut(BaseModel):

@@ -43,6 +43,17 @@ async def owner(place: Town, database: str, name: str = "ada") -> tuple[Browser,
     return browser, opened.json()["account"]
 
 
+async def test_a_note_is_text_that_can_be_kept(database: str) -> None:
+    async with acme(database) as (_, browser):
+        wanted = {"tier": "pro", "note": "two\nlines\0"}
+        answer = await browser.post(f"{ACME}/plan/requests", json=wanted)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+        answer = await browser.post("/console/acme/plan", data={"do": "ask", **wanted})
+        assert answer.status_code == 400
+        answer = await browser.post(f"{ACME}/plan/requests", json={**wanted, "note": "two\nlines"})
+        assert answer.status_code == 201
+
+
 async def test_an_account_says_what_it_has(database: str) -> None:
     async with acme(database) as (_, browser):
         facts = (await browser.get(ACME)).json()
