@@ -25,7 +25,7 @@ from console.access import Member, moment
 from console.bearers import SessionBearer
 from console.context import Console
 from console.errors import Refused
-from console.keys import called
+from console.keys import called, require_room
 from console.store import Connection
 from ledger.accounts import Project
 from ledger.directory import Directory
@@ -178,6 +178,7 @@ class DataPlane:
                         "permission_denied",
                         "The key of this session was revoked: sign in again, and use a new token.",
                     )
+                require_room(connection, member.account)
                 action = "key.renew" if known else "key.create"
                 audit.note(
                     connection, member, action, called(key), {"expires_at": until.isoformat()}

@@ -34,6 +34,8 @@ from ledger.money import AMOUNT_MAX, format_usd, parse_usd
 
 NAME_CHARACTERS_MAX = 100
 MODELS_MAX = 100
+LIVE_KEYS_MAX = 1000
+"""Of an account: every worker has them in memory, and whoever opens an account may make some."""
 USED_WITHIN = timedelta(days=30)
 
 _ID_MAX = 2**63 - 1
@@ -56,7 +58,10 @@ def _usd(text: str) -> str:
 def _future(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("expected a time with its zone, such as 2027-01-31T00:00:00Z")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("expected a time of the years 1 to 9999") from None
 
 
 Usd = Annotated[
@@ -225,10 +230,21 @@ async def make_key(
                 scopes=wanted.scopes,
                 made_by=made_by,
             )
+            require_room(connection, account)
             audit.note(connection, who, "key.create", called(key), _facts(key))
         return KeyMadeOut(secret=secret, key=_key(key, None, now))
 
     return await console.database.run(work)
+
+
+def require_room(connection: Connection, account: str) -> None:
+    """Refuse with 409 the key just made that is one too many."""
+    if usage.live_keys(connection, account) > LIVE_KEYS_MAX:
+        raise Refused(
+            409,
+            "too_many_keys",
+            f"{LIVE_KEYS_MAX} keys of the account are live: revoke some first.",
+        )
 
 
 @keys.get("/{key_id}", summary="One key")

@@ -95,6 +95,12 @@ SELECT p.project_id, p.name AS project, coalesce(b.spent, 0)::bigint AS budget_s
   FROM directory.project p LEFT JOIN ledger.pool b ON b.pool_id = p.budget_pool_id
  WHERE p.account_id = %s AND p.deleted_at IS NULL
 """
+_LIVE_KEYS = """
+SELECT count(*) FROM directory.api_key k
+  JOIN directory.project p USING (project_id) JOIN directory.account a USING (account_id)
+ WHERE a.name = %s AND p.deleted_at IS NULL
+   AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+"""
 _LAST_MINUTE = """
 SELECT count(*)::bigint AS requests, coalesce(sum(tok_in + tok_out), 0)::bigint AS tokens
   FROM ledger.usage_event
@@ -256,6 +262,12 @@ def use_of_projects(connection: Connection, account_id: int) -> dict[str, Projec
     """Of every project of an account, by its name."""
     cursor = connection.cursor(row_factory=class_row(ProjectUse))
     return {each.project: each for each in cursor.execute(_OF_PROJECTS, [account_id])}
+
+
+def live_keys(connection: Connection, account: str) -> int:
+    """How many keys of an account are neither revoked nor expired."""
+    ((keys,),) = connection.execute(_LIVE_KEYS, [account]).fetchall()
+    return int(keys)
 
 
 def last_minute(connection: Connection, account_id: int) -> Minute:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import trio
 
+from console import keys
 from ledger.directory import Directory
 from ledger.keys import keyed_hash
 from tests.fakes.console import FACTS, SECRET, Browser, sandbox_catalogue
@@ -99,6 +100,8 @@ async def test_a_key_expires_by_the_clock(database: str) -> None:
         ({"models": ["no-such-model"]}, (400, "unknown_model")),
         ({"expires_at": "2020-01-01T00:00:00Z"}, (400, "invalid_request")),
         ({"expires_at": "2030-01-01T00:00:00"}, (400, "invalid_request")),
+        ({"expires_at": "9999-12-31T23:59:59-12:00"}, (400, "invalid_request")),
+        ({"expires_at": "0001-01-01T00:00:00+12:00"}, (400, "invalid_request")),
         ({"budget": {"usd": "0"}}, (400, "invalid_request")),
         ({"budget": {"usd": "-1"}}, (400, "invalid_request")),
         ({"budget": {"usd": "1e3"}}, (400, "invalid_request")),
@@ -116,6 +119,35 @@ async def test_what_makes_no_sense_makes_no_key(
         answer = await browser.post(KEYS, json={"project": "web", **facts})
         assert code(answer) == expected
         assert (await browser.get(KEYS)).json() == {"keys": []}
+
+
+async def test_an_account_has_only_so_many_live_keys(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker holds them, and anybody may open an account and make some."""
+    monkeypatch.setattr(keys, "LIVE_KEYS_MAX", 2)
+    async with acme(database) as (_, browser):
+        await make(browser, expires_at="2099-01-01T00:00:00Z")
+        await make(browser)
+        assert code(await browser.post(KEYS, json={"project": "web"})) == (409, "too_many_keys")
+        assert len((await browser.get(KEYS)).json()["keys"]) == 2
+        await browser.delete(f"{KEYS}/1")
+        await make(browser)
+
+
+@pytest.mark.parametrize(
+    ("typed", "budget"),
+    [("12,50", None), ("1,2,3", None), ("$1,250.50", "1250.5"), ("1,250", "1250"), ("12", "12")],
+)
+async def test_a_comma_never_makes_an_amount_larger(
+    database: str, typed: str, budget: str | None
+) -> None:
+    async with acme(database) as (_, browser):
+        form = {"do": "create", "project": "web", "budget": typed}
+        answer = await browser.post("/console/acme/keys", data=form)
+        made = (await browser.get(KEYS)).json()["keys"]
+    assert answer.status_code == (400 if budget is None else 200)
+    assert [key["budget"]["usd"] for key in made] == ([] if budget is None else [budget])
 
 
 async def test_another_accounts_keys_do_not_exist(database: str) -> None:
