@@ -46,7 +46,9 @@ _HEADERS = (
     ),
     ("x-content-type-options", "nosniff"),
     ("x-frame-options", "DENY"),  # for who does not know frame-ancestors
-    ("referrer-policy", "no-referrer"),
+    # Not `no-referrer`: the forms of our own pages would have `Origin: null`, which over plain HTTP
+    # to another machine is all that a browser says of where they come from.
+    ("referrer-policy", "same-origin"),
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
 )
