@@ -11,12 +11,12 @@ import json
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import openai
 
@@ -72,12 +72,14 @@ class Shop:
 
     def has_console(self) -> bool:
         """Whether its console answers."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/console/sign-in", timeout=10) as answer:  # noqa: S310 - loopback
-                return bool(answer.status == 200)
-        except urllib.error.HTTPError as error:
-            error.close()
-            return False
+        with (
+            closing(HTTPConnection(urlsplit(self.url).netloc, timeout=30)) as connection,
+            suppress(TimeoutError),
+        ):
+            connection.request("GET", "/console/sign-in")
+            with connection.getresponse() as answer:
+                return answer.status == 200
+        return False
 
     @property
     def conninfo(self) -> str:
