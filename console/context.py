@@ -116,10 +116,13 @@ class Console:
         self.card_payments = None if stripe is None else Stripe(stripe)
         self.sign_ins = RateLimit(_SIGN_INS_A_MINUTE, 60.0, trio.current_time)
 
-    def close(self) -> None:
-        """Let the database go."""
+    async def aclose(self) -> None:
+        """Let the database go, and Stripe."""
         self.database.close()
         self.directory.close()
+        if self.card_payments is not None:
+            with trio.CancelScope(shield=True):
+                await self.card_payments.aclose()
 
 
 def console_of(request: Request) -> Console:

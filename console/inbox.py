@@ -110,13 +110,9 @@ async def run(console: Console) -> None:
     stripe = console.card_payments
     if stripe is None:
         return
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_every, POLL_SECONDS, look_into_all, console, stripe)
-            nursery.start_soon(_every, COMPARE_POLL_SECONDS, compare_if_due, console, stripe)
-    finally:
-        with trio.CancelScope(shield=True):
-            await stripe.aclose()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_every, POLL_SECONDS, look_into_all, console, stripe)
+        nursery.start_soon(_every, COMPARE_POLL_SECONDS, compare_if_due, console, stripe)
 
 
 async def _every(

@@ -76,7 +76,7 @@ async def serve(
             )
         )
         task_status.started()
-    console.close()
+    await console.aclose()
 
 
 async def _serve(

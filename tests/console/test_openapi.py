@@ -76,7 +76,7 @@ class Served:
         async with trio.open_nursery() as nursery:
             (self.base_url,) = await nursery.start(serve)
             self._bound.set()
-        parts.close()
+        await parts.aclose()
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ async def running(parts: Console) -> AsyncIterator[ASGIApp]:
             with trio.CancelScope(shield=True):
                 await to_app.send({"type": "lifespan.shutdown"})
                 await stopped.wait()
-                parts.close()
+                await parts.aclose()
 
 
 @asynccontextmanager
