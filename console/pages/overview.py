@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 
 from starlette.responses import Response
@@ -251,7 +252,8 @@ def _labels(days: Sequence[datetime]) -> list[str]:
 
 
 def _dollars(amount: float) -> str:
-    return f"${amount:,.0f}" if amount >= 10 or amount == 0 else f"${amount:.3g}"
+    whole = amount >= 10 or amount == 0
+    return f"${amount:,.0f}" if whole else words.usd(Decimal(repr(round(amount, 9))))
 
 
 def _plain(amount: float) -> str:
