@@ -37,7 +37,6 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapters.registry import ENDPOINTS
 from console import catalogue, keys
 from console.access import Member, moment
 from console.bearers import Bearer, KeyBearer, Seat, SessionBearer, bearer, seat
@@ -47,11 +46,11 @@ from console.errors import Refused, body_of
 from console.keys import BudgetIn, KeyIn, KeyMadeOut, KeyOut
 from console.store import Connection, usage
 from console.store.usage import Slice, Span
-from console.usage import Filters
+from console.usage import filters, find
 from ledger.accounts import AccountStatus, Project
 from ledger.directory import Directory, DirectoryRefused
 from ledger.money import format_usd
-from ledger.usage import UsageRecord, find_page
+from ledger.usage import UsageRecord
 
 PATH = "/mcp"
 
@@ -354,7 +353,7 @@ class Tools:
         at = await self._seat(_bearer(context), account)
         now = moment(self._console)
         since = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
-        filters = Filters(since=since, model=model or None, project=at.project)
+        wanted = filters(since=since, model=model or None, project=at.project)
 
         def work(connection: Connection) -> tuple[Sequence[Slice], Sequence[UsageRecord]]:
             chosen = None
@@ -364,8 +363,7 @@ class Tools:
             slices = usage.slices(connection, at.account_id, Span.DAY, since, now, chosen)
             if not latest:
                 return slices, ()
-            page = find_page(connection, filters.wanted(at.account_id, latest), ENDPOINTS)
-            return slices, page.records
+            return slices, find(connection, at.account_id, wanted, latest).records
 
         slices, records = await self._console.database.run(work)
         return _usage(since, [each for each in slices if model in ("", each.model)], records)

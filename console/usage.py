@@ -226,12 +226,23 @@ async def history(
     console: Console, member: Member, wanted: Filters, limit: int, after: Position | None = None
 ) -> Page:
     """A page of the history."""
-    asked = wanted.wanted(member.account_id, limit, after)
-    if not wanted.is_narrow:
-        return await console.database.run(
-            lambda connection: find_page(connection, asked, ENDPOINTS)
-        )
-    return await console.database.run(partial(narrow_page, wanted=asked, outcome=wanted.outcome))
+    return await console.database.run(
+        partial(find, account_id=member.account_id, wanted=wanted, limit=limit, after=after)
+    )
+
+
+def find(
+    connection: Connection,
+    account_id: int,
+    wanted: Filters,
+    limit: int,
+    after: Position | None = None,
+) -> Page:
+    """A page of an account's history."""
+    asked = wanted.wanted(account_id, limit, after)
+    if wanted.is_narrow:
+        return narrow_page(connection, asked, wanted.outcome)
+    return find_page(connection, asked, ENDPOINTS)
 
 
 def narrow_page(
