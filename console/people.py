@@ -49,6 +49,7 @@ from console.access import (
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, people
+from ledger.accounts import RESERVED_NAMES
 
 INVITATION_LASTS = timedelta(days=7)
 INVITATIONS_MAX = 100
@@ -303,7 +304,8 @@ def _open_account(connection: Connection, email: str) -> tuple[int, str]:
 def account_names(email: str) -> Iterator[str]:
     """Names after an e-mail address that an account may have, until one is free."""
     name = re.sub(r"[^A-Za-z0-9._@+-]", "-", email).lstrip("._@+-") or "account"
-    yield name[:_ACCOUNT_NAME_CHARACTERS_MAX]
+    if name not in RESERVED_NAMES:
+        yield name[:_ACCOUNT_NAME_CHARACTERS_MAX]
     start = name[: _ACCOUNT_NAME_CHARACTERS_MAX - _NUMBER_CHARACTERS_MAX]
     for number in itertools.count(2):
         yield f"{start}-{number}"

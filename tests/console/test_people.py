@@ -108,6 +108,10 @@ async def test_without_an_address_there_is_no_account(database: str) -> None:
             assert code(await nameless.post(f"{API}/accounts")) == (403, "no_email")
 
 
+def test_no_account_is_called_like_a_page() -> None:
+    assert next(account_names("-@api")) == "api-2"
+
+
 @given(st.emails() | st.text(max_size=400))
 def test_whatever_the_address_the_name_is_one_for_an_account(email: str) -> None:
     names = account_names(email)
