@@ -333,7 +333,8 @@ def test_a_second_sigterm_cuts_and_charges_what_was_delivered(tmp_path: Path) ->
             next(stream)
             gateway.signal(signal.SIGTERM)
             eventually(lambda: not answers(gateway), "new connections are refused")
-            assert "Draining: what runs may finish; a second signal cuts it." in gateway.tail()
+            draining = "Draining: what runs may finish; a second signal cuts it."
+            eventually(lambda: draining in gateway.tail(), "it says what it does")
             status, why = fetch(f"{gateway.admin_url}/readyz")
             assert (status, why) == (503, b"draining\n")
             assert fetch(f"{gateway.admin_url}/healthz")[0] == 200
