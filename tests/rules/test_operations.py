@@ -131,7 +131,8 @@ def test_probes_metrics_and_log_tell_what_happened_and_to_whom_never_the_key(
 ) -> None:
     with serving(tmp_path) as gateway:
         assert fetch(f"{gateway.admin_url}/healthz") == (200, b"ok\n")
-        assert fetch(f"{gateway.admin_url}/readyz") == (200, b"ready\n")
+        ready = (200, b"ready\n")
+        eventually(lambda: fetch(f"{gateway.admin_url}/readyz") == ready, "it is ready")
         assert fetch(f"{gateway.admin_url}/elsewhere")[0] == 404
         assert fetch(f"{gateway.base_url}/metrics")[0] == 404  # private listener only
 
