@@ -1,8 +1,11 @@
-"""What every body that is sent to the API has in common."""
+"""What requests to the API have in common."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
+
+ID_MAX = 2**63 - 1
+"""The highest number that the database gives anything."""
 
 
 class Body(BaseModel):

@@ -137,5 +137,10 @@ def usd_of(amount: int, margin_bps: int, unit: str) -> str:
     """Nano-dollars per 1,000,000 units as the exact USD that a customer pays: per million tokens,
     or a piece."""
     exact = Decimal(amount) * (_BASIS_POINTS + margin_bps) / _BASIS_POINTS / _NANO_PER_USD
-    text = f"{exact / _PER_MILLION if unit in PIECE_UNITS else exact:f}"
+    return decimal_text(exact / _PER_MILLION if unit in PIECE_UNITS else exact)
+
+
+def decimal_text(amount: Decimal) -> str:
+    """An exact amount with no more digits than it needs."""
+    text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from console import audit
 from console.access import Member, allowed, moment
 from console.audit import Actor
-from console.bodies import Body
+from console.bodies import ID_MAX, Body
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, usage
@@ -38,10 +38,9 @@ LIVE_KEYS_MAX = 1000
 """Of an account: every worker has them in memory, and whoever opens an account may make some."""
 USED_WITHIN = timedelta(days=30)
 
-_ID_MAX = 2**63 - 1
 _MODEL_CHARACTERS_MAX = 200
 
-KeyId = Annotated[int, Path(ge=1, le=_ID_MAX)]
+KeyId = Annotated[int, Path(ge=1, le=ID_MAX)]
 State = Literal["live", "expired", "revoked"]
 
 

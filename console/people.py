@@ -46,6 +46,7 @@ from console.access import (
     no_such_account,
     require_role,
 )
+from console.bodies import ID_MAX
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, people
@@ -54,7 +55,6 @@ from ledger.accounts import RESERVED_NAMES
 INVITATION_LASTS = timedelta(days=7)
 INVITATIONS_MAX = 100
 
-_ID_MAX = 2**63 - 1
 _ENTRIES_MAX = 200
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _EMAIL_CHARACTERS_MAX = 320
@@ -62,7 +62,7 @@ _TOKEN_CHARACTERS_MAX = 200
 _ACCOUNT_NAME_CHARACTERS_MAX = 64
 _NUMBER_CHARACTERS_MAX = 20  # of what tells accounts of one name apart
 
-Id = Annotated[int, Path(ge=1, le=_ID_MAX)]
+Id = Annotated[int, Path(ge=1, le=ID_MAX)]
 
 
 # -- what is said ---------------------------------------------------------------------------------
@@ -540,7 +540,7 @@ log = APIRouter(prefix="/accounts/{account}/audit", tags=["audit"])
 async def list_audit(
     member: Annotated[Member, Depends(allowed("audit.read"))],
     console: ConsoleOf,
-    before: Annotated[int, Query(ge=1, le=_ID_MAX, description="only older entries")] = _ID_MAX,
+    before: Annotated[int, Query(ge=1, le=ID_MAX, description="only older entries")] = ID_MAX,
     limit: Annotated[int, Query(ge=1, le=_ENTRIES_MAX)] = 50,
 ) -> AuditPageOut:
     """Changes of the account, newest first, a page at a time."""

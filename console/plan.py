@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from console import audit
 from console.access import Caller, CallerOf, Member, allowed, moment
-from console.bodies import Body
+from console.bodies import ID_MAX, Body
 from console.context import Console, ConsoleOf, Tier
 from console.errors import Refused
 from console.store import Connection, plan, usage
@@ -30,10 +30,9 @@ from ledger.money import format_usd
 
 REQUESTS_SHOWN = 20
 
-_ID_MAX = 2**63 - 1
 _NOTE_CHARACTERS_MAX = 1000
 
-RequestId = Annotated[int, Path(ge=1, le=_ID_MAX)]
+RequestId = Annotated[int, Path(ge=1, le=ID_MAX)]
 Note = Annotated[str, Field(max_length=_NOTE_CHARACTERS_MAX, pattern=r"^[^\x00]*$")]
 
 

@@ -30,6 +30,8 @@ from adapters.canonical import Usage
 from adapters.pricing import quantities
 from adapters.registry import ENDPOINTS
 from console.access import Member, allowed, moment
+from console.bodies import ID_MAX
+from console.catalogue import decimal_text
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, usage
@@ -57,7 +59,6 @@ HOURS_SHOWN_MAX = timedelta(days=8)
 _EXPORTED_AT_ONCE = 2_000
 _HOURS_AT_ONCE = 100
 _NAME_CHARACTERS_MAX = 200
-_ID_MAX = 2**63 - 1
 
 Outcome = Literal["served", "failed", "cancelled"]
 _STATUSES: Mapping[Outcome, tuple[EventStatus, ...]] = {
@@ -168,7 +169,7 @@ class SpendsOut(BaseModel):
 router = APIRouter(prefix="/accounts/{account}", tags=["usage"])
 Reader = Annotated[Member, Depends(allowed("read"))]
 Name = Annotated[str | None, Query(max_length=_NAME_CHARACTERS_MAX)]
-KeyId = Annotated[int | None, Query(ge=0, le=_ID_MAX)]
+KeyId = Annotated[int | None, Query(ge=0, le=ID_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,7 +437,9 @@ def items(found: Receipt) -> list[ItemOut]:
         if price:
             rows.append((price * quantity / 10**6, unit, quantity, price))
     return [
-        ItemOut(unit=unit, quantity=quantity, usd_per_million=_exact(price), usd=_exact(usd))
+        ItemOut(
+            unit=unit, quantity=quantity, usd_per_million=decimal_text(price), usd=decimal_text(usd)
+        )
         for usd, unit, quantity, price in sorted(rows, reverse=True)
     ]
 
@@ -454,11 +457,6 @@ def _usage(found: Receipt) -> Usage:
         audio_output_tokens=units.pop("audio_output", 0),
         pieces=units,
     )
-
-
-def _exact(amount: Decimal) -> str:
-    text = f"{amount:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 # -- sums -----------------------------------------------------------------------------------------

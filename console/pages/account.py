@@ -8,12 +8,11 @@ from console import catalogue, health, people, plan, sign_in
 from console.access import ROLES
 from console.errors import Refused
 from console.pages import words
-from console.pages.frame import Form, Notice, Visit
+from console.pages.frame import Form, Notice, Visit, is_id
 from console.pages.setups import ERRORS, mcp_setup, setups
 from console.people import InvitationIn, RoleIn
 from console.plan import DecisionIn, PlanRequestIn
 
-_ID_DIGITS_MAX = 18
 _ENTRIES = 50
 
 
@@ -179,7 +178,7 @@ MEMBER_FORMS = {
 async def show_audit(visit: Visit) -> Response:
     """What was changed."""
     before = visit.asked("before")
-    if before and not _is_number(before):
+    if before and not is_id(before):
         raise Refused(400, "invalid_request", "before: this is the number of no entry.")
     older = {"before": int(before)} if before else {}
     found = await people.list_audit(visit.member, visit.console, **older, limit=_ENTRIES)
@@ -235,10 +234,6 @@ SETTINGS_FORMS = {"everywhere": Form("read", sign_out_everywhere)}
 
 def _number(visit: Visit, name: str) -> int:
     text = visit.form.get(name, "")
-    if not _is_number(text):
+    if not is_id(text):
         raise Refused(400, "invalid_request", f"{name}: this is no number.")
     return int(text)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS_MAX

@@ -40,6 +40,7 @@ STATIC = Path(__file__).parents[1] / "static"
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 _FORM_BYTES_MAX = 64 * 1024
 _FORM_FIELDS_MAX = 200
+_ID_DIGITS_MAX = 18
 
 Kind = Literal["", "good", "warn", "bad"]
 Facts = Mapping[str, object]
@@ -145,8 +146,6 @@ DONE: Mapping[str, str] = {
     "card-removed": "The saved card was removed, and automatic top-ups are off.",
     "paid": "Thank you. Credit appears as soon as the payment is confirmed, as a rule in seconds.",
     "card-saved": "The card is being saved; it shows up here in a moment.",
-    "not-paid": "Nothing was paid.",
-    "signed-out-everywhere": "Signed out on all devices.",
     "account-made": "Your account is open.",
 }
 
@@ -225,6 +224,11 @@ async def form_of(request: Request) -> Mapping[str, str]:
     for name, text in fields:
         found[name] = f"{found[name]},{text.strip()}" if name in found else text.strip()
     return found
+
+
+def is_id(text: str) -> bool:
+    """Whether this can be the number of something."""
+    return text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS_MAX
 
 
 def problem(console: Console, refused: Refused) -> Response:

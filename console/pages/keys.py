@@ -13,9 +13,8 @@ from console.access import moment
 from console.errors import Refused
 from console.keys import BudgetIn, KeyFactsIn, KeyIn, ProjectBudgetIn, ProjectIn
 from console.pages import words
-from console.pages.frame import Form, Notice, Visit
+from console.pages.frame import Form, Notice, Visit, is_id
 
-_ID_DIGITS_MAX = 18
 _MOMENT = timedelta(microseconds=1)  # a key that ends at midnight was good the day before
 
 
@@ -145,7 +144,7 @@ KEY_FORMS = {"change": Form("keys.write", change), "revoke": Form("keys.write", 
 
 
 def _id(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS_MAX):
+    if not is_id(text):
         raise Refused(404, "not_found", f"There is no key {text!r}.")
     return int(text)
 

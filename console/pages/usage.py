@@ -12,13 +12,12 @@ from starlette.responses import Response
 from console import keys, usage
 from console.access import moment
 from console.errors import Refused
-from console.pages.frame import Kind, Visit
+from console.pages.frame import Kind, Visit, is_id
 from console.usage import Filters, Outcome
 
 _PAGE_RECORDS = 50
 _DAYS = {"": "any time", "1": "24 hours", "7": "7 days", "30": "30 days", "90": "90 days"}
 _OUTCOMES = {"": "any end", "served": "served", "failed": "failed", "cancelled": "cancelled"}
-_ID_DIGITS_MAX = 18
 
 BADGES: Mapping[str, Kind] = {
     "settled": "good",
@@ -81,7 +80,7 @@ async def show_request(visit: Visit) -> Response:
 def _filters(visit: Visit) -> Filters:
     """Of the page's query; what makes no sense is said, and not passed over."""
     key_id = visit.asked("key_id")
-    if key_id and not (key_id.isascii() and key_id.isdigit() and len(key_id) <= _ID_DIGITS_MAX):
+    if key_id and not is_id(key_id):
         raise Refused(400, "invalid_request", "A key's id is a number.")
     outcome = visit.asked("outcome")
     if outcome and outcome not in get_args(Outcome):
