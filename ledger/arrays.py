@@ -1,4 +1,4 @@
-"""Columns of numbers as Postgres reads them: its binary format of one-dimensional arrays.
+"""Columns of numbers and ids as Postgres reads them: its binary format of one-dimensional arrays.
 
 Thousands of usage events go out in one statement, some twenty columns wide, and a general driver
 looks at every number of them for the type that it needs. Here the type is known, and a column is
@@ -31,19 +31,22 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class ElementType:
-    """Whole numbers of one width. `code` is the `struct` module's letter."""
+    """Values of one width. `code` is how the `struct` module calls them."""
 
     oid: int
     code: str
     width: int
 
-    def array(self, numbers: Sequence[int]) -> Packed:
-        """The numbers as an array. Raises OverflowError if one of them is too wide."""
-        count = len(numbers)
+    def array(self, values: Sequence[int] | Sequence[bytes]) -> Packed:
+        """The values as an array. Raises OverflowError if a number is too wide.
+
+        What is no number is cut, or filled with zeros, to its width.
+        """
+        count = len(values)
         if not count:
             return Packed(_HEADER.pack(0, 0, self.oid))
-        elements = [self.width] * (2 * count)
-        elements[1::2] = numbers
+        elements: list[int | bytes] = [self.width] * (2 * count)
+        elements[1::2] = values
         try:
             return Packed(
                 struct.pack(
@@ -58,6 +61,7 @@ class ElementType:
 BIGINT = ElementType(20, "q", 8)
 INTEGER = ElementType(23, "i", 4)
 SMALLINT = ElementType(21, "h", 2)
+UUID = ElementType(2950, "16s", 16)
 
 
 class _PackedDumper(Dumper):

@@ -134,13 +134,12 @@ class Book:
         del self.open[hold.id]
         hold.state = "settled"
         pools, amount, charge = hold.pools, hold.amount, settlement.charge
-        if charge <= amount and self.halted is None:  # as a rule; nothing free is below 0 then
-            covered, short = (charge,) * len(pools), (0,) * len(pools)
-        else:
+        covered, short = (charge,) * len(pools), (0,) * len(pools)
+        if charge > amount or self.halted is not None:  # else nothing free is below 0
             covered = tuple([min(charge, amount + pool.free) for pool in pools])
             short = tuple([charge - part for part in covered])
             self.overrun += charge - amount
-        for pool, part in zip(pools, covered, strict=True):
+        for pool, part in zip(pools, covered):  # noqa: B905  # `strict` takes as long as all of it
             pool.pending -= amount
             pool.free += amount - part
             pool.unposted += part
@@ -249,7 +248,7 @@ class Book:
         """Every invariant that can be seen from inside; for tests and after doubt."""
         self.check(self._pools.values())
         outbox = self.outbox
-        assert len(outbox) == outbox.next_seq - outbox.applied_seq - 1, "a gap in the outbox"
+        assert len(outbox.events) == outbox.next_seq - outbox.applied_seq - 1, "a gap in the outbox"
         for pool in self._pools.values():
             bound = sum(hold.amount for hold in self.open.values() if pool in hold.pools)
             assert bound == pool.pending, f"pool {pool.pool_id}: {bound} bound, {pool.pending}"

@@ -266,7 +266,7 @@ class Reservation:
         """Wait until it is granted. Raises the refusal; leaves nothing held unless it returns."""
         permitted = False
         try:
-            if self.refusal is None:
+            if not self.granted and self.refusal is None:
                 await self._shard.lounge.wait(
                     self, lambda: self.granted or self.refusal is not None, seconds
                 )
@@ -336,7 +336,10 @@ class _Lounge:
     async def _wait(
         self, reservation: Reservation, enough: Callable[[], bool], seconds: float
     ) -> None:
-        """Until `enough` or for `seconds`; looks whenever the reservation has heard something."""
+        """Until there is `enough`, as there is not yet, or for `seconds`.
+
+        Looks whenever the reservation has heard something.
+        """
         waiting = self.waiting
         assert reservation not in waiting, "one caller waits for a reservation"
         last = self._rounds + int(seconds / SWEEP_SECONDS) + 2
@@ -346,11 +349,13 @@ class _Lounge:
             del waiting[reservation]
             return trio.lowlevel.Abort.SUCCEEDED
 
-        while not enough() and self._rounds < last:
+        while True:
             if not waiting:
                 self._occupied.set()
             waiting[reservation] = place
             await trio.lowlevel.wait_task_rescheduled(leave)
+            if enough() or self._rounds >= last:
+                return
 
     async def _wait_alone(
         self, reservation: Reservation, enough: Callable[[], bool], seconds: float
@@ -403,25 +408,23 @@ class _Shard:
 
     def hear(self, replies: Sequence[Reply]) -> None:
         known, waiting = self.reservations, self.lounge.waiting
-        for reply in replies:
+        for reply in replies:  # `match` would take three times as long
             reservation: Reservation | None = None
-            match reply:
-                case messages.Reserved():
-                    if reservation := known.get(reply.reservation_id):
-                        reservation.granted = True
-                        reservation.amount, reservation.limits = reply.amount, reply.limits
-                case messages.Closed():
-                    if reservation := known.pop(reply.reservation_id, None):
-                        reservation.balance = reply.balance
-                case messages.Refused():
-                    if reservation := known.pop(reply.reservation_id, None):
-                        reservation.refusal = refusal_of(reply.facts)
-                case messages.Extended():
-                    if reservation := known.get(reply.reservation_id):
-                        reservation.hear_extended(reply)
-                case messages.Flushed():
-                    if (flushed := self._flushes.get(reply.number)) is not None:
-                        flushed.set()
+            if type(reply) is messages.Reserved:
+                if reservation := known.get(reply.reservation_id):
+                    reservation.granted = True
+                    reservation.amount, reservation.limits = reply.amount, reply.limits
+            elif type(reply) is messages.Closed:
+                if reservation := known.pop(reply.reservation_id, None):
+                    reservation.balance = reply.balance
+            elif type(reply) is messages.Refused:
+                if reservation := known.pop(reply.reservation_id, None):
+                    reservation.refusal = refusal_of(reply.facts)
+            elif type(reply) is messages.Extended:
+                if reservation := known.get(reply.reservation_id):
+                    reservation.hear_extended(reply)
+            elif type(reply) is messages.Flushed and reply.number in self._flushes:
+                self._flushes[reply.number].set()
             if reservation in waiting:
                 self.lounge.wake(reservation)
 
@@ -498,10 +501,13 @@ def bill(
     cost (`reserved`, or `plausible` where that is more): the provider is wrong, and the customer
     must not pay for it before somebody has looked. FREE costs the customer nothing.
     """
-    negative = quantities and min(quantities.values()) < 0
-    if negative:
-        quantities = {unit: max(quantity, 0) for unit, quantity in quantities.items()}
-    cost, charge = cost_and_charge(price, quantities)
+    negative = False
+    try:
+        cost, charge = cost_and_charge(price, quantities)
+    except ValueError:
+        negative = True
+        counted = {unit: max(quantity, 0) for unit, quantity in quantities.items()}
+        cost, charge = cost_and_charge(price, counted)
     if cost > AMOUNT_MAX or charge > AMOUNT_MAX:
         cost, charge = min(cost, AMOUNT_MAX), min(charge, AMOUNT_MAX)
     if status is _FREE:

@@ -183,9 +183,9 @@ class Engine:
         if hold.state == "settled":
             return
         self._refuse_closed(hold)
-        book = self.book
+        book, tokens = self.book, settlement.tokens
         book.records.append(Settle(hold.id, book.post(now, hold, settlement)))
-        used = settlement.tokens.input + settlement.tokens.output
+        used = tokens.input + tokens.output
         if settlement.status is _REVIEW:
             used = hold.request.tokens
         self._closed(hold, max(used, 0))
@@ -334,7 +334,7 @@ class Engine:
     @property
     def pending_events(self) -> int:
         """How many events the store has not acknowledged."""
-        return len(self.book.outbox)
+        return len(self.book.outbox.events)
 
     def drain(self) -> None:
         """Admit nothing more; the lanes give all credit back."""
@@ -375,7 +375,7 @@ class Engine:
             oldest_reservation_seconds=now - oldest.opened_at if oldest else 0.0,
             reserved_nusd=sum(pool.pending for pool in book.pools if pool.kind == "account"),
             leased_nusd=book.leased,
-            pending_events=len(book.outbox),
+            pending_events=len(book.outbox.events),
             oldest_event_seconds=book.outbox.oldest_seconds(now),
             waiting=len(self.room),
             pools=len(list(book.pools)),
@@ -404,7 +404,7 @@ class Engine:
         # Right after the start nothing can be bound yet, but callers may wait for the store.
         if now >= lanes.valid_until and (lanes.known or lanes.is_given_up(now)):
             raise lanes.unavailable("the database has not answered for too long")
-        if len(book.outbox) >= self.settings.events_max:
+        if len(book.outbox.events) >= self.settings.events_max:
             raise lanes.unavailable("too much usage waits to be posted")
 
     def _refuse_closed(self, hold: Hold) -> None:
@@ -419,8 +419,9 @@ class Engine:
     def _closed(self, hold: Hold, used_tokens: int) -> None:
         if hold.extension is not None:
             self._withdraw(hold.extension)
-        if hold.request.limits:
-            self.limiter.settle(hold.request.limits, hold.request.tokens, used_tokens)
+        request = hold.request
+        if request.limits:
+            self.limiter.settle(request.limits, request.tokens, used_tokens)
 
     def _admit(self, now: float, request: ReservationRequest) -> tuple[LimitState, ...] | None:
         """The limits admit it now; None if they have to be asked first. Raises RateLimited."""

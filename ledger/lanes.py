@@ -16,6 +16,7 @@ Rules
 from __future__ import annotations
 
 import enum
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -128,7 +129,7 @@ class Lanes:
         if session.state is HolderState.RECLAIMED:
             return {}
         bound = {pool.pool_id: pool.pending + pool.unposted for pool in self._book.pools}
-        for event in self._book.outbox:
+        for event in self._book.outbox.events:
             if event.seq > session.applied_seq:
                 break
             for pool, part, _ in self._book.charges(event):
@@ -165,7 +166,7 @@ class Lanes:
             pool.posting = False
             pool.returning = pool.unposted = pool.charged = 0
             pool.spent_total = None
-        for event in outbox:
+        for event in outbox.events:
             for pool, part, rest in book.charges(event):
                 pool.unposted += part
                 pool.charged += part + rest
@@ -192,7 +193,7 @@ class Lanes:
     def finished(self) -> bool:
         """Whether the store knows everything and holds no credit for us that is not bound."""
         book = self._book
-        return not len(book.outbox) and all(p.outstanding == p.pending for p in book.pools)
+        return not len(book.outbox.events) and all(p.outstanding == p.pending for p in book.pools)
 
     def _be_reclaimed(self) -> None:
         """Nothing is leased any more, so nothing is bound or covered; see `Outbox.uncover`."""
@@ -349,12 +350,14 @@ class Lanes:
         book = self._book
         book.check_moved()
         events = book.outbox.batch(upto, self.settings.batch_max)
-        covered: dict[int, int] = {}
-        short: dict[int, int] = {}
+        covered: defaultdict[int, int] = defaultdict(int)
+        short: defaultdict[int, int] = defaultdict(int)
         for event in events:
-            for pool_id, part, rest in zip(event.pools, event.covered, event.short, strict=True):
-                covered[pool_id] = covered.get(pool_id, 0) + part
-                short[pool_id] = short.get(pool_id, 0) + rest
+            # `strict` would take as long as all of it.
+            for pool_id, part, rest in zip(event.pools, event.covered, event.short):  # noqa: B905
+                covered[pool_id] += part
+                if rest:
+                    short[pool_id] += rest
         for pool_id in covered:
             book.active[book.pool(pool_id, now)] = None
         reports = [
@@ -466,7 +469,7 @@ class Lanes:
         """Usage is not flowing off, so as little as possible should be at stake."""
         outbox, settings = self._book.outbox, self.settings
         return (
-            len(outbox) >= settings.events_pressed
+            len(outbox.events) >= settings.events_pressed
             or outbox.oldest_seconds(now) > settings.event_pressed_seconds
         )
 

@@ -130,15 +130,17 @@ class LimiterPort(Protocol):
 class Limiter:
     """Every counted scope of one node. A request must not name the same scope and kind twice."""
 
-    __slots__ = ("_counters", "_sweep_at")
+    __slots__ = ("_requests", "_slots", "_sweep_at", "_tokens")
 
     def __init__(self) -> None:
-        # By scope: slots that are taken, or the theoretical arrival time.
-        self._counters: dict[LimitKind, dict[str, float]] = {"rpm": {}, "tpm": {}, "concurrent": {}}
+        # By scope: the theoretical arrival time, or slots that are taken.
+        self._requests: dict[str, float] = {}
+        self._tokens: dict[str, float] = {}
+        self._slots: dict[str, float] = {}
         self._sweep_at = _SWEEP_MIN
 
     def __len__(self) -> int:
-        return sum(map(len, self._counters.values()))
+        return len(self._requests) + len(self._tokens) + len(self._slots)
 
     def admit(
         self, now: float, refs: Sequence[LimitRef], tokens: int
@@ -150,19 +152,23 @@ class Limiter:
         states: list[LimitState] = []
         for ref in refs:  # once for everything: three rounds cost twice as much
             kind, scope, limit = ref.kind, ref.scope, ref.limit
-            counters = self._counters[kind]
             if kind == "concurrent":
-                level = counters.get(scope, 0) + 1
+                level = self._slots.get(scope, 0) + 1
                 if level <= limit:
-                    moved.append((counters, scope, level))
+                    moved.append((self._slots, scope, level))
                     states.append(LimitState(kind, limit, limit - int(level), 0.0))
                     continue
                 wait = CONCURRENT_RETRY_SECONDS if limit > 0 else math.inf
             else:
-                weight = 1 if kind == "rpm" else tokens
+                if kind == "rpm":
+                    counters, weight = self._requests, 1
+                else:
+                    counters, weight = self._tokens, tokens
                 if limit >= weight and limit > 0:
-                    ahead = counters.get(scope, now) - now
-                    level = (ahead if ahead > 0 else 0.0) + weight * WINDOW_SECONDS / limit
+                    level = weight * WINDOW_SECONDS / limit
+                    tat = counters.get(scope, now)
+                    if tat > now:
+                        level += tat - now
                     wait = level - WINDOW_SECONDS
                     if wait <= _ROUNDING:
                         moved.append((counters, scope, now + level))
@@ -176,7 +182,7 @@ class Limiter:
             return self._denied(now, refs, worst, longest)
         for counters, scope, level in moved:
             counters[scope] = level
-        if len(self._counters["rpm"]) + len(self._counters["tpm"]) >= self._sweep_at:
+        if len(self._requests) + len(self._tokens) >= self._sweep_at:
             self._forget_idle(now)
         return tuple(states)
 
@@ -188,7 +194,7 @@ class Limiter:
 
     def occupy(self, refs: Sequence[LimitRef]) -> None:
         """A request that is under way takes its slots again, after a restart."""
-        slots = self._counters["concurrent"]
+        slots = self._slots
         for ref in refs:
             if ref.kind == "concurrent":
                 slots[ref.scope] = slots.get(ref.scope, 0) + 1
@@ -197,18 +203,21 @@ class Limiter:
         """The request ended: free its slots, correct its tokens."""
         excess = used_tokens - reserved_tokens
         for ref in refs:
-            if ref.kind == "concurrent":
+            kind = ref.kind
+            if kind == "concurrent":
                 self._release(ref.scope)
-            elif ref.kind == "tpm" and excess:
-                self._shift(ref, excess)
+            elif kind == "tpm" and excess:
+                _shift(self._tokens, ref, excess)
 
     def undo(self, refs: Sequence[LimitRef], tokens: int) -> None:
         """The request was refused for another reason: as if it had never been admitted."""
         for ref in refs:
             if ref.kind == "concurrent":
                 self._release(ref.scope)
+            elif ref.kind == "rpm":
+                _shift(self._requests, ref, -1)
             else:
-                self._shift(ref, -1 if ref.kind == "rpm" else -tokens)
+                _shift(self._tokens, ref, -tokens)
 
     @property
     def fleet_connected(self) -> None:
@@ -232,21 +241,15 @@ class Limiter:
 
     def _state(self, now: float, ref: LimitRef) -> LimitState:
         """What is left of a limit."""
-        counters = self._counters[ref.kind]
         if ref.kind == "concurrent":
-            left = ref.limit - int(counters.get(ref.scope, 0))
+            left = ref.limit - int(self._slots.get(ref.scope, 0))
             return LimitState(ref.kind, ref.limit, max(left, 0), 0.0)
+        counters = self._requests if ref.kind == "rpm" else self._tokens
         level = max(counters.get(ref.scope, now) - now, 0.0)
         return LimitState(ref.kind, ref.limit, max(_left(ref.limit, level), 0), level)
 
-    def _shift(self, ref: LimitRef, weight: int) -> None:
-        counters = self._counters[ref.kind]
-        tat = counters.get(ref.scope)
-        if tat is not None and ref.limit > 0:
-            counters[ref.scope] = tat + weight * WINDOW_SECONDS / ref.limit
-
     def _release(self, scope: str) -> None:
-        slots = self._counters["concurrent"]
+        slots = self._slots
         used = slots.get(scope, 0)
         if used > 1:
             slots[scope] = used - 1
@@ -255,12 +258,16 @@ class Limiter:
 
     def _forget_idle(self, now: float) -> None:
         """Amortised: runs when the tables have doubled since the last time."""
-        kept = 0
-        for kind in ("rpm", "tpm"):
-            counters = {scope: tat for scope, tat in self._counters[kind].items() if tat > now}
-            self._counters[kind] = counters
-            kept += len(counters)
-        self._sweep_at = max(_SWEEP_MIN, 2 * kept)
+        self._requests = {scope: tat for scope, tat in self._requests.items() if tat > now}
+        self._tokens = {scope: tat for scope, tat in self._tokens.items() if tat > now}
+        self._sweep_at = max(_SWEEP_MIN, 2 * (len(self._requests) + len(self._tokens)))
+
+
+def _shift(counters: dict[str, float], ref: LimitRef, weight: int) -> None:
+    """Correct a rate, unless its scope is forgotten."""
+    scope, limit = ref.scope, ref.limit
+    if scope in counters and limit > 0:
+        counters[scope] += weight * WINDOW_SECONDS / limit
 
 
 def _left(limit: int, level: float) -> int:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from ledger.pool import BUDGET_POOL_MIN
@@ -406,7 +407,7 @@ class MemoryStore:
             if not granted and pool.status == PoolStatus.OPEN:
                 recalled = self._recall(change, pool.pool_id, session.holder_id)
             reply = self._reply(pool, lease, granted)
-            replies.append(dataclasses.replace(reply, recalled=recalled))
+            replies.append(msgspec.structs.replace(reply, recalled=recalled))
         self._commit(change)
         for reply in replies:
             if reply.recalled:

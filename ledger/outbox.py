@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -23,12 +23,12 @@ class Outbox:
     """The events that the store has not acknowledged. Times are the engine's."""
 
     __slots__ = (
-        "_events",
         "_refusal",
         "_refusals",
         "_suspect_last",
         "_times",
         "applied_seq",
+        "events",
         "next_seq",
         "quarantined",
     )
@@ -37,23 +37,18 @@ class Outbox:
         self.applied_seq = applied_seq
         self.next_seq = next_seq
         self.quarantined = 0
-        self._events: deque[UsageEvent] = deque()
+        self.events: deque[UsageEvent] = deque()
+        """All of them, in their order. Only this class changes it."""
         self._times: deque[float] = deque()
         self._refusal: tuple[int, int, str] | None = None  # first, last, code
         self._refusals = 0
         self._suspect_last: int | None = None
 
-    def __len__(self) -> int:
-        return len(self._events)
-
-    def __iter__(self) -> Iterator[UsageEvent]:
-        return iter(self._events)
-
     def add(self, now: float, event: UsageEvent) -> None:
         """Append the next event; its number must be `next_seq`."""
         seq = event.seq
         assert seq == self.next_seq, f"event {seq} is not the next, {self.next_seq}"
-        self._events.append(event)
+        self.events.append(event)
         self._times.append(now)
         self.next_seq = seq + 1
 
@@ -64,7 +59,7 @@ class Outbox:
         """
         for event in reversed(events):
             assert event.seq == self.applied_seq, "a gap in front of the outbox"
-            self._events.appendleft(event)
+            self.events.appendleft(event)
             self._times.appendleft(now)
             self.applied_seq -= 1
 
@@ -74,16 +69,16 @@ class Outbox:
 
     def batch(self, upto: int, count_max: int) -> list[UsageEvent]:
         """The next events to post, none above `upto`; fewer while one of them is suspected."""
-        count = min(len(self._events), upto - self.applied_seq, count_max)
+        count = min(len(self.events), upto - self.applied_seq, count_max)
         if self._suspect_last is not None:
             count = min(count, max((self._suspect_last - self.applied_seq) // 2, 1))
-        return list(itertools.islice(self._events, max(count, 0)))
+        return list(itertools.islice(self.events, max(count, 0)))
 
     def applied(self, last_seq: int) -> list[UsageEvent]:
         """The store has everything up to `last_seq`: the events that leave."""
-        left = []
-        while self._events and self._events[0].seq <= last_seq:
-            left.append(self._events.popleft())
+        count = min(len(self.events), max(last_seq - self.applied_seq, 0))
+        left = [self.events.popleft() for _ in range(count)]
+        for _ in left:
             self._times.popleft()
         self.applied_seq = max(self.applied_seq, last_seq)
         # A store that knows more than the journal (which then lost its tail): carry on behind it.
@@ -112,15 +107,15 @@ class Outbox:
 
     def empty_first(self, event: UsageEvent) -> None:
         """Replace the first event, which is to blame, by an empty one."""
-        assert self._events[0].seq == event.seq, "only the first unposted event can be to blame"
-        self._events[0] = emptied(event)
+        assert self.events[0].seq == event.seq, "only the first unposted event can be to blame"
+        self.events[0] = emptied(event)
         self._suspect_last = None
         self.quarantined += 1
 
     def uncover(self) -> None:
         """The leases are gone: what events took out of them becomes a shortfall."""
-        for index, event in enumerate(self._events):
-            self._events[index] = _uncovered(event)
+        for index, event in enumerate(self.events):
+            self.events[index] = _uncovered(event)
 
 
 def _uncovered(event: UsageEvent) -> UsageEvent:

@@ -176,10 +176,10 @@ class HolderPool:
 
     def shortage(self, now: float, target: int) -> int:
         """How much to ask for ahead of need, so that the next reservation need not wait."""
-        enough = max(target // 2, min(self.large_reservation(), target))
-        if self.free >= enough or now < self.exhausted_until:
+        if self.free >= target or now < self.exhausted_until:
             return 0
-        return target - self.free
+        enough = max(target // 2, min(self.large_reservation(), target))
+        return target - self.free if self.free < enough else 0
 
     def large_reservation(self) -> int:
         """The 95th percentile of recent reservations."""

@@ -30,7 +30,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from ledger import verify
-from ledger.arrays import BIGINT, INTEGER, SMALLINT
+from ledger.arrays import BIGINT, INTEGER, SMALLINT, UUID
 from ledger.connection import announce, connect
 from ledger.errors import brief
 from ledger.store import (
@@ -89,6 +89,7 @@ _EVENT_COLUMNS = {
     "charge": BIGINT,
     "ttfb_ms": INTEGER,
     "duration_ms": INTEGER,
+    "request_id": UUID,
 }
 # In the order of its x_* arguments.
 _POOL_COLUMNS = ("pool_id", "covered", "short", "sync", "held", "pending", "need", "want")
@@ -490,6 +491,7 @@ def _exchange_parameters(
 ) -> list[object]:
     """Raises StoreRefused for an event that holds a number of more than 64 bits."""
     first, last = (events[0].seq, events[-1].seq) if events else (1, 0)
+    units = [event.units for event in events]
     try:
         columns = [
             kind.array(list(map(attrgetter(name), events))) for name, kind in _EVENT_COLUMNS.items()
@@ -502,8 +504,8 @@ def _exchange_parameters(
         first,
         last,
         *columns,
-        [uuid.UUID(bytes=event.request_id) for event in events],
-        [Jsonb(event.units) if event.units else None for event in events],
+        # Where there are none, as a rule, the column may end before the others do.
+        [Jsonb(each) if each else None for each in units] if any(units) else [],
         *_columns(pools, _POOL_COLUMNS),
     ]
 

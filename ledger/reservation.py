@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 import msgspec
 
@@ -109,6 +109,7 @@ HoldState = Literal["open", "settled", "void"]
 _OPEN = PoolStatus.OPEN  # looked up once: in an enum's class that takes longer than comparing
 
 
+@final
 class Hold:
     """A reservation inside the lease: `amount` is bound in each of `pools`.
 
@@ -155,6 +156,7 @@ class Hold:
         self.request = msgspec.structs.replace(self.request, limits=limits, tokens=tokens)
 
 
+@final
 class Waiter:
     """A reservation, or an extension of `hold` by `amount`, that waits for credit. It holds none.
 

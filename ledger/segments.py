@@ -227,13 +227,16 @@ class RecoveredState:
 
     def apply(self, record: Record | Synced) -> None:
         """Take one more record into account."""
+        if type(record) is Reserve:  # the two of every request: `match` takes three times as long
+            self.open[record.reservation_id] = record
+            return
+        if type(record) is Settle:
+            self.open.pop(record.reservation_id, None)
+            event = record.event
+            self.events.append(event)
+            self.next_seq = event.seq + 1
+            return
         match record:
-            case Reserve():
-                self.open[record.reservation_id] = record
-            case Settle():
-                self.open.pop(record.reservation_id, None)
-                self.events.append(record.event)
-                self.next_seq = record.event.seq + 1
             case Void():
                 self.open.pop(record.reservation_id, None)
                 if record.event is not None:

@@ -165,24 +165,23 @@ class LedgerServer:
             return
         now = self._clock()
         replies: list[Reply] = []
-        for message in said:
-            match message:
-                case messages.Reserve():
-                    self._reserve(now, replies, message)
-                case messages.Settle():
-                    self._settle(now, replies, message)
-                case messages.Void():
-                    self._void(now, replies, message)
-                case messages.Extend():
-                    self._extend(now, replies, message)
-                case messages.Attempt():
-                    self._attempt(now, message)
-                case messages.Flush():
-                    self._flush(peer, message)
-                case messages.CreditHint():
-                    self.engine.credit_hint(message.account_id)
-                case messages.Hello():
-                    raise AssertionError("a worker introduces itself once a link")
+        for message in said:  # `match` would take three times as long
+            if type(message) is messages.Reserve:
+                self._reserve(now, replies, message)
+            elif type(message) is messages.Settle:
+                self._settle(now, replies, message)
+            elif type(message) is messages.Void:
+                self._void(now, replies, message)
+            elif type(message) is messages.Extend:
+                self._extend(now, replies, message)
+            elif type(message) is messages.Attempt:
+                self._attempt(now, message)
+            elif type(message) is messages.Flush:
+                self._flush(peer, message)
+            elif type(message) is messages.CreditHint:
+                self.engine.credit_hint(message.account_id)
+            else:
+                raise AssertionError("a worker introduces itself once a link")
         records = self.engine.book.take_records()
         try:
             self._scribe.write(records)
@@ -212,7 +211,6 @@ class LedgerServer:
                 if self._quota_lane is not None:
                     self._quota_lane.wake()
                 return
-            assert type(outcome) is Hold
             hold = outcome
         replies.append(messages.Reserved(number, hold.amount, hold.limits))
 
@@ -259,7 +257,7 @@ class LedgerServer:
 
     def _hurry(self, now: float, hold: Hold) -> None:
         """What it holds no longer of a scarce pool is worth an exchange; so is much usage."""
-        if len(self.engine.book.outbox) >= self.settings.flush_events:
+        if len(self.engine.book.outbox.events) >= self.settings.flush_events:
             self._sessions.hurry()
         for pool in hold.pools:
             if now < pool.scarce_until and pool.free:

@@ -125,7 +125,7 @@ class Sessions:
     def once_posted(self, call: Callable[[], None]) -> None:
         """Post everything now, and call as soon as that is done."""
         outbox = self._engine.book.outbox
-        if len(outbox):
+        if len(outbox.events):
             self._awaiting_posting.append((outbox.next_seq - 1, call))
             self.hurry()
         else:

@@ -169,8 +169,7 @@ class CreditHint:
 Hint = RecallHint | CreditHint
 
 
-@dataclass(frozen=True, slots=True)
-class PoolReport:
+class PoolReport(msgspec.Struct, frozen=True, gc=False):
     """One pool's section of an exchange.
 
     `covered` and `short` belong to the batch's events. With `sync`, `held` is the absolute credit
@@ -197,8 +196,7 @@ class Ask:
     want: int
 
 
-@dataclass(frozen=True, slots=True)
-class PoolGrant:
+class PoolGrant(msgspec.Struct, frozen=True, gc=False):
     """The store's answer for one pool.
 
     `balance` is credited − charged as posted so far (reserved not taken off), `available` what no

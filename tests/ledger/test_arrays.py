@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import psycopg
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.arrays import BIGINT, INTEGER, SMALLINT, ElementType
+from ledger.arrays import BIGINT, INTEGER, SMALLINT, UUID, ElementType
 from tests.fakes import postgres
 
 TYPES = (("bigint", BIGINT), ("integer", INTEGER), ("smallint", SMALLINT))
@@ -40,3 +41,9 @@ def test_every_column_arrives_as_it_was(
 def test_a_number_that_is_too_wide_is_refused(name: str, kind: ElementType) -> None:
     with pytest.raises(OverflowError, match=str(kind.width)):
         kind.array([1, 1 << (8 * kind.width - 1)])
+
+
+@given(ids=st.lists(st.uuids(), max_size=50))
+def test_every_id_arrives_as_it_was(connection: psycopg.Connection, ids: list[uuid.UUID]) -> None:
+    packed = UUID.array([each.bytes for each in ids])
+    assert connection.execute("SELECT %b::uuid[]", [packed]).fetchone() == (ids,)

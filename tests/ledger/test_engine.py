@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from ledger.engine import Engine, EngineSettings
@@ -838,7 +839,8 @@ def test_an_answer_that_does_not_add_up_ends_admission(holder: Holder, wrong: st
         replies = []
     else:
         replies = [
-            dataclasses.replace(reply, **{wrong: getattr(reply, wrong) + 1}) for reply in replies
+            msgspec.structs.replace(reply, **{wrong: getattr(reply, wrong) + 1})
+            for reply in replies
         ]
     with pytest.raises(LedgerDivergence):
         holder.acknowledge(replies)
@@ -917,6 +919,18 @@ def test_a_silent_holder_still_sends_heartbeats(holder: Holder) -> None:
     exchange = holder.exchange()
     assert exchange is not None
     assert not exchange.events
+
+
+def test_what_is_not_bound_any_more_is_told_at_once(holder: Holder) -> None:
+    hold = holder.hold(request(100))
+    holder.exchange()
+    while holder.exchange() is not None:  # until there is nothing to tell: no news, no surplus
+        pass
+    holder.void(hold)
+    exchange = holder.exchange()
+    assert exchange is not None, "others may ask it back, once the store knows"
+    (report,) = exchange.reports
+    assert (report.pool_id, report.pending, report.covered) == (ACCOUNT, 0, 0)
 
 
 # -- details that only show when they are wrong ----------------------------------------------------

@@ -426,7 +426,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Charges the store may yet have to write off: they are not the customer's."""
         return sum(
             event.short[0]
-            for event in self.holder.engine.book.outbox
+            for event in self.holder.engine.book.outbox.events
             if event.account_id == account and event.short
         )
 

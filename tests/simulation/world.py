@@ -264,7 +264,7 @@ class World:
         if row.state is not HolderState.ACTIVE or row.timeline != self.books.server_timeline:
             return
         unposted: dict[int, int] = {}
-        for event in server.engine.book.outbox:
+        for event in server.engine.book.outbox.events:
             if event.seq > row.applied_seq:
                 for pool_id, part in zip(event.pools, event.covered, strict=True):
                     unposted[pool_id] = unposted.get(pool_id, 0) + part
