@@ -18,7 +18,8 @@ from benchmarks.processes import Cores
 from benchmarks.targets import Provider, Target, TargetFailed
 from farebox.interpreter import allow_many_files
 
-_TARGETS = ("direct", *peers.PEERS, "farebox")
+_TWO_WORKERS = "farebox-2"
+_TARGETS = ("direct", *peers.PEERS, "farebox", _TWO_WORKERS)
 _USUAL_TARGETS = ("direct", "nginx", "farebox")
 _OPTIONAL = frozenset(peers.PEERS)
 
@@ -116,12 +117,19 @@ def _started(
             if name in peers.PEERS:
                 yield stack.enter_context(peers.PEERS[name](provider, directory, cores))
                 continue
-            for program, called in ((options.against, "before"), (options.farebox, "farebox")):
-                if program:
-                    gateway = targets.farebox(
-                        provider, directory, cores, name=called, program=program.absolute()
-                    )
-                    yield stack.enter_context(gateway)
+            gateways = [(options.farebox, name, 2 if name == _TWO_WORKERS else 1)]
+            if name == "farebox" and options.against:
+                gateways.insert(0, (options.against, "before", 1))
+            for program, called, workers in gateways:
+                gateway = targets.farebox(
+                    provider,
+                    directory,
+                    cores,
+                    name=called,
+                    program=program.absolute(),
+                    workers=workers,
+                )
+                yield stack.enter_context(gateway)
         except TargetFailed as error:
             print(f"without {name}: {error}", file=sys.stderr)
 

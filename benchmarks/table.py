@@ -60,7 +60,7 @@ ROWS = (
         True,
     ),
     Row("CPU per event, 10,000 events/s, µs", "paced-100", "cpu_us_per_event_worker", 0, True),
-    Row("… on 512 streams: added p99 per event, ms", "paced-512", "added_token_p99_ms", 1),
+    Row("… on 512 streams: an event's way, p99, ms", "paced-512", "token_p99_ms", 1),
     Row("CPU per prompt of 400 KB, µs", "prompt-400000", "cpu_us_per_request_worker", 0, True),
     Row("memory per idle stream, 1,000 of them, KiB", "idle-1000", "kib_per_stream", 1),
     Row("memory after 64 clients, MiB", "plain", "rss_mib_worker", 0),

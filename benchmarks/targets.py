@@ -49,7 +49,7 @@ _FAREBOX = """\
 [server]
 listen = "127.0.0.1:{port}"
 admin_listen = "127.0.0.1:{admin}"
-workers = 1
+workers = {workers}
 drain_seconds = 0
 max_connections = 20000
 retry_budget = "1"
@@ -272,11 +272,14 @@ def farebox(
     *,
     name: str = "farebox",
     program: Path = PROGRAM,
+    workers: int = 1,
     command: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[Target]:
-    """One worker with everything on: embedded Postgres, journal, billing, metrics, request log.
+    """Everything on: embedded Postgres, journal, billing, metrics, request log.
 
+    The database runs where the clients do: it has a machine of its own where it matters.
+    Several `workers` share the core with each other and with the process of their ledger.
     `program` is the `farebox` of any checkout. `command` stands for it where another program is to
     run it, and `variables` are added to its environment: with them PYTHONPATH says which checkout.
     """
@@ -286,7 +289,7 @@ def farebox(
     directory.mkdir()
     port, admin = free_port(), free_port()
     config = directory / "farebox.toml"
-    text = _farebox_config(behind, directory, port, admin)
+    text = _farebox_config(behind, directory, port, admin, workers)
     tree = Path(variables["PYTHONPATH"]) if variables else program.parents[2]
     if (tree / "proxy" / "control.py").is_file():  # what is older than the console has none
         text += _NO_CONSOLE  # its process loads for seconds, and answers nobody here
@@ -298,15 +301,18 @@ def farebox(
     routes = {way: Route(port, "" if way == "openai" else f"{way}.") for way in ways}
     target = Target(name, routes, server=server, surfaces=frozenset(PROTOCOLS), translates=True)
     with serving(target):
+        for pid in target.roles()["postgres"]:
+            with contextlib.suppress(ProcessLookupError):  # it has done its work already
+                os.sched_setaffinity(pid, cores.rest)  # and what it will fork
         key = _new_key(program, config, variables)
         python = str(program.with_name("python"))
         many = (python, "-P", str(_MANY_KEYS), str(config), "bench/default")
         yield replace(target, key=key, known_keys=many)
 
 
-def _farebox_config(behind: Provider, directory: Path, port: int, admin: int) -> str:
+def _farebox_config(behind: Provider, directory: Path, port: int, admin: int, workers: int) -> str:
     """Each model at each protocol, over TLS, and one behind an upstream that fails."""
-    text = _FAREBOX.format(port=port, admin=admin, directory=directory)
+    text = _FAREBOX.format(port=port, admin=admin, workers=workers, directory=directory)
     ways: tuple[Way, ...] = (*PROTOCOLS, "tls")
     for way in ways:
         protocol = "openai" if way == "tls" else way

@@ -99,6 +99,14 @@ def test_nothing_weakens_durability(server: EmbeddedPostgres) -> None:
         assert query(conninfo, f"SHOW {parameter}") == "on"
 
 
+def test_requests_come_before_it(server: EmbeddedPostgres) -> None:
+    nice = os.getpriority(os.PRIO_PROCESS, 0) + embedded.NICE
+    backend = int(str(query(server.start(), "SELECT pg_backend_pid()")))
+    assert server.pid is not None
+    for pid in {server.pid, backend, *children(server.pid)}:
+        assert os.getpriority(os.PRIO_PROCESS, pid) == nice
+
+
 def test_a_long_path_gets_a_short_socket(made: Path, tmp_path: Path) -> None:
     data_dir = tmp_path / ("a long name, with a comma " * 8)
     shutil.copytree(made, data_dir)
