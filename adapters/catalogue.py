@@ -125,14 +125,16 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All models by id, and every upstream by its pinned name."""
+    """All models by id, and every upstream by its pinned name. `example` is a chat model for a
+    first call, "" where there is none."""
 
     models: Mapping[str, Model]
     providers: Mapping[str, Provider]
     pinned: Mapping[str, tuple[Model, Upstream]]  # "provider/model" → where it is listed
+    example: str = ""
 
     @classmethod
-    def build(cls, models: list[Model], providers: list[Provider]) -> Catalogue:
+    def build(cls, models: list[Model], providers: list[Provider], example: str = "") -> Catalogue:
         """Index models and providers. The first model that lists an upstream owns its pin.
 
         Raises ValueError where two entries share an id.
@@ -150,7 +152,7 @@ class Catalogue:
             if provider.name in by_name:
                 raise ValueError(f"two providers have the name {provider.name!r}")
             by_name[provider.name] = provider
-        return cls(by_id, by_name, pinned)
+        return cls(by_id, by_name, pinned, example)
 
     def find(self, name: str) -> tuple[Model, tuple[tuple[Upstream, ...], ...]] | None:
         """The model called `name` with the groups to try, or None.

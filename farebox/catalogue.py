@@ -8,7 +8,7 @@ configured, all known models of the configured presets are served under their ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from adapters.settings import ModelSettings, PriceSettings, ProviderSettings, Up
 from farebox import demo
 from farebox.config import Config, ConfigError, groups
 from farebox.decode import nearest
+from farebox.presets import PRESETS
 from farebox.prices import KnownModel, known_models
 
 _REASONING_OUTPUT_TOKENS = 32_768
@@ -64,7 +65,7 @@ def catalogue(config: Config, built_in: BuiltIn | None = None) -> Catalogue:
         built_in = built_in or sandbox_provider("http://127.0.0.1")
         provider = Provider(built_in.name, "openai", built_in.base_url, api_keys=(built_in.name,))
         models = [_built_in_model(provider, *entry) for entry in built_in.models.items()]
-        return Catalogue.build(models, [provider])
+        return Catalogue.build(models, [provider], _example(config, models))
     providers = {settings.name or "": settings for settings in config.providers}
     served = {name: provider_of(settings) for name, settings in providers.items()}
     composer = _Composer(config, providers, served)
@@ -75,7 +76,22 @@ def catalogue(config: Config, built_in: BuiltIn | None = None) -> Catalogue:
     ]
     if composer.problems:
         raise ConfigError(composer.problems)
-    return Catalogue.build(models, list(served.values()))
+    return Catalogue.build(models, list(served.values()), _example(config, models))
+
+
+def _example(config: Config, models: Sequence[Model]) -> str:
+    """The model of a first call: the first that was configured and has a price, else the example of
+    the first preset that has one."""
+    chat = [model for model in models if model.kind == "chat" and priced(model)]
+    if not config.models:
+        examples = [
+            PRESETS[settings.preset].example for settings in config.providers if settings.preset
+        ]
+        known = {model.id for model in chat}
+        chosen = next((name for name in examples if name in known), "")
+        if chosen:
+            return chosen
+    return chat[0].id if chat else ""
 
 
 def remarks(config: Config, served: Catalogue) -> list[str]:

@@ -171,6 +171,7 @@ class Child:
         self._inherited = tuple(inherited)
         self._wait = wait
         self._once = once
+        self._renewed = False
         self._understudied = understudied
         self._understudy: _Recruit | None = None
         self._life: _Life | None = None
@@ -242,6 +243,7 @@ class Child:
     async def renew(self) -> None:
         """Let its process finish what runs, and another take its place, told anew what to be."""
         if (life := self._life) is not None:
+            self._renewed = True
             await self._tell(life, Drain())
 
     async def drain(self, seconds: float) -> None:
@@ -277,6 +279,9 @@ class Child:
             pid, returncode, refused = await self._live()
             if self._ending.is_set() or (self._once and returncode == 0):
                 return
+            if returncode == 0 and self._renewed:
+                self._renewed = False
+                continue  # it was told to: no fault, and nothing to wait for
             if refused and not self._served:
                 self.refused = refused
                 self._bell.ring()

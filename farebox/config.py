@@ -316,18 +316,28 @@ def _check_console(console: ConsoleSettings, problems: Problems) -> None:
             "console.jwt_secret", f"is too short for HS256: at least {SECRET_BYTES_MIN} bytes"
         )
     if console.jwks_url:
-        _check_url("console.jwks_url", console.jwks_url, problems)
-        if _is_open(console.jwks_url):
-            problems.add(
-                "console.jwks_url",
-                "whoever is on the way could put keys of their own there; "
-                'write a URL that starts with "https://"',
-            )
+        _check_guarded_url(
+            "console.jwks_url",
+            console.jwks_url,
+            "whoever is on the way could put keys of their own there",
+            problems,
+        )
     if console.jwt_secret or console.jwks_url:
         if not console.issuer:
             problems.add("console.issuer", "missing; write what tokens have as iss")
         if not console.audience:
             problems.add("console.audience", "is empty; write what tokens have as aud")
+    if console.login_url:
+        _check_guarded_url(
+            "console.login_url",
+            console.login_url,
+            "whoever is on the way could have people sign in at theirs",
+            problems,
+        )
+        if not console.jwt_secret and not console.jwks_url:
+            problems.add(
+                "console.login_url", "nobody's tokens count here; set jwks_url or jwt_secret"
+            )
 
 
 def _check_stripe(stripe: StripeSettings, problems: Problems) -> None:
@@ -339,19 +349,21 @@ def _check_stripe(stripe: StripeSettings, problems: Problems) -> None:
         )
     if stripe.webhook_secret and not stripe.api_key:
         problems.add("stripe.api_key", "missing; write Stripe's secret key, or remove [stripe]")
-    _check_url("stripe.api_base", stripe.api_base, problems)
-    if _is_open(stripe.api_base):
-        problems.add(
-            "stripe.api_base",
-            'the key would travel for everybody to read; write a URL that starts with "https://"',
-        )
+    _check_guarded_url(
+        "stripe.api_base",
+        stripe.api_base,
+        "the key would travel for everybody to read",
+        problems,
+    )
 
 
-def _is_open(url: str) -> bool:
-    """Whether what is said there can be read and changed on the way."""
+def _check_guarded_url(path: str, url: str, danger: str, problems: Problems) -> None:
+    """As `_check_url`, where what is said there must not be read or changed on the way."""
+    _check_url(path, url, problems)
     parts = urlsplit(url)
     host = parts.hostname or ""
-    return parts.scheme == "http" and host != "localhost" and not is_loopback(host)
+    if parts.scheme == "http" and host != "localhost" and not is_loopback(host):
+        problems.add(path, f'{danger}; write a URL that starts with "https://"')
 
 
 def _check_url(path: str, url: str, problems: Problems) -> None:

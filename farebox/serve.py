@@ -34,7 +34,7 @@ from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.interpreter import allow_many_files
 from farebox.secret import ensure_secret
 from farebox.supervise import Supervisor, keep_leftovers
-from farebox.worker import Worker, example_model, snapshot, worker_count
+from farebox.worker import Worker, snapshot, worker_count
 from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable
 from ledger.migrate import MigrationError, migrate
 from ledger.money import parse_usd
@@ -190,7 +190,7 @@ async def _serve_alone(
         key = await trio.to_thread.run_sync(_first_key, directory)
         if key:
             await worker.refresh()  # it works from the moment it is shown
-        await _greet(start, addresses, key, worker.example_model)
+        await _greet(start, addresses, key, worker.catalogue.example)
         if console:
             nursery.start_soon(console.run)
         await worker.stopped.wait()
@@ -227,7 +227,7 @@ async def _serve_together(
 
     await maintenance.prepare(start.conninfo)
     served = catalogue(config, built_in)
-    known = await trio.to_thread.run_sync(snapshot, config, served, directory)
+    await trio.to_thread.run_sync(snapshot, config, served, directory)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow_signals, start, built_in, supervisor.drain, reload, console)
         await nursery.start(supervisor.run)
@@ -236,7 +236,7 @@ async def _serve_together(
         if await supervisor.ledgers_ready():
             key = await trio.to_thread.run_sync(_first_key, directory)
             if await supervisor.open():
-                await _greet(start, addresses, key, example_model(known))
+                await _greet(start, addresses, key, served.example)
                 if console:
                     nursery.start_soon(console.run)
         if refused := supervisor.refused:
@@ -326,7 +326,8 @@ async def _reload(
         sys.stderr.write(f"Not reloaded, the old configuration stays: {error}\n")
         return
     if done:
-        sys.stderr.write("Reloaded: models, prices, providers, tiers and limits.\n")
+        more = "; [console] and [stripe], by a new process of the console" if console else ""
+        sys.stderr.write(f"Reloaded: models, prices, providers, tiers and limits{more}.\n")
     else:
         sys.stderr.write("Reloaded, but not yet by every worker; see /status.\n")
     if later := restart_needed(start.config, config):
@@ -359,6 +360,7 @@ async def _greet(start: _Start, addresses: _Addresses, key: str, model: str) -> 
         *([f"  console         {base}/console"] if config.console.enabled else []),
         f"  metrics         {_url(addresses.private)}/metrics",
         *(f"  note            {warning}" for warning in config.warnings),
+        *_margin(config),
     ]
     if key:
         lines += [
@@ -383,6 +385,14 @@ async def _greet(start: _Start, addresses: _Addresses, key: str, model: str) -> 
     lines.append("Ready.")
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+
+
+def _margin(config: Config) -> list[str]:
+    """What charges are more than providers take, which nobody should learn from a bill."""
+    if config.sandbox or not config.billing.margin_bps:
+        return []
+    percent = f"{config.billing.margin_bps / 100:.10g}"
+    return [f"  prices          what providers take and {percent} % more: [billing] margin"]
 
 
 def _sign_in_link(start: _Start, addresses: _Addresses) -> str:

@@ -147,12 +147,6 @@ def sold(served: Catalogue) -> list[Upstream]:
     return [each for model in models for each in model.upstreams if each.prices is not None]
 
 
-def example_model(known: Snapshot) -> str:
-    """A chat model that is served, for a first call; "" where there is none."""
-    routes = known.routes.values()
-    return next((route.model.id for route in routes if route.model.kind == "chat"), "")
-
-
 class Worker:
     """A worker between start and end. Make one with `build`; `run` it; `drain` ends it."""
 
@@ -247,9 +241,9 @@ class Worker:
         return cls(config, directory, books, gateway, listener, stored, answers)
 
     @property
-    def example_model(self) -> str:
-        """As of `example_model`."""
-        return example_model(self._gateway.snapshot)
+    def catalogue(self) -> Catalogue:
+        """What is served now."""
+        return self._gateway.snapshot.catalogue
 
     def problems(self) -> list[str]:
         """Why traffic should not be sent here now; empty when it should."""

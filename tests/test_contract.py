@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import importlib
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from adapters.openai.refusal import OpenAIRefusals
 from farebox.cli import cli
 from farebox.commands.accounts import record_of
 from farebox.commands.keys import key_record, project_record
-from farebox.config import load
+from farebox.config import Config, load
 from farebox.decode import map_strings
 from ledger.accounts import Account, AccountStatus, Budget, Key, Project, Statement
 from ledger.money import parse_usd
@@ -34,9 +35,9 @@ from ledger.usage import UsageRecord
 from proxy.health import Health
 from proxy.metrics import Metrics
 from proxy.record import CLIENT_CLOSED
+from tests.fakes import example
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLE = ROOT / "farebox.example.toml"
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
@@ -163,20 +164,25 @@ def variables(document: object) -> dict[str, str]:
     return found
 
 
+def whole_example(directory: Path) -> Config:
+    """The example file with all that is in it."""
+    return load(example.file(directory), variables(tomllib.loads(example.text())))
+
+
 def test_the_example_file_shows_every_promised_setting() -> None:
-    example = dict(values(tomllib.loads(EXAMPLE.read_text())))
-    missing = {path for path, _ in values(tomllib.loads(SETTINGS))} - example.keys()
+    shown = dict(values(tomllib.loads(example.text())))
+    missing = {path for path, _ in values(tomllib.loads(SETTINGS))} - shown.keys()
     assert not missing
     differing = {
-        path: (value, example[path])
+        path: (value, shown[path])
         for path, value in values(tomllib.loads(SETTINGS))
-        if example[path] != value
+        if shown[path] != value
     }
     assert not differing
 
 
-def test_the_example_file_is_fit_to_serve() -> None:
-    config = load(EXAMPLE, variables(tomllib.loads(EXAMPLE.read_text())))
+def test_the_example_file_is_fit_to_serve(tmp_path: Path) -> None:
+    config = whole_example(tmp_path)
     assert [model.id for model in config.models] == ["gpt-4o"]
     assert all("not in this version yet" in warning for warning in config.warnings)
 
@@ -185,12 +191,13 @@ def test_what_the_example_file_leaves_at_its_default_is_the_default(tmp_path: Pa
     """A copied example changes nothing that was not meant: the shown values are the defaults."""
     (tmp_path / "farebox.toml").write_text("")
     default = load(tmp_path / "farebox.toml", {})
-    example = load(EXAMPLE, variables(tomllib.loads(EXAMPLE.read_text())))
-    assert example.billing == default.billing
-    assert example.server.listen == default.server.listen
+    copied = load(Path(shutil.copy(example.EXAMPLE, tmp_path / "farebox.toml")), {})
+    assert copied == default
+    shown = whole_example(tmp_path)
+    assert shown.billing == default.billing
     for name in default.server.__struct_fields__:
         if name not in ("public_url", "secret"):  # made from others
-            assert getattr(example.server, name) == getattr(default.server, name), name
+            assert getattr(shown.server, name) == getattr(default.server, name), name
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -397,10 +404,10 @@ def test_commands_take_the_promised_options(words: str) -> None:
     assert {*COMMANDS[words], *everywhere} <= known
 
 
-def test_an_account_as_json() -> None:
+def test_an_account_as_json(tmp_path: Path) -> None:
     account = Account(1, "acme", "", AccountStatus.OPEN, NOW)
     statement = Statement(account, parse_usd("25.00"), parse_usd("0.000000001"), parse_usd("0.50"))
-    config = load(EXAMPLE, variables(tomllib.loads(EXAMPLE.read_text())))
+    config = whole_example(tmp_path)
     record = record_of(statement, config)
     promised = ("name", "tier", "balance_usd", "reserved_usd", "charged_usd", "credited_usd")
     assert {name: record[name] for name in promised} == {

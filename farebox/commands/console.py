@@ -19,9 +19,17 @@ def console() -> None:
 def link(config_path: Path | None, as_json: bool) -> None:
     """Print a link that signs in as the operator: once, within ten minutes, on this machine."""
     from console.links import LINK_LASTS, LinkUnavailable, local_url, sign_in_link
+    from farebox.embedded import is_up
     from proxy.settings import parse_address
 
     config = load(config_path)
+    # A gateway keeps its embedded database running: where none runs this is the wrong folder, and a
+    # link from a new database would lead nowhere.
+    if not config.database.url and not is_up(config.data_dir):
+        raise Refused(
+            f"No gateway runs in {config.root.absolute()}: run this in the folder of the one that"
+            " does, or name its configuration with --config."
+        )
     host, port = parse_address(config.server.listen)
     base_url = local_url(config.server.public_url, host, port)
     if base_url.endswith(":0"):

@@ -9,6 +9,8 @@ import pytest
 from adapters.catalogue import Catalogue, PriceSchedule
 from farebox.catalogue import catalogue, demo_provider, priced, remarks, sandbox_provider
 from farebox.config import Config, ConfigError, load
+from farebox.presets import PRESETS
+from farebox.prices import known_models
 
 ENVIRON = {"OPENAI_API_KEY": "sk-1", "DEEPSEEK_API_KEY": "sk-2", "GROQ_API_KEY": "sk-3"}
 OWN = '[[providers]]\nname = "own"\nbase_url = "http://127.0.0.1:1/v1"\n'
@@ -38,6 +40,50 @@ def input_price(schedule: PriceSchedule | None) -> int | None:
 
 def served(config: Config) -> Catalogue:
     return catalogue(config)
+
+
+# -- the model of a first call --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.example])
+def test_a_preset_s_example_is_a_chat_model_that_it_serves(name: str) -> None:
+    known = known_models(name)[PRESETS[name].example]
+    assert (known.id, known.kind, known.deprecated) == (PRESETS[name].example, "chat", False)
+
+
+@pytest.mark.parametrize(
+    ("environ", "example"),
+    [
+        ({"OPENAI_API_KEY": "1", "ANTHROPIC_API_KEY": "2"}, PRESETS["openai"].example),
+        ({"ANTHROPIC_API_KEY": "2"}, PRESETS["anthropic"].example),
+        ({}, "sandbox"),
+    ],
+)
+def test_a_first_call_asks_a_current_model(
+    config_of: ConfigOf, environ: dict[str, str], example: str
+) -> None:
+    assert served(config_of("", environ)).example == example
+
+
+def test_a_first_call_asks_what_was_configured_and_has_a_price(config_of: ConfigOf) -> None:
+    models = """
+[[models]]
+id = "unpriced"
+upstreams = ["own/a"]
+
+[[models]]
+id = "vectors"
+kind = "embedding"
+upstreams = ["own/b"]
+price = { input = "1" }
+
+[[models]]
+id = "talks"
+upstreams = ["own/c"]
+price = { input = "1", output = "2" }
+"""
+    assert served(config_of(OWN + models)).example == "talks"
+    assert served(config_of(OWN)).example == ""
 
 
 # -- nothing configured ---------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from farebox import cli
-from farebox.embedded import EmbeddedPostgres
+from farebox.embedded import EmbeddedPostgres, running
 from ledger.journal import Journal
 from ledger.postgres import PostgresStore
 from ledger.records import Reserve
@@ -273,6 +273,21 @@ def test_a_link_leads_to_this_machine_whatever_the_public_name(
     with (tmp_path / "farebox.toml").open("a") as file:
         file.write('[server]\nlisten = "0.0.0.0:80"\npublic_url = "https://llm.example.test"\n')
     assert books.ok("console", "link").startswith("http://127.0.0.1:80/console/sign-in/")
+
+
+def test_a_link_is_refused_where_no_gateway_runs_and_nothing_is_made(
+    farebox: Farebox, tmp_path: Path
+) -> None:
+    said = farebox.refused("console", "link")
+    assert said == (
+        f"No gateway runs in {tmp_path}: run this in the folder of the one that does, "
+        "or name its configuration with --config."
+    )
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "farebox.toml").write_text('[server]\nlisten = "127.0.0.1:8099"\n')
+    with running(tmp_path / ".farebox"):
+        assert farebox.ok("console", "link").startswith("http://127.0.0.1:8099/console/sign-in/")
+    assert farebox.refused("console", "link") == said
 
 
 def test_a_port_that_nobody_knows_makes_no_link(books: Farebox, tmp_path: Path) -> None:

@@ -278,6 +278,21 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             "console.audience: is empty; write what tokens have as aud",
         ),
         (
+            '[console]\njwks_url = "https://keys.test/jwks.json"\nissuer = "i"\n'
+            'login_url = "http://id.test/authorize"',
+            "console.login_url: whoever is on the way could have people sign in at theirs; "
+            'write a URL that starts with "https://"',
+        ),
+        (
+            '[console]\njwks_url = "https://keys.test/jwks.json"\nissuer = "i"\n'
+            'login_url = "javascript:alert(1)"',
+            'console.login_url: expected a URL that starts with "http://" or "https://"',
+        ),
+        (
+            '[console]\nlogin_url = "https://id.test/authorize"',
+            "console.login_url: nobody's tokens count here; set jwks_url or jwt_secret",
+        ),
+        (
             '[stripe]\napi_key = "sk_test_1"',
             "stripe.webhook_secret: missing; without it anybody could say that they have paid."
             " Write the signing secret of Stripe's endpoint, which starts with whsec_",

@@ -43,8 +43,7 @@ from farebox.supervise import SupervisorSettings
 from farebox.totals import Family, Sample, Totals, merged, report_of, text_of, value_of
 from farebox.worker import write_lines
 from proxy.metrics import Metrics
-
-EXAMPLE = Path(__file__).resolve().parents[2] / "farebox.example.toml"
+from tests.fakes import example
 
 # -- totals ---------------------------------------------------------------------------------------
 
@@ -168,11 +167,12 @@ class Environment(dict[str, str]):
         return f"{scheme}://value-of-{key}-that-is-long-enough"
 
 
-async def test_a_child_is_told_everything_that_it_has_to_know() -> None:
+async def test_a_child_is_told_everything_that_it_has_to_know(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     supervisor, child = supervisors_end(ours), childs_end(theirs)
     settings = Settings(
-        config=load(EXAMPLE, Environment()), built_in=sandbox_provider("http://127.0.0.1:1/v1")
+        config=load(example.file(tmp_path), Environment()),
+        built_in=sandbox_provider("http://127.0.0.1:1/v1"),
     )
     start = BeWorker(
         served=Served(version=7, settings=packed(settings)),
