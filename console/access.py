@@ -83,6 +83,11 @@ class Caller:
     session_id: bytes | None
     address: str
 
+    @property
+    def called(self) -> str:
+        """What they are called where people read it; as in `store.people.CALLED`."""
+        return self.email or self.name or f"user {self.user_id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -126,6 +131,8 @@ async def caller_of(request: Request, console: ConsoleOf) -> Caller:
     session_id = tokens.hash_of(token)
     session = await find_session(console, session_id)
     if session is None:
+        if bearer.startswith("sk_"):
+            raise Refused(401, "not_signed_in", "An API key is for models and /mcp: sign in here.")
         raise Refused(401, "not_signed_in", "Your session has ended: sign in again.")
     return caller(session.user, session_id, address_of(request))
 
@@ -157,6 +164,10 @@ def allowed(action: Action) -> Callable[..., Awaitable[Member]]:  # type: ignore
     return check
 
 
+Reader = Annotated[Member, Depends(allowed("read"))]
+"""Any member: what most routes ask for."""
+
+
 def require_role(role: Role, action: Action, *, is_operator: bool = False) -> None:
     """Refuse with 403 what a role does not allow."""
     if not may(role, action, is_operator=is_operator):
@@ -171,7 +182,7 @@ def no_such_account(account: str) -> Refused:
 def _denial(role: Role, action: Action) -> str:
     least = LEAST[action]
     who = f"{_with_article(least)} can" if least else "the operator of this gateway can"
-    return f"You are {_with_article(role)} of this account: only {who} do this ({action})."
+    return f"You are {_with_article(role)} of this account: only {who} do this."
 
 
 def _with_article(role: Role) -> str:

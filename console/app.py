@@ -22,7 +22,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
@@ -40,7 +40,7 @@ from console import (
     usage,
 )
 from console.context import Console
-from console.errors import DatabaseUnavailable, ErrorBody, Refused, body_of
+from console.errors import ErrorBody, Refused, in_json, refusal_of
 from console.pages import site
 from console.pages.frame import problem
 from console.security import Guard
@@ -60,14 +60,6 @@ ROUTERS: Sequence[APIRouter] = (
     payments.webhook,
 )
 SERVICES: Sequence[Service] = (rollup.run, inbox.run, recharger.run)
-
-_CODES = {
-    400: "invalid_request",
-    401: "not_signed_in",
-    403: "permission_denied",
-    404: "not_found",
-    405: "method_not_allowed",
-}
 
 
 def build(console: Console) -> ASGIApp:
@@ -141,45 +133,18 @@ def _no_page(request: Request, error: Exception) -> Response:
             else _failed(request, error)
         )
     if isinstance(error, HTTPException):
-        return problem(request.app.state.console, _as_refusal(error))
+        return problem(request.app.state.console, refusal_of(error))
     message = "The console failed to show this page."
     return problem(request.app.state.console, Refused(500, "internal_error", message))
 
 
 def _refused(_: Request, error: Exception) -> Response:
-    refusal = _as_refusal(error)
-    return JSONResponse(
-        body_of(refusal.code, refusal.message), refusal.status, headers=refusal.headers
-    )
-
-
-def _as_refusal(error: Exception) -> Refused:
-    match error:
-        case Refused():
-            return error
-        case RequestValidationError():
-            return Refused(400, "invalid_request", _sentence(error))
-        case DirectoryRefused():
-            return Refused(400, "refused", str(error))
-        case DirectoryUnavailable():
-            return DatabaseUnavailable()
-        case HTTPException():
-            code = _CODES.get(error.status_code, "invalid_request")
-            return Refused(error.status_code, code, f"{error.detail}.", error.headers)
-        case _:
-            raise AssertionError(f"no refusal: {error!r}")
-
-
-def _sentence(error: RequestValidationError) -> str:
-    """The first of the problems, with where it is."""
-    first = error.errors()[0]
-    where = ".".join(str(step) for step in first["loc"][1:]) or str(first["loc"][0])
-    return f"{where}: {first['msg']}."
+    return in_json(refusal_of(error))
 
 
 def _failed(_: Request, __: Exception) -> Response:
     """A bug. The server writes down what it was, and not its path, which may let somebody in."""
-    return JSONResponse(body_of("internal_error", "The console failed to handle this."), 500)
+    return in_json(Refused(500, "internal_error", "The console failed to handle this."))
 
 
 def _forget_unprocessable(document: dict[str, object]) -> None:

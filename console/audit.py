@@ -51,7 +51,7 @@ def note(
         connection,
         account_id,
         caller.user_id,
-        caller.email or caller.name or f"user {caller.user_id}",
+        caller.called,
         caller.address,
         action,
         target,

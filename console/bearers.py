@@ -7,7 +7,7 @@ our own is shorter, and an issuer's has dots in it.
 - A key stands for its project: it sees that project's keys and usage, and its account's balance.
   It may manage keys only where it was made for that (`console.keys.delegated`).
 - A session's user may do in each of their accounts what their role allows, as in the console.
-- What is revoked, expired, suspended or unknown is told apart from nothing: 401, and no more.
+- Revoked, expired, suspended and unknown keys are not told apart: 401, and no more.
 """
 
 from __future__ import annotations

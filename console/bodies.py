@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict
 
 ID_MAX = 2**63 - 1
 """The highest number that the database gives anything."""
+
+Id = Annotated[int, Path(ge=1, le=ID_MAX)]
+"""The number of something, in a path."""
 
 
 class Body(BaseModel):

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from adapters.catalogue import Model, Rates
 from adapters.pricing import PIECE_UNITS
-from console.access import Member, allowed
+from console.access import Reader
 from console.context import Console, ConsoleOf
 from console.errors import Refused
+from ledger.money import NANO_PER_USD
 
-_NANO_PER_USD = 10**9
 _PER_MILLION = 10**6
 _BASIS_POINTS = 10_000
 
@@ -67,9 +66,7 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/accounts/{account}/models", summary="Models and prices")
-async def list_models(
-    _: Annotated[Member, Depends(allowed("read"))], console: ConsoleOf
-) -> ModelsOut:
+async def list_models(_: Reader, console: ConsoleOf) -> ModelsOut:
     """What may be asked for, and what it costs."""
     return ModelsOut(models=models(console))
 
@@ -116,14 +113,16 @@ def _prices(rates: Rates, margin_bps: int) -> list[PriceOut]:
     """Kinds that cost nothing, or what `input` or `output` costs, say nothing new."""
     components = dict(rates.components)
     return [
-        PriceOut(
-            unit=unit,
-            usd=usd_of(amount, margin_bps, unit),
-            per="piece" if unit in PIECE_UNITS else "million",
-        )
+        _price(unit, paid_for(amount, margin_bps))
         for unit, amount in components.items()
         if unit in ("input", "output") or amount not in (0, _otherwise(unit, components))
     ]
+
+
+def _price(unit: str, usd_per_million: Decimal) -> PriceOut:
+    if unit in PIECE_UNITS:
+        return PriceOut(unit=unit, usd=decimal_text(usd_per_million / _PER_MILLION), per="piece")
+    return PriceOut(unit=unit, usd=decimal_text(usd_per_million), per="million")
 
 
 def _otherwise(unit: str, components: Mapping[str, int]) -> int:
@@ -133,11 +132,9 @@ def _otherwise(unit: str, components: Mapping[str, int]) -> int:
     return components.get(whole, 0)
 
 
-def usd_of(amount: int, margin_bps: int, unit: str) -> str:
-    """Nano-dollars per 1,000,000 units as the exact USD that a customer pays: per million tokens,
-    or a piece."""
-    exact = Decimal(amount) * (_BASIS_POINTS + margin_bps) / _BASIS_POINTS / _NANO_PER_USD
-    return decimal_text(exact / _PER_MILLION if unit in PIECE_UNITS else exact)
+def paid_for(amount: int, margin_bps: int) -> Decimal:
+    """The exact USD that a customer pays where a provider takes so many nano-dollars."""
+    return Decimal(amount) * (_BASIS_POINTS + margin_bps) / _BASIS_POINTS / NANO_PER_USD
 
 
 def decimal_text(amount: Decimal) -> str:

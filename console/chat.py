@@ -155,7 +155,7 @@ class DataPlane:
         enough = min(who.ends_at, now + _KEY_LASTS_MIN)
         brand, caller = console.server.brand, who.caller
         plain = of_session(brand, console.secret, who.token, project.project_id)
-        name = f"MCP of {caller.email or caller.name or f'user {caller.user_id}'}"
+        name = f"MCP of {caller.called}"
 
         def work(connection: Connection) -> None:
             directory = Directory.within(connection, secret=console.secret, brand=brand)

@@ -19,9 +19,10 @@ from console.errors import DatabaseUnavailable
 from console.security import RateLimit
 from console.sessions import Verifier
 from console.settings import ConsoleSettings, StripeSettings
+from console.store import Connection, tell_times_in_utc
 from console.stripe_client import Stripe
 from ledger.connection import Connections, Work, is_away
-from ledger.directory import Directory, DirectoryUnavailable
+from ledger.directory import DirectoryUnavailable
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class ServerFacts:
 
 
 class Database:
-    """Postgres, from threads. SQL is in `console/store`, nowhere else."""
+    """Postgres, from threads. SQL is in `console/store`, nowhere else. Times come in UTC."""
 
     def __init__(self, conninfo: str) -> None:
         self._connections = Connections(conninfo)
@@ -74,9 +75,14 @@ class Database:
 
         Raises DatabaseUnavailable, and whatever else `work` raises.
         """
+
+        def work_in_utc(connection: Connection) -> T:
+            tell_times_in_utc(connection)
+            return work(connection)
+
         try:
             return await trio.to_thread.run_sync(
-                self._connections.run_once, work, limiter=self._threads
+                self._connections.run_once, work_in_utc, limiter=self._threads
             )
         except Exception as error:
             if is_away(error) or isinstance(error, DirectoryUnavailable):
@@ -92,8 +98,7 @@ class Console:
     """The parts of the process. `stripe` and `card_payments` are None where no `[stripe]` is
     configured.
 
-    `directory` blocks: use it inside `trio.to_thread.run_sync`. `secret` makes API keys, and knows
-    them by their hashes.
+    `secret` makes API keys, and knows them by their hashes.
     """
 
     def __init__(
@@ -112,14 +117,12 @@ class Console:
         self.wall = wall
         self.verifier = Verifier(settings, wall)
         self.database = Database(conninfo)
-        self.directory = Directory(conninfo, secret=secret, brand=server.brand)
         self.card_payments = None if stripe is None else Stripe(stripe)
         self.sign_ins = RateLimit(_SIGN_INS_A_MINUTE, 60.0, trio.current_time)
 
     async def aclose(self) -> None:
         """Let the database go, and Stripe."""
         self.database.close()
-        self.directory.close()
         if self.card_payments is not None:
             with trio.CancelScope(shield=True):
                 await self.card_payments.aclose()

@@ -7,15 +7,13 @@ The gateway shows it on its private listener (`/status`).
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import httpcore2
 import msgspec
 import trio
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import BaseModel
 
-from console.access import Member, allowed
+from console.access import Reader
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 
@@ -57,9 +55,7 @@ router = APIRouter(prefix="/accounts/{account}/upstreams", tags=["models"])
 
 
 @router.get("", summary="How the providers are")
-async def list_upstreams(
-    _: Annotated[Member, Depends(allowed("read"))], console: ConsoleOf
-) -> UpstreamsOut:
+async def list_upstreams(_: Reader, console: ConsoleOf) -> UpstreamsOut:
     """What the gateway has learnt of its upstreams, as it is now."""
     return UpstreamsOut(upstreams=await upstreams(console))
 

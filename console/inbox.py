@@ -40,6 +40,7 @@ from console.store import Connection, payments, recharges, stripe_events
 from console.store.payments import PaymentRow, PaymentState
 from console.stripe_client import (
     CURRENCY,
+    Card,
     Event,
     Payment,
     Reversal,
@@ -141,16 +142,14 @@ async def look_into_next(console: Console, stripe: Stripe) -> bool:
     claim = await console.database.run(lambda c: stripe_events.claim(c, now, now + CLAIM))
     if claim is None:
         return False
-    ids = claim.event_ids
     try:
         outcome = await look_into(console, stripe, claim.subject)
     except Overtaken:
-        due = moment(console) + _TURN_PAUSE
-        await console.database.run(lambda c: stripe_events.postpone(c, ids, due, "overtaken"))
+        await _postpone(console, claim, _TURN_PAUSE, "overtaken", tried=False)
     except StripeUnavailable as error:
-        due, why = moment(console) + _pause(claim.tries), str(error)
-        log.warning("Stripe does not answer about %s: %s", claim.subject, why)
-        await console.database.run(lambda c: stripe_events.postpone(c, ids, due, why))
+        log.warning("Stripe does not answer about %s: %s", claim.subject, error)
+        pause = min(moment(console) - claim.since + _FIRST_PAUSE, _PAUSE_MAX)
+        await _postpone(console, claim, pause, str(error), tried=False)
     except Unusable as error:
         await _park(console, claim, str(error))
     except DatabaseUnavailable:
@@ -161,11 +160,19 @@ async def look_into_next(console: Console, stripe: Stripe) -> bool:
             await _park(console, claim, why)
         else:
             log.warning("%s cannot be looked into: %s", claim.subject, why, exc_info=error)
-            due = moment(console) + _pause(claim.tries)
-            await console.database.run(lambda c: stripe_events.postpone(c, ids, due, why))
+            await _postpone(console, claim, _pause(claim.tries), why, tried=True)
     else:
-        await console.database.run(lambda c: stripe_events.finish(c, ids, outcome))
+        await console.database.run(lambda c: stripe_events.finish(c, claim.event_ids, outcome))
     return True
+
+
+async def _postpone(
+    console: Console, claim: stripe_events.Claim, pause: timedelta, why: str, *, tried: bool
+) -> None:
+    due = moment(console) + pause
+    await console.database.run(
+        lambda c: stripe_events.postpone(c, claim.event_ids, due, why, tried=tried)
+    )
 
 
 async def _park(console: Console, claim: stripe_events.Claim, why: str) -> None:
@@ -292,11 +299,7 @@ def _write(
             )
             credited = found.received_nusd if new else 0
         if credited and found.card is not None:
-            card = found.card
-            expires = (card.exp_month, card.exp_year)
-            payments.save_card(
-                connection, payment.account_id, card.payment_method, card.brand, card.last4, expires
-            )
+            _keep_card(connection, payment.account_id, found.card)
         for each in reversals:
             _post(connection, payment, each)
         if settings is not None:
@@ -385,8 +388,14 @@ def _post(connection: Connection, payment: PaymentRow, each: _Change) -> None:
 
 
 async def settle_page(console: Console, stripe: Stripe, session_id: str) -> str:
-    """A hosted page: what was paid or saved on it, or that it was closed."""
-    page = await stripe.checkout(session_id)
+    """A hosted page: what was paid or saved on it, or that it was closed, or is of another account
+    at Stripe than the one we use now."""
+    try:
+        page = await stripe.checkout(session_id)
+    except StripeRefused as refusal:
+        if refusal.code != "resource_missing":
+            raise
+        return await _close(console, session_id, "unknown to Stripe")
     ours = await console.database.run(payments.instance)
     if page.metadata.get(INSTANCE) != str(ours):
         return "not ours"
@@ -394,14 +403,18 @@ async def settle_page(console: Console, stripe: Stripe, session_id: str) -> str:
         return await settle(console, stripe, page.intent_id)
     if page.setup_intent_id and page.status == "complete":
         return await _save_card(console, stripe, page.setup_intent_id, page.metadata)
+    return await _close(console, session_id, "expired") if page.status == "expired" else "unchanged"
+
+
+async def _close(console: Console, session_id: str, why: str) -> str:
+    """Nobody can pay on this page any more."""
     known = await console.database.run(lambda c: payments.find_by_session(c, session_id))
-    if known is not None and page.status == "expired":
-        payment_id = known.payment_id
-        await console.database.run(
-            lambda c: payments.close_unpaid(c, payment_id, "canceled", "expired")
-        )
-        return "expired"
-    return "unchanged"
+    if known is None:
+        return "unchanged"
+    await console.database.run(
+        lambda c: payments.close_unpaid(c, known.payment_id, "canceled", why)
+    )
+    return why
 
 
 async def _save_card(
@@ -414,13 +427,20 @@ async def _save_card(
         account_id = int(metadata[ACCOUNT])
     except (KeyError, ValueError):
         raise Unusable(f"{setup_intent_id} carries our mark, but not whose it is") from None
-    expires = (card.exp_month, card.exp_year)
-    await console.database.run(
-        lambda c: payments.save_card(
-            c, account_id, card.payment_method, card.brand, card.last4, expires
-        )
-    )
+    await console.database.run(lambda c: _keep_card(c, account_id, card))
     return "card saved"
+
+
+def _keep_card(connection: Connection, account_id: int, card: Card) -> None:
+    payments.save_card(
+        connection,
+        account_id,
+        card.payment_method,
+        card.brand,
+        card.last4,
+        card.exp_month,
+        card.exp_year,
+    )
 
 
 async def refresh_card(console: Console, stripe: Stripe, payment_method: str) -> str:
@@ -440,10 +460,7 @@ async def refresh_card(console: Console, stripe: Stripe, payment_method: str) ->
             if card is None or customer_id != owner:
                 payments.forget_card(connection, account_id, payment_method)
             else:
-                expires = (card.exp_month, card.exp_year)
-                payments.save_card(
-                    connection, account_id, payment_method, card.brand, card.last4, expires
-                )
+                _keep_card(connection, account_id, card)
 
     await console.database.run(write)
     return "card refreshed"
@@ -496,10 +513,12 @@ def _ask_about(connection: Connection, subjects: Mapping[str, str], now: datetim
 
 
 def _ask_about_pages(connection: Connection, now: datetime) -> int:
-    """Pages that must have been closed by now, and of which nobody told us."""
+    """Pages that must have been closed by now, and of which nobody told us. What has no page until
+    then never had one that anybody saw."""
+    payments.close_without_page(connection, now - _PAGE_OPENED)
     found = payments.unfinished(
         connection, now - _PAGE_OPENED, now - COMPARE_EVERY, _UNFINISHED_AT_ONCE
     )
     ids = [f"page:{each.payment_id}:{now:%Y-%m-%d}" for each in found]
-    subjects = [each.payment_intent or each.session_id or "" for each in found]
+    subjects = [each.session_id or "" for each in found]
     return stripe_events.add_many(connection, "comparison", ids, subjects, now)

@@ -18,16 +18,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends
 from pydantic import AfterValidator, BaseModel, Field
 
 from console import audit
-from console.access import Member, allowed, moment
+from console.access import Member, Reader, allowed, moment
 from console.audit import Actor
-from console.bodies import ID_MAX, Body
+from console.bodies import Body, Id
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, usage
+from console.wording import dollars
 from ledger.accounts import Budget, Holder, Key, KeyScope, Project
 from ledger.directory import Directory, DirectoryRefused
 from ledger.money import AMOUNT_MAX, format_usd, parse_usd
@@ -36,21 +37,17 @@ NAME_CHARACTERS_MAX = 100
 MODELS_MAX = 100
 LIVE_KEYS_MAX = 1000
 """Of an account: every worker has them in memory, and whoever opens an account may make some."""
+PROJECTS_MAX = 1000
+"""Of an account, one for each key there may be: every page of keys shows them all."""
 USED_WITHIN = timedelta(days=30)
 
 _MODEL_CHARACTERS_MAX = 200
 
-KeyId = Annotated[int, Path(ge=1, le=ID_MAX)]
 State = Literal["live", "expired", "revoked"]
 
 
 def _usd(text: str) -> str:
-    try:
-        amount = parse_usd(text)
-    except ValueError:
-        amount = 0
-    if not 0 < amount <= AMOUNT_MAX:
-        raise ValueError("expected an amount above 0 as a decimal string, such as 25.00")
+    dollars(text, 1, AMOUNT_MAX)
     return text
 
 
@@ -65,7 +62,11 @@ def _future(moment: datetime) -> datetime:
 
 Usd = Annotated[
     str,
-    Field(max_length=40, pattern=r"^[0-9]+(\.[0-9]{1,9})?$", examples=["25.00"]),
+    Field(
+        max_length=40,
+        examples=["25.00"],
+        json_schema_extra={"pattern": r"^[0-9]+(\.[0-9]{1,9})?$"},  # `_usd` says it in words
+    ),
     AfterValidator(_usd),
 ]
 Moment = Annotated[datetime, AfterValidator(_future)]
@@ -177,7 +178,6 @@ class ProjectsOut(BaseModel):
 # -- keys -----------------------------------------------------------------------------------------
 
 keys = APIRouter(prefix="/accounts/{account}/keys", tags=["keys"])
-Reader = Annotated[Member, Depends(allowed("read"))]
 KeyMaker = Annotated[Member, Depends(allowed("keys.write"))]
 
 
@@ -212,8 +212,7 @@ async def make_key(
 ) -> KeyMadeOut:
     """Make a key that somebody may make, and note who."""
     now = moment(console)
-    if wanted.expires_at is not None and wanted.expires_at <= now:
-        raise Refused(400, "invalid_request", "expires_at: this has passed already.")
+    _require_future(wanted.expires_at, now)
     models = known_models(console, wanted.models)
 
     def work(connection: Connection) -> KeyMadeOut:
@@ -236,8 +235,17 @@ async def make_key(
     return await console.database.run(work)
 
 
+def _require_future(expires_at: datetime | None, now: datetime) -> None:
+    if expires_at is not None and expires_at <= now:
+        raise Refused(
+            400,
+            "invalid_request",
+            "The time at which the key is to expire has passed already: revoke a key to end it.",
+        )
+
+
 def require_room(connection: Connection, account: str) -> None:
-    """Refuse with 409 the key just made that is one too many."""
+    """Refuse with 409 the key just made, or made live again, that is one too many."""
     if usage.live_keys(connection, account) > LIVE_KEYS_MAX:
         raise Refused(
             409,
@@ -247,7 +255,7 @@ def require_room(connection: Connection, account: str) -> None:
 
 
 @keys.get("/{key_id}", summary="One key")
-async def show_key(member: Reader, key_id: KeyId, console: ConsoleOf) -> KeyOut:
+async def show_key(member: Reader, key_id: Id, console: ConsoleOf) -> KeyOut:
     """What a key may do, and what it was used for."""
     now = moment(console)
 
@@ -261,7 +269,7 @@ async def show_key(member: Reader, key_id: KeyId, console: ConsoleOf) -> KeyOut:
 
 @keys.put("/{key_id}", summary="Change what a key may do")
 async def change_key(
-    member: KeyMaker, key_id: KeyId, wanted: KeyFactsIn, console: ConsoleOf
+    member: KeyMaker, key_id: Id, wanted: KeyFactsIn, console: ConsoleOf
 ) -> KeyOut:
     """Its name, budget, expiry and models become what is said here."""
     now = moment(console)
@@ -272,6 +280,8 @@ async def change_key(
             before = _found(connection, member.account, key_id)
             if before.revoked_at is not None:
                 raise Refused(409, "key_revoked", "A revoked key stays as it is.")
+            if wanted.expires_at != before.expires_at:
+                _require_future(wanted.expires_at, now)
             key = Directory.within(connection).update_key(
                 key_id,
                 name=wanted.name,
@@ -279,6 +289,8 @@ async def change_key(
                 expires_at=wanted.expires_at,
                 models=models,
             )
+            if state_of(before, now) != "live":
+                require_room(connection, member.account)
             if key != before:
                 audit.note(connection, member, "key.change", called(key), _facts(key))
         used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
@@ -288,7 +300,7 @@ async def change_key(
 
 
 @keys.delete("/{key_id}", status_code=204, summary="Revoke a key")
-async def revoke_key(member: KeyMaker, key_id: KeyId, console: ConsoleOf) -> None:
+async def revoke_key(member: KeyMaker, key_id: Id, console: ConsoleOf) -> None:
     """End a key for good: within a second it gets 401. Twice is no error."""
     await end_key(console, member.account, key_id, member)
 
@@ -388,7 +400,14 @@ async def create_project(member: ProjectMaker, wanted: ProjectIn, console: Conso
     def work(connection: Connection) -> ProjectOut:
         with connection.transaction():
             budget = wanted.budget.budget() if wanted.budget else None
-            made = Directory.within(connection).create_project(member.account, wanted.name, budget)
+            directory = Directory.within(connection)
+            made = directory.create_project(member.account, wanted.name, budget)
+            if len(directory.list_projects(member.account)) > PROJECTS_MAX:
+                raise Refused(
+                    409,
+                    "too_many_projects",
+                    f"The account has {PROJECTS_MAX} projects: delete some first.",
+                )
             audit.note(connection, member, "project.create", made.path, _budget_facts(budget))
             return _project(made, None)
 
@@ -440,7 +459,7 @@ def known_models(console: Console, names: Sequence[str]) -> list[str]:
     catalogue = console.server.catalogue
     for name in names:
         if catalogue.find(name) is None:
-            raise Refused(400, "unknown_model", f"models: there is no model {name!r}.")
+            raise Refused(400, "unknown_model", f"there is no model {name!r}.", where="models")
     return list(names)
 
 

@@ -30,10 +30,9 @@ from urllib.parse import urlsplit
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp_types import ToolAnnotations
+from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -42,7 +41,7 @@ from console.access import Member, moment
 from console.bearers import Bearer, KeyBearer, Seat, SessionBearer, bearer, seat
 from console.chat import DataPlane, Question, Reply, Turn
 from console.context import Console
-from console.errors import Refused, body_of
+from console.errors import Refused, in_json, refusal_of
 from console.keys import BudgetIn, KeyIn, KeyMadeOut, KeyOut
 from console.store import Connection, usage
 from console.store.usage import Slice, Span
@@ -188,14 +187,34 @@ def _told(
     async def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
         try:
             return await tool(*args, **kwargs)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(step) for step in first["loc"])
-            raise ToolError(f"{where}: {first['msg']}") from error
-        except (Refused, DirectoryRefused) as error:
-            raise ToolError(str(error)) from error
+        except (ValidationError, Refused, DirectoryRefused) as error:
+            raise ToolError(_of_argument(refusal_of(error))) from error
 
     return run
+
+
+def _of_argument(refused: Refused) -> str:
+    """What was wrong, with the name of the argument: that of the API is another one."""
+    argument = {"usd": "budget_usd"}.get(refused.where)
+    return f"{argument}: {refused.problem}" if argument else refused.message
+
+
+class _Server(MCPServer[dict[str, object]]):
+    """One that says in words which argument is wrong."""
+
+    async def call_tool(
+        self,
+        name: str,
+        arguments: dict[str, object],
+        context: Context[dict[str, object], object] | None = None,
+    ) -> CallToolResult | InputRequiredResult:
+        """Call a tool, as the SDK does."""
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            if isinstance(error.__cause__, ValidationError):
+                raise ToolError(refusal_of(error.__cause__).message) from error
+            raise
 
 
 # -- the tools ------------------------------------------------------------------------------------
@@ -470,7 +489,7 @@ class Endpoint:
     def __init__(self, console: Console) -> None:
         self._data_plane = DataPlane(console)
         with _logging_as_it_was():
-            self._server = MCPServer(
+            self._server = _Server(
                 console.server.brand,
                 title=f"{console.server.brand.capitalize()} account",
                 instructions=_INSTRUCTIONS,
@@ -509,22 +528,16 @@ class _Authenticated:
         if scope["method"] != "POST":
             refused = Refused(405, "method_not_allowed", "Only POST: there are no sessions here.")
             refused.headers["allow"] = "POST"
-            await _refusal(refused)(scope, receive, send)
+            await in_json(refused)(scope, receive, send)
             return
         try:
             scope[_BEARER] = await bearer(self._console, Request(scope))
         except Refused as refused:
             if refused.status == 401:
                 refused.headers["www-authenticate"] = "Bearer"
-            await _refusal(refused)(scope, receive, send)
+            await in_json(refused)(scope, receive, send)
             return
         await self._app(scope, receive, send)
-
-
-def _refusal(refused: Refused) -> JSONResponse:
-    return JSONResponse(
-        body_of(refused.code, refused.message), refused.status, headers=refused.headers
-    )
 
 
 def _expected_hosts(console: Console) -> TransportSecuritySettings:

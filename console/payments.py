@@ -34,7 +34,8 @@ from console.stripe_client import (
     StripeRefused,
     StripeUnavailable,
 )
-from ledger.money import NANO_PER_USD, format_usd, parse_usd
+from console.wording import dollars
+from ledger.money import NANO_PER_USD, format_usd
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ _LAST_ID = UUID(int=(1 << 128) - 1)
 router = APIRouter(prefix="/accounts/{account}", tags=["billing"])
 webhook = APIRouter(tags=["billing"])
 
-Reader = Annotated[Member, Depends(allowed("billing.read"))]
+BillingReader = Annotated[Member, Depends(allowed("billing.read"))]
 Payer = Annotated[Member, Depends(allowed("billing.write"))]
 
 
@@ -208,7 +209,7 @@ async def start_top_up(body: NewTopUp, member: Payer, console: ConsoleOf) -> Sta
 
 @router.get("/payments")
 async def list_payments(
-    member: Reader,
+    member: BillingReader,
     console: ConsoleOf,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 20,
     after: Annotated[str, Query(max_length=100)] = "",
@@ -230,7 +231,7 @@ async def list_payments(
 
 
 @router.get("/payments/{payment_id}")
-async def show_payment(payment_id: UUID, member: Reader, console: ConsoleOf) -> Paid:
+async def show_payment(payment_id: UUID, member: BillingReader, console: ConsoleOf) -> Paid:
     """One payment; an open one is looked up at Stripe first, every few seconds at most."""
     row = await _payment(console, member, payment_id)
     if row.state in ("open", "processing") and moment(console) - row.fetched_at > _LOOK_AGAIN:
@@ -265,7 +266,7 @@ async def _look(console: Console, row: PaymentRow) -> None:
 
 
 @router.get("/payment-method")
-async def show_card(member: Reader, console: ConsoleOf) -> SavedCardBody:
+async def show_card(member: BillingReader, console: ConsoleOf) -> SavedCardBody:
     """The card that recharges are made with."""
     row = await console.database.run(lambda c: payments.customer(c, member.account_id))
     return SavedCardBody(card=_card(row))
@@ -323,7 +324,7 @@ async def remove_card(member: Payer, console: ConsoleOf) -> Response:
 
 
 @router.get("/recharge")
-async def show_recharge(member: Reader, console: ConsoleOf) -> RechargeStateBody:
+async def show_recharge(member: BillingReader, console: ConsoleOf) -> RechargeStateBody:
     """The settings of automatic recharges."""
     return await console.database.run(partial(_recharge, account_id=member.account_id))
 
@@ -484,17 +485,11 @@ def _not_started(error: StripeUnavailable | StripeRefused) -> Refused:
 
 def _amount(name: str, text: str, least: int, most: int) -> int:
     try:
-        amount = parse_usd(text)
+        amount = dollars(text, least, most)
     except ValueError as error:
-        raise Refused(400, "invalid_amount", f"{name}: {error}.") from error
-    if not least <= amount <= most:
-        raise Refused(
-            400,
-            "invalid_amount",
-            f"{name}: it has to be between {format_usd(least)} and {format_usd(most)} dollars.",
-        )
+        raise Refused(400, "invalid_amount", f"{error}.", where=name) from error
     if amount % CENT:
-        raise Refused(400, "invalid_amount", f"{name}: cards pay whole cents.")
+        raise Refused(400, "invalid_amount", "cards pay whole cents.", where=name)
     return amount
 
 

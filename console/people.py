@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, Field
 
 from console import audit, sign_in, tokens
@@ -36,6 +36,7 @@ from console.access import (
     Caller,
     CallerOf,
     Member,
+    Reader,
     Role,
     allowed,
     bearer_of,
@@ -46,7 +47,7 @@ from console.access import (
     no_such_account,
     require_role,
 )
-from console.bodies import ID_MAX
+from console.bodies import ID_MAX, Id
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, people
@@ -54,15 +55,13 @@ from ledger.accounts import RESERVED_NAMES
 
 INVITATION_LASTS = timedelta(days=7)
 INVITATIONS_MAX = 100
+TOKEN_CHARACTERS_MAX = 200
 
 _ENTRIES_MAX = 200
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _EMAIL_CHARACTERS_MAX = 320
-_TOKEN_CHARACTERS_MAX = 200
 _ACCOUNT_NAME_CHARACTERS_MAX = 64
 _NUMBER_CHARACTERS_MAX = 20  # of what tells accounts of one name apart
-
-Id = Annotated[int, Path(ge=1, le=ID_MAX)]
 
 
 # -- what is said ---------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ class SessionOut(BaseModel):
 class LinkTokenIn(BaseModel):
     """The last part of a sign-in link."""
 
-    token: str = Field(max_length=_TOKEN_CHARACTERS_MAX)
+    token: str = Field(max_length=TOKEN_CHARACTERS_MAX)
 
 
 class TokenOut(BaseModel):
@@ -174,7 +173,7 @@ class InvitationIn(BaseModel):
 class InvitationTokenIn(BaseModel):
     """The last part of an invitation's link."""
 
-    token: str = Field(max_length=_TOKEN_CHARACTERS_MAX)
+    token: str = Field(max_length=TOKEN_CHARACTERS_MAX)
 
 
 class AuditOut(BaseModel):
@@ -317,9 +316,7 @@ members = APIRouter(prefix="/accounts/{account}/members", tags=["members"])
 
 
 @members.get("", summary="Who belongs to the account")
-async def list_members(
-    member: Annotated[Member, Depends(allowed("read"))], console: ConsoleOf
-) -> MembersOut:
+async def list_members(member: Reader, console: ConsoleOf) -> MembersOut:
     """All members, who came first first."""
     found = await console.database.run(
         lambda connection: people.members(connection, member.account_id)
@@ -346,9 +343,7 @@ async def change_role(
 
 
 @members.delete("/{user_id}", status_code=204, summary="Remove a member, or leave")
-async def remove_member(
-    member: Annotated[Member, Depends(allowed("read"))], user_id: Id, console: ConsoleOf
-) -> None:
+async def remove_member(member: Reader, user_id: Id, console: ConsoleOf) -> None:
     """The keys that they made stay: revoke those that they may still know."""
     await _change_member(console, member, user_id, None)
 
@@ -424,6 +419,13 @@ async def invite(
     console: ConsoleOf,
 ) -> InvitedOut:
     """An invitation takes the place of earlier ones to the same address."""
+    if not console.verifier.is_configured:
+        raise Refused(
+            409,
+            "no_sign_in",
+            "Nobody but the operator can sign in here, and so nobody could accept: set up an "
+            "identity provider first ([console] in farebox.toml).",
+        )
     now = moment(console)
     token = tokens.mint()
 

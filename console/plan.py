@@ -6,6 +6,8 @@
     DELETE /accounts/{account}/plan/requests/…   take that back
     GET    /plan/requests                        what waits for the operator
     POST   /plan/requests/{request_id}           the operator's answer
+    PUT    /accounts/{account}/tier              what the operator sets without being asked
+    POST   /accounts/{account}/credit            what the operator adds by hand
 
 A tier that is granted holds for the account's next request, within a second.
 """
@@ -15,24 +17,24 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from console import audit
-from console.access import Caller, CallerOf, Member, allowed, moment
-from console.bodies import ID_MAX, Body
+from console.access import Caller, CallerOf, Member, Reader, allowed, moment
+from console.bodies import Body, Id
 from console.context import Console, ConsoleOf, Tier
 from console.errors import Refused
+from console.keys import Usd
 from console.store import Connection, plan, usage
 from ledger.accounts import AccountStatus, Statement
 from ledger.directory import Directory
-from ledger.money import format_usd
+from ledger.money import format_usd, parse_usd
 
 REQUESTS_SHOWN = 20
 
 _NOTE_CHARACTERS_MAX = 1000
 
-RequestId = Annotated[int, Path(ge=1, le=ID_MAX)]
 Note = Annotated[str, Field(max_length=_NOTE_CHARACTERS_MAX, pattern=r"^[^\x00]*$")]
 
 
@@ -109,6 +111,19 @@ class DecisionIn(Body):
     reply: Note = ""
 
 
+class TierIn(Body):
+    """An account's new tier."""
+
+    tier: str = Field(max_length=_NOTE_CHARACTERS_MAX)
+
+
+class CreditIn(Body):
+    """How much, and what for: the books keep both."""
+
+    amount: Usd
+    reason: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")
+
+
 class PlanRequestsOut(BaseModel):
     """What waits for the operator, oldest first."""
 
@@ -118,7 +133,6 @@ class PlanRequestsOut(BaseModel):
 # -- the account ----------------------------------------------------------------------------------
 
 account_router = APIRouter(prefix="/accounts/{account}", tags=["account"])
-Reader = Annotated[Member, Depends(allowed("read"))]
 Asker = Annotated[Member, Depends(allowed("plan.request"))]
 
 
@@ -143,6 +157,13 @@ async def statement(console: Console, member: Member) -> Statement:
     """The account's money."""
     return await console.database.run(
         lambda connection: Directory.within(connection).show_account(member.account)
+    )
+
+
+async def statements(console: Console) -> list[Statement]:
+    """Those of all accounts, for the operator."""
+    return await console.database.run(
+        lambda connection: Directory.within(connection).list_accounts()
     )
 
 
@@ -174,8 +195,7 @@ async def show_plan(member: Reader, console: ConsoleOf) -> PlanOut:
 @account_router.post("/plan/requests", status_code=201, summary="Ask for another tier")
 async def ask(member: Asker, wanted: PlanRequestIn, console: ConsoleOf) -> PlanRequestOut:
     """The operator sees it, and grants it or says why not. One at a time."""
-    if wanted.tier not in console.server.tiers:
-        raise Refused(400, "unknown_tier", f"There is no tier {wanted.tier!r}.")
+    _require_tier(console, wanted.tier)
     now = moment(console)
 
     def work(connection: Connection) -> PlanRequestOut:
@@ -199,7 +219,7 @@ async def ask(member: Asker, wanted: PlanRequestIn, console: ConsoleOf) -> PlanR
 @account_router.delete(
     "/plan/requests/{request_id}", status_code=204, summary="Take a request back"
 )
-async def withdraw(member: Asker, request_id: RequestId, console: ConsoleOf) -> None:
+async def withdraw(member: Asker, request_id: Id, console: ConsoleOf) -> None:
     """The operator will not be asked any more."""
     now = moment(console)
 
@@ -229,6 +249,10 @@ async def operator_of(caller: CallerOf) -> Caller:
 OperatorOf = Annotated[Caller, Depends(operator_of)]
 
 
+operated_router = APIRouter(prefix="/accounts/{account}", tags=["operator"])
+OperatorHere = Annotated[Member, Depends(allowed("plan.grant"))]
+
+
 @operator_router.get("", summary="Who asks for another tier")
 async def list_requests(_: OperatorOf, console: ConsoleOf) -> PlanRequestsOut:
     """Open requests of all accounts, oldest first."""
@@ -237,15 +261,15 @@ async def list_requests(_: OperatorOf, console: ConsoleOf) -> PlanRequestsOut:
 
 
 @operator_router.post("/{request_id}", status_code=204, summary="Grant or decline")
-async def decide(
-    caller: OperatorOf, request_id: RequestId, said: DecisionIn, console: ConsoleOf
-) -> None:
+async def decide(caller: OperatorOf, request_id: Id, said: DecisionIn, console: ConsoleOf) -> None:
     """Granted, the tier holds at once."""
     now = moment(console)
 
     def work(connection: Connection) -> None:
         with connection.transaction():
             known = _known(connection, request_id)
+            if said.grant:
+                _require_tier(console, known.tier)
             state: plan.State = "granted" if said.grant else "declined"
             _end(connection, known, state, caller, said.reply, now)
             if said.grant:
@@ -258,7 +282,41 @@ async def decide(
     await console.database.run(work)
 
 
+@operated_router.put("/tier", status_code=204, summary="Move an account to another tier")
+async def set_tier(member: OperatorHere, wanted: TierIn, console: ConsoleOf) -> None:
+    """It holds for the account's next request, within a second."""
+    _require_tier(console, wanted.tier)
+
+    def work(connection: Connection) -> None:
+        with connection.transaction():
+            Directory.within(connection).set_tier(member.account, wanted.tier)
+            audit.note(connection, member, "plan.set", wanted.tier)
+
+    await console.database.run(work)
+
+
+@operated_router.post("/credit", status_code=204, summary="Add credit by hand")
+async def add_credit(member: OperatorHere, wanted: CreditIn, console: ConsoleOf) -> None:
+    """What was paid in some other way than by card."""
+    amount = parse_usd(wanted.amount)
+
+    def work(connection: Connection) -> None:
+        with connection.transaction():
+            Directory.within(connection).credit(member.account, amount, wanted.reason)
+            detail = {"usd": format_usd(amount), "reason": wanted.reason}
+            audit.note(connection, member, "credit.add", member.account, detail)
+
+    await console.database.run(work)
+
+
 # -- how it is said -------------------------------------------------------------------------------
+
+
+def _require_tier(console: Console, name: str) -> None:
+    """Refuse a tier that is not configured, perhaps no more: workers hold who is in it to no limit
+    at all."""
+    if name not in console.server.tiers:
+        raise Refused(400, "unknown_tier", f"There is no tier {name!r}.")
 
 
 def _known(connection: Connection, request_id: int) -> plan.PlanRequest:
@@ -320,3 +378,4 @@ def _request(request: plan.PlanRequest) -> PlanRequestOut:
 router = APIRouter()
 router.include_router(account_router)
 router.include_router(operator_router)
+router.include_router(operated_router)

@@ -6,7 +6,9 @@ saying it again charges nobody twice.
 
 1. Which accounts are due: whom the gateways' exchanges have found below their threshold (they write
    that down anyway), every second; and once a minute everyone there is, for what that misses.
-2. An outcome that is not known: the same call with the same key, less and less often.
+2. An outcome that is not known: the same call with the same key, less and less often. That a later
+   call is refused (another API key by now, or words that were configured anew, which Stripe does
+   not take under the same key) says nothing of the first.
 3. Stripe remembers keys for a day, and gives a failure of its own again under the same key. So
    after some tries, or where the first was long ago, the payment is looked for by what we wrote on
    it. What is nowhere an hour later was never made.
@@ -99,17 +101,23 @@ async def _go_on(console: Console, stripe: Stripe, attempt: Attempt) -> None:
     except CardDeclined as declined:
         await _link(console, attempt, declined.intent_id)
         await _fail(console, attempt, declined.code)
-    except StripeRefused as refusal:
-        await _fail(console, attempt, refusal.code or str(refusal))
-    except StripeUnavailable as error:
+    except (StripeRefused, StripeUnavailable) as error:
+        if isinstance(error, StripeRefused) and attempt.tries == 1:
+            await _fail(console, attempt, error.code or str(error))
+            return
         log.warning("recharge %s has no outcome yet: %s", attempt.payment_id, error)
         await _postpone(console, attempt, _pause(attempt.tries))
     else:
-        await _conclude(console, stripe, attempt, *made)
+        if made is None:
+            await _fail(console, attempt, "no_outcome")
+        else:
+            await _conclude(console, stripe, attempt, *made)
 
 
-async def _make(console: Console, stripe: Stripe, attempt: Attempt) -> tuple[str, str]:
-    """Make the payment, or find it made: its PaymentIntent and the status of that."""
+async def _make(console: Console, stripe: Stripe, attempt: Attempt) -> tuple[str, str] | None:
+    """Make the payment, or find it made: its PaymentIntent and the status of that. None where it
+    can never have been made.
+    """
     age = moment(console) - attempt.created_at
     instance = await console.database.run(payments.instance)
     metadata = inbox.metadata(instance, attempt.payment_id, attempt.account_id)
@@ -119,7 +127,7 @@ async def _make(console: Console, stripe: Stripe, attempt: Attempt) -> tuple[str
         if made is not None:
             return made
         if age > _NEVER_MADE_AFTER:
-            raise StripeRefused("no payment was made", "no_outcome")
+            return None
     return await stripe.charge(
         attempt.customer_id,
         attempt.payment_method,
@@ -140,13 +148,16 @@ async def _conclude(
             await inbox.settle(console, stripe, intent_id)
             await _postpone(console, attempt, _PROCESSING_PAUSE)  # unless it has ended
             return
-        if status not in ("canceled", "requires_payment_method"):
+        if status in ("canceled", "requires_payment_method"):
+            reason = (await stripe.settled(intent_id)).failure or status
+        else:
             await stripe.cancel(intent_id)
+            reason = "authentication_required"
     except (StripeUnavailable, StripeRefused, inbox.Overtaken, inbox.Unusable) as error:
         log.warning("recharge %s is %s, but not settled yet: %s", intent_id, status, error)
         await _postpone(console, attempt, _pause(attempt.tries))
     else:
-        await _fail(console, attempt, "authentication_required")
+        await _fail(console, attempt, reason)
 
 
 def _pause(tries: int) -> timedelta:

@@ -7,7 +7,7 @@ several consoles one does it at a time.
 
 from __future__ import annotations
 
-import sys
+import logging
 from functools import partial
 
 import trio
@@ -15,6 +15,8 @@ import trio
 from console.context import Console
 from console.errors import DatabaseUnavailable
 from console.store import DatabaseError, usage
+
+log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
 _BATCHES_MAX = 200  # of a holder at once: some ten thousand events, and a second
@@ -32,5 +34,5 @@ async def sum_up(console: Console) -> int:
     try:
         return await console.database.run(partial(usage.sum_up, batches_max=_BATCHES_MAX))
     except (DatabaseUnavailable, DatabaseError) as error:
-        sys.stderr.write(f"console: sums of usage wait for the database: {error}\n")
+        log.warning("sums of usage wait for the database: %s", error)
         return 0

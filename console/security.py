@@ -23,10 +23,9 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from console.errors import body_of
+from console.errors import Refused, in_json
 
 SESSION_COOKIE = "farebox_session"
 CLIENT_HEADER = "x-farebox-client"
@@ -80,11 +79,8 @@ class Guard:
             await send(message)
 
         if self._is_foreign(scope["method"], scope["path"], headers):
-            refusal = JSONResponse(
-                body_of("cross_origin", "This request does not come from the console's own pages."),
-                403,
-            )
-            await refusal(scope, receive, send_guarded)
+            message = "This request does not come from the console's own pages."
+            await in_json(Refused(403, "cross_origin", message))(scope, receive, send_guarded)
             return
         await self._app(scope, receive, send_guarded)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import httpcore2
 import jwt
@@ -42,6 +43,7 @@ LOOK_AGAIN_WITHOUT_KEYS_SECONDS = 5.0
 FETCH_SECONDS = 5.0
 
 _JWKS_BYTES_MAX = 1 << 18
+_END = datetime(9999, 1, 1, tzinfo=UTC).timestamp()  # of what clocks can say
 _SUBJECT_CHARACTERS_MAX = 255
 _EMAIL_CHARACTERS_MAX = 320
 _NAME_CHARACTERS_MAX = 100
@@ -195,7 +197,13 @@ def _identity(claims: _Claims) -> Identity:
     if not name and isinstance(claims.user_metadata, dict):
         name = _text(claims.user_metadata.get("full_name"), _NAME_CHARACTERS_MAX)
     counts = "@" in email and email.isascii()  # beyond it, two addresses may be one in lower case
-    return Identity(claims.iss, claims.sub, email.lower() if counts else "", name, claims.exp)
+    return Identity(
+        claims.iss,
+        claims.sub,
+        email.lower() if counts else "",
+        name,
+        min(claims.exp, _END),
+    )
 
 
 def _text(value: object, characters_max: int) -> str:

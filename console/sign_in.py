@@ -2,7 +2,9 @@
 
 A session is a random token in a cookie (`farebox_session`) or, for programs, in a bearer header. It
 ends 12 hours after its last use, 7 days after it began, and with the issuer's token that it was
-made from. Whoever signs in gets a new one, never one that came with the request.
+made from. Whoever signs in gets a new one, never one that came with the request. A token for
+programs is a session too, and ends with the one it was asked from. A cookie outlasts its session by
+a week, so that whoever comes back can be told that it has ended.
 
 A sign-in link makes whoever opens it the operator: once, within ten minutes, and on this machine
 only. Whoever can run `farebox console link` here has the database anyway. A request that another
@@ -21,7 +23,15 @@ from datetime import datetime, timedelta
 from fastapi import Request, Response
 
 from console import audit, tokens
-from console.access import Caller, address_of, caller, find_session, identify, moment, save_user
+from console.access import (
+    SESSION_IDLE,
+    Caller,
+    address_of,
+    caller,
+    identify,
+    moment,
+    save_user,
+)
 from console.context import Console
 from console.errors import Refused
 from console.links import is_local
@@ -31,6 +41,7 @@ from console.store.people import User
 
 SESSION_LASTS = timedelta(days=7)
 
+_COOKIE_OUTLASTS = timedelta(days=7)
 _COOKIE_PATH = "/console"
 PASSED_ON = ("forwarded", "x-forwarded-for", "x-real-ip")
 
@@ -99,16 +110,22 @@ async def for_program(console: Console, who: Caller) -> Opened:
 
     Refuses with 400 who came with an issuer's token: that is one to use already.
     """
-    theirs = None if who.session_id is None else await find_session(console, who.session_id)
-    if theirs is None:
-        raise Refused(400, "no_session", "Only somebody with a session can get a token of it.")
-    now = moment(console)
+    now, parent = moment(console), who.session_id
 
-    def work(connection: Connection) -> Opened:
+    def work(connection: Connection) -> Opened | None:
+        if parent is None:
+            return None
         with connection.transaction():
-            return _open(connection, theirs.user, who.address, now, theirs.expires_at)
+            people.hold_session(connection, parent)
+            theirs = people.find_session(connection, parent, now, now - SESSION_IDLE)
+            if theirs is None:
+                return None
+            return _open(connection, theirs.user, who.address, now, theirs.expires_at, parent)
 
-    return await console.database.run(work)
+    opened = await console.database.run(work)
+    if opened is None:
+        raise Refused(400, "no_session", "Only somebody with a session can get a token of it.")
+    return opened
 
 
 async def end(console: Console, who: Caller, *, everywhere: bool) -> None:
@@ -131,7 +148,7 @@ def keep(console: Console, request: Request, response: Response, opened: Opened)
     response.set_cookie(
         SESSION_COOKIE,
         opened.token,
-        max_age=math.ceil(opened.expires_at.timestamp() - console.wall()),
+        max_age=math.ceil((opened.expires_at + _COOKIE_OUTLASTS).timestamp() - console.wall()),
         path=_COOKIE_PATH,
         secure=request.url.scheme == "https",
         httponly=True,
@@ -151,11 +168,16 @@ def forget(request: Request, response: Response) -> None:
 
 
 def _open(
-    connection: Connection, user: User, address: str, now: datetime, expires_at: datetime
+    connection: Connection,
+    user: User,
+    address: str,
+    now: datetime,
+    expires_at: datetime,
+    made_from: bytes | None = None,
 ) -> Opened:
     token = tokens.mint()
     session_id = tokens.hash_of(token)
-    people.open_session(connection, session_id, user.user_id, address, now, expires_at)
+    people.open_session(connection, session_id, user.user_id, address, now, expires_at, made_from)
     audit.note(connection, caller(user, session_id, address), "session.start", "session")
     return Opened(token, user, expires_at)
 

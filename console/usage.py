@@ -17,21 +17,20 @@ import io
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from adapters.canonical import Usage
 from adapters.pricing import quantities
 from adapters.registry import ENDPOINTS
-from console.access import Member, allowed, moment
+from console.access import Member, Reader, moment
 from console.bodies import ID_MAX
-from console.catalogue import decimal_text
+from console.catalogue import decimal_text, paid_for
 from console.context import Console, ConsoleOf
 from console.errors import Refused
 from console.store import Connection, usage
@@ -59,6 +58,7 @@ HOURS_SHOWN_MAX = timedelta(days=8)
 _EXPORTED_AT_ONCE = 2_000
 _HOURS_AT_ONCE = 100
 _NAME_CHARACTERS_MAX = 200
+_KEYS_ASKED_MAX = 100
 
 Outcome = Literal["served", "failed", "cancelled"]
 _STATUSES: Mapping[Outcome, tuple[EventStatus, ...]] = {
@@ -167,7 +167,6 @@ class SpendsOut(BaseModel):
 # -- the history ----------------------------------------------------------------------------------
 
 router = APIRouter(prefix="/accounts/{account}", tags=["usage"])
-Reader = Annotated[Member, Depends(allowed("read"))]
 Name = Annotated[str | None, Query(max_length=_NAME_CHARACTERS_MAX)]
 KeyId = Annotated[int | None, Query(ge=0, le=ID_MAX)]
 
@@ -430,10 +429,9 @@ def items(found: Receipt) -> list[ItemOut]:
     """What a charge is made of, dearest first; nothing where nothing was charged."""
     if found.record.billing_status != "charged":
         return []
-    margin = Decimal(10_000 + found.margin_bps) / 10_000
     rows = []
     for unit, quantity in quantities(_usage(found)).items():
-        price = Decimal(found.price.get(unit, 0)) * margin / 10**9
+        price = paid_for(found.price.get(unit, 0), found.margin_bps)
         if price:
             rows.append((price * quantity / 10**6, unit, quantity, price))
     return [
@@ -489,7 +487,9 @@ async def show_spend(
     since: datetime | None = None,
     until: datetime | None = None,
     span: Annotated[Literal["hour", "day"], Query(description="how long each slice is")] = "day",
-    key_id: Annotated[list[int] | None, Query(max_length=100)] = None,
+    key_id: Annotated[
+        list[Annotated[int, Field(ge=0, le=ID_MAX)]] | None, Query(max_length=_KEYS_ASKED_MAX)
+    ] = None,
 ) -> SpendsOut:
     """What was spent on which model; the last 30 days, if nothing is said. In UTC."""
     end = _within(until, moment(console))

@@ -11,6 +11,7 @@ from console.errors import Refused
 from console.pages import words
 from console.pages.frame import DONE, Form, Kind, Notice, Visit
 from console.payments import NewTopUp, RechargeBody
+from console.plan import CreditIn
 
 _AMOUNTS = ("10", "25", "50", "100", "250")
 _PAGE_PAYMENTS = 20
@@ -93,17 +94,23 @@ async def remove_card(visit: Visit) -> str:
 async def set_recharge(visit: Visit) -> str:
     """Change automatic top-ups."""
     form = visit.form
-    body = RechargeBody(
-        enabled="enabled" in form,
-        threshold=form.get("threshold", ""),
-        amount=form.get("amount", ""),
-        monthly_cap=form.get("monthly_cap", ""),
-    )
+    names = ("threshold", "amount", "monthly_cap")
+    amounts = {name: words.plain_amount(form.get(name, "")) for name in names}
+    body = RechargeBody(enabled="enabled" in form, **amounts)
     await payments.set_recharge(body, visit.member, visit.console)
     return "recharge-changed"
 
 
+async def add_credit(visit: Visit) -> str:
+    """Add credit by hand."""
+    amount = words.plain_amount(visit.form.get("usd", ""))
+    wanted = CreditIn(amount=amount, reason=visit.form.get("reason", ""))
+    await plan.add_credit(visit.member, wanted, visit.console)
+    return "credit-added"
+
+
 FORMS = {
+    "credit": Form("plan.grant", add_credit, once="This credit was added already."),
     "top-up": Form("billing.write", top_up),
     "save-card": Form("billing.write", save_card),
     "remove-card": Form("billing.write", remove_card),

@@ -46,10 +46,15 @@ def bars(
     *,
     width: int = WIDE,
     height: int = 240,
+    whole: bool = False,
 ) -> Markup:
-    """Bars, one for each label, the series on top of each other."""
+    """Bars, one for each label, the series on top of each other. `whole`: what they count comes in
+    whole numbers, and so do the lines."""
     sums = [sum(each.values[n] or 0.0 for each in series) for n in range(len(labels))]
-    frame = _Frame.of(width, height, max(sums, default=0.0), len(labels))
+    most = _round_up(max(sums, default=0.0))
+    if whole:
+        most = float(_LINES * math.ceil(most / _LINES))
+    frame = _Frame.of(width, height, most, len(labels))
     drawn = [_opening(label, width, height), frame.lines(form), frame.labels(labels)]
     bar = frame.step * (1 - _GAP)
     for n, name in enumerate(labels):
@@ -85,7 +90,7 @@ def lines(
 ) -> Markup:
     """A line for each series, interrupted where it has no value."""
     values = [value for each in series for value in each.values if value is not None]
-    frame = _Frame.of(width, height, max(values, default=0.0), len(labels))
+    frame = _Frame.of(width, height, _round_up(max(values, default=0.0)), len(labels))
     drawn = [_opening(label, width, height), frame.lines(form), frame.labels(labels)]
     for colour, each in _coloured(series):
         for run in _runs(each.values):
@@ -117,7 +122,7 @@ class _Frame:
     @classmethod
     def of(cls, width: int, height: int, most: float, places: int) -> _Frame:
         right = width - _RIGHT
-        return cls(right, height - _BOTTOM, _round_up(most), (right - _LEFT) / max(places, 1))
+        return cls(right, height - _BOTTOM, most, (right - _LEFT) / max(places, 1))
 
     def left(self, n: int) -> float:
         return _LEFT + n * self.step

@@ -1,12 +1,13 @@
 """Coming in: signing in and out, choosing an account, accepting an invitation; and public pages.
 
 A sign-in link shows a button first: whatever looks at links in messages does not press it, and the
-link still works when a person does.
+link still works when a person does. With `[console] login_url` the sign-in page has one button, to
+the issuer's own page; `static/sign_in.js` signs in with the token that comes back from there.
 """
 
 from __future__ import annotations
 
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -16,20 +17,22 @@ from console import catalogue, people, plan, sign_in
 from console.access import Caller, caller_of
 from console.context import Console
 from console.errors import Refused
-from console.pages.account import model_rows
-from console.pages.frame import form_of, problem, render
-from console.people import InvitationTokenIn
+from console.pages.frame import form_of, not_let_in, problem, render
+from console.pages.models import rows_of
+from console.people import TOKEN_CHARACTERS_MAX, InvitationTokenIn
+from console.security import SESSION_COOKIE
 
-_TOKEN_CHARACTERS_MAX = 200
+_INVITATION = "/console/invitation/"
 
 
 async def choose(request: Request) -> Response:
-    """Where a visitor belongs: straight to the one account, or a list of all."""
+    """Where a visitor belongs: straight to the one account, unless they want to see the list of
+    all, where they may also open their own."""
     console: Console = request.app.state.console
     try:
         caller = await caller_of(request, console)
     except Refused as refused:
-        return _sign_in_or(console, refused)
+        return not_let_in(console, refused)
     message = ""
     if request.method == "POST":
         try:
@@ -38,31 +41,36 @@ async def choose(request: Request) -> Response:
         except Refused as refused:
             message = refused.message
     try:
-        return await _accounts(console, caller, message)
+        is_wanted = request.query_params.get("accounts") == "shown"
+        return await _accounts(console, caller, message, is_wanted=is_wanted)
     except Refused as refused:
         return problem(console, refused)
 
 
-async def _accounts(console: Console, caller: Caller, message: str) -> Response:
+async def _accounts(console: Console, caller: Caller, message: str, *, is_wanted: bool) -> Response:
     found = (await people.my_accounts(caller, console)).accounts
     requests = (await plan.list_requests(caller, console)).requests if caller.is_operator else []
+    statements = await plan.statements(console) if caller.is_operator else []
     owns = any(each.role == "owner" for each in found)
-    if len(found) == 1 and not message and not requests:
+    if len(found) == 1 and not (is_wanted or message or requests):
         return RedirectResponse(f"/console/{quote(found[0].account)}", 303)
     facts = {
         "accounts": found,
         "may_open": bool(caller.email) and not owns and not caller.is_operator,
         "message": message,
         "requests": requests,
+        "statements": {each.account.name: each for each in statements},
+        "default_tier": console.server.default_tier,
     }
     return render(console, "accounts.html", facts)
 
 
 async def show_sign_in(request: Request) -> Response:
-    """The form for a token, or how to get a link."""
+    """The way to the issuer, the form for a token, or how to get a link."""
     console: Console = request.app.state.console
     if request.method != "POST":
-        return _sign_in(console, next_of(request.query_params.get("next", "")), "")
+        wanted = next_of(request.query_params.get("next", ""))
+        return _sign_in(console, wanted, has_ended=await _has_ended(console, request))
     try:
         form = await form_of(request)
     except Refused as refused:
@@ -71,17 +79,31 @@ async def show_sign_in(request: Request) -> Response:
     try:
         opened = await sign_in.with_token(console, request, form.get("token", ""))
     except Refused as refused:
-        return _sign_in(console, wanted, refused.message, refused)
+        return _sign_in(console, wanted, refused)
     return _signed_in(console, request, opened, wanted)
 
 
+async def _has_ended(console: Console, request: Request) -> bool:
+    """Whether the visitor's browser has a session that is over."""
+    if SESSION_COOKIE not in request.cookies:
+        return False
+    try:
+        await caller_of(request, console)
+    except Refused as refused:
+        return refused.status == 401
+    return False
+
+
 def _sign_in(
-    console: Console, wanted: str, message: str, refused: Refused | None = None
+    console: Console, wanted: str, refused: Refused | None = None, *, has_ended: bool = False
 ) -> Response:
     settings = console.settings
     facts = {
         "next": wanted,
-        "message": message,
+        "message": refused.message if refused else "",
+        "has_ended": has_ended,
+        "is_invited": wanted.startswith(_INVITATION),
+        "login_url": settings.login_url,
         "by_token": bool(settings.jwt_secret or settings.jwks_url),
         "issuer": settings.issuer,
     }
@@ -92,7 +114,7 @@ def _sign_in(
 async def use_link(request: Request) -> Response:
     """A sign-in link: a button, and what pressing it does."""
     console: Console = request.app.state.console
-    token = request.path_params["token"][:_TOKEN_CHARACTERS_MAX]
+    token = request.path_params["token"][:TOKEN_CHARACTERS_MAX]
     if request.method != "POST":
         facts = {"what": "Sign in as the operator", "button": "Sign in", "text": ""}
         return render(console, "confirm.html", facts)
@@ -106,11 +128,11 @@ async def use_link(request: Request) -> Response:
 async def accept_invitation(request: Request) -> Response:
     """An invitation: what it is to, and what accepting it does."""
     console: Console = request.app.state.console
-    token = request.path_params["token"][:_TOKEN_CHARACTERS_MAX]
+    token = request.path_params["token"][:TOKEN_CHARACTERS_MAX]
     try:
         caller = await caller_of(request, console)
     except Refused as refused:
-        return _sign_in_or(console, refused, request.url.path)
+        return not_let_in(console, refused, request.url.path)
     try:
         if request.method == "POST":
             joined = await people.accept(caller, InvitationTokenIn(token=token), console)
@@ -120,7 +142,7 @@ async def accept_invitation(request: Request) -> Response:
         return problem(console, refused)
     text = f"{found.invited_by} invites {found.email} as {found.role}."
     if caller.email != found.email:
-        text += f" You are {caller.email or caller.name}: sign in under that address to accept."
+        text += f" You are {caller.called}: sign in under that address to accept."
     facts = {
         "what": f"Join {found.account}",
         "text": text,
@@ -150,7 +172,7 @@ async def show_public_models(request: Request) -> Response:
         found = await catalogue.list_public_models(console)
     except Refused as refused:
         return problem(console, refused)
-    return render(console, "public_models.html", {"models": model_rows(found.models)})
+    return render(console, "public_models.html", {"models": rows_of(found.models)})
 
 
 def next_of(path: str) -> str:
@@ -163,13 +185,6 @@ def _signed_in(console: Console, request: Request, opened: sign_in.Opened, wante
     response = RedirectResponse(wanted, 303)
     sign_in.keep(console, request, response, opened)
     return response
-
-
-def _sign_in_or(console: Console, refused: Refused, wanted: str = "") -> Response:
-    if refused.status != 401:
-        return problem(console, refused)
-    query = f"?{urlencode({'next': wanted})}" if wanted else ""
-    return RedirectResponse(f"/console/sign-in{query}", 303)
 
 
 ROUTES = (

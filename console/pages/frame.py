@@ -5,6 +5,10 @@ the same functions, so that a page can do nothing that its visitor could not do 
 posted to the page that it stands on; done, the page is shown again by a redirect (`done`), so that
 reloading repeats nothing. Refused, the page is shown with what was wrong.
 
+What is shown only once, such as a new key, cannot wait for a redirect: it is the answer to its
+form. Reloading sends such a form again, so it carries a random token (`once`) and counts the first
+time only (`Form.once`). Each page has another, so that several tabs do not disturb each other.
+
     page("/keys", show, {"create": Form("keys.write", create)})
 
 What a form does is named in its field `do`. The routes' own functions do not ask whether somebody
@@ -29,10 +33,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from console.access import Action, Member, caller_of, member_of, require_role
+from console import tokens
+from console.access import Action, Member, caller_of, member_of, moment, require_role
 from console.context import Console
-from console.errors import Refused
+from console.errors import Refused, refusal_of
 from console.pages import words
+from console.store import forms as sent_forms
 from ledger.directory import DirectoryRefused
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -96,6 +102,13 @@ class Visit:
         """A parameter of the query, "" where there is none."""
         return self.request.query_params.get(name, "")
 
+    def number(self, name: str) -> int:
+        """A field of the form that is the number of something."""
+        text = self.form.get(name, "")
+        if not is_id(text):
+            raise Refused(400, "invalid_request", f"{name}: this is no number.")
+        return int(text)
+
     def render(self, template: str, here: str, facts: Facts) -> Response:
         """A page of the account; `here` is its place in the menu."""
         member = self.member
@@ -106,11 +119,12 @@ class Visit:
                 "account": member.account,
                 "menu": [entry for entry in MENU if member.may(entry.action)],
                 "here": here,
-                "who": member.caller.email or member.caller.name,
+                "who": member.caller.called,
                 "role": "operator" if member.caller.is_operator else member.role,
                 "notices": self.notices,
                 "may": member.may,
                 "is_operator": member.caller.is_operator,
+                "once": tokens.mint(),
                 **facts,
             },
             self.status,
@@ -124,10 +138,15 @@ Do = Callable[[Visit], Awaitable[Response | str]]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form, and what its sender has to be allowed to do."""
+    """A form, and what its sender has to be allowed to do.
+
+    `once` is what is said of one that shows what it made, when it is sent again; "" where that does
+    no harm.
+    """
 
     action: Action
     do: Do
+    once: str = ""
 
 
 DONE: Mapping[str, str] = {
@@ -141,12 +160,29 @@ DONE: Mapping[str, str] = {
     "invitation-revoked": "The invitation is withdrawn.",
     "plan-asked": "Asked for. The operator of this gateway decides.",
     "plan-withdrawn": "The request was taken back.",
+    "tier-set": "The account is in another tier, from its next request on.",
+    "credit-added": "The credit was added.",
     "plan-decided": "Decided.",
     "recharge-changed": "Automatic top-ups were changed.",
     "card-removed": "The saved card was removed, and automatic top-ups are off.",
     "paid": "Thank you. Credit appears as soon as the payment is confirmed, as a rule in seconds.",
     "card-saved": "The card is being saved; it shows up here in a moment.",
     "account-made": "Your account is open.",
+}
+
+
+_LABELS: Mapping[str, str] = {
+    "usd": "Budget",
+    "reason": "What for",
+    "name": "Name",
+    "models": "Models",
+    "email": "E-mail address",
+    "role": "Role",
+    "amount": "Amount",
+    "threshold": "When to top up",
+    "monthly_cap": "At most a month",
+    "note": "Why",
+    "reply": "Reply",
 }
 
 
@@ -160,7 +196,7 @@ def page(
         try:
             visitor = await caller_of(request, console)
         except Refused as refused:
-            return _to_sign_in(request) if refused.status == 401 else problem(console, refused)
+            return not_let_in(console, refused, _place_of(request))
         try:
             member = await member_of(request.path_params["account"], visitor, console)
             require_role(member.role, action, is_operator=visitor.is_operator)
@@ -171,10 +207,16 @@ def page(
                 visit.notices.append(Notice(said, "good"))
             return await show(visit)
         except (Refused, DirectoryRefused, ValidationError) as refused:
-            return problem(console, _as_refusal(refused))
+            return problem(console, refusal_of(refused))
 
     methods = ["GET", "POST"] if forms else ["GET"]
     return Route(f"/console/{{account}}{path}", answer, methods=methods)
+
+
+def _place_of(request: Request) -> str:
+    """The page that was asked for, to come back to it; a form stands on the page it is sent to."""
+    shown = [each for each in request.query_params.multi_items() if each[0] != "done"]
+    return f"{request.url.path}?{urlencode(shown)}" if shown else request.url.path
 
 
 async def _do(visit: Visit, show: Show, forms: Mapping[str, Form], path: str) -> Response:
@@ -185,10 +227,10 @@ async def _do(visit: Visit, show: Show, forms: Mapping[str, Form], path: str) ->
     try:
         is_operator = visit.member.caller.is_operator
         require_role(visit.member.role, form.action, is_operator=is_operator)
-        done = await form.do(visit)
+        done = await (_do_once(visit, form) if form.once else form.do(visit))
     except (Refused, DirectoryRefused, ValidationError) as error:
-        refused = _as_refusal(error)
-        visit.notices.append(Notice(refused.message, "bad"))
+        refused = refusal_of(error)
+        visit.notices.append(Notice(_told(refused), "bad"))
         visit.status = refused.status
         return await show(visit)
     if isinstance(done, Response):
@@ -197,14 +239,29 @@ async def _do(visit: Visit, show: Show, forms: Mapping[str, Form], path: str) ->
     return RedirectResponse(f"{back}?{urlencode({'done': done})}", 303)
 
 
-def _as_refusal(error: Exception) -> Refused:
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        return Refused(400, "invalid_request", f"{where}: {first['msg']}.")
-    return Refused(400, "refused", str(error))
+def _told(refused: Refused) -> str:
+    """What was wrong, with the field as its label calls it."""
+    field = refused.where.rpartition(".")[2]
+    if field not in _LABELS:
+        return refused.message
+    return f"{_LABELS[field]}: {refused.problem}"
+
+
+async def _do_once(visit: Visit, form: Form) -> Response | str:
+    token = visit.form.get("once", "")
+    if not token:
+        raise Refused(400, "invalid_request", "Send this form from its page.")
+    token_hash = tokens.hash_of(token)
+    database, now = visit.console.database, moment(visit.console)
+    if not await database.run(lambda connection: sent_forms.claim(connection, token_hash, now)):
+        visit.form = {}
+        raise Refused(409, "sent_already", form.once)
+    try:
+        return await form.do(visit)
+    except (Refused, DirectoryRefused, ValidationError) as error:
+        if refusal_of(error).status < 500:  # else it may have been done all the same
+            await database.run(lambda connection: sent_forms.release(connection, token_hash))
+        raise
 
 
 async def form_of(request: Request) -> Mapping[str, str]:
@@ -237,8 +294,10 @@ def problem(console: Console, refused: Refused) -> Response:
     return render(console, "problem.html", facts, refused.status, refused.headers)
 
 
-def _to_sign_in(request: Request) -> Response:
-    wanted = request.url.path if request.method == "GET" else ""
+def not_let_in(console: Console, refused: Refused, wanted: str = "") -> Response:
+    """Who is not signed in goes to do so, and comes back to `wanted`; others are told why."""
+    if refused.status != 401:
+        return problem(console, refused)
     query = f"?{urlencode({'next': wanted})}" if wanted else ""
     return RedirectResponse(f"/console/sign-in{query}", 303)
 
@@ -302,6 +361,7 @@ async def serve_static(request: Request) -> Response:
 _FILES: Mapping[str, str] = {
     "console.css": "text/css",
     "console.js": "text/javascript",
+    "sign_in.js": "text/javascript",
     "theme.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }

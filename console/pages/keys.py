@@ -11,7 +11,7 @@ from starlette.responses import Response
 from console import keys
 from console.access import moment
 from console.errors import Refused
-from console.keys import BudgetIn, KeyFactsIn, KeyIn, ProjectBudgetIn, ProjectIn
+from console.keys import BudgetIn, KeyFactsIn, KeyIn, KeyOut, ProjectBudgetIn, ProjectIn
 from console.pages import words
 from console.pages.frame import Form, Notice, Visit, is_id
 
@@ -38,10 +38,16 @@ async def _page(visit: Visit, *, secret: str) -> Response:
             "models": sorted(console.server.catalogue.models),
             "secret": secret,
             "typed": visit.form if visit.status != 200 else {},
+            "usual_project": _usual_project(found),
             "base_url": console.server.public_url,
-            "example_model": next(iter(console.server.catalogue.models), "MODEL"),
+            "example_model": console.server.catalogue.example or "MODEL",
         },
     )
+
+
+def _usual_project(found: list[KeyOut]) -> str:
+    """Where a new key most likely belongs: where the last one was made."""
+    return found[0].project if found else "default"
 
 
 async def create(visit: Visit) -> Response:
@@ -74,7 +80,7 @@ async def show_key(visit: Visit) -> Response:
         "/keys",
         {
             "key": key,
-            "last_day": f"{key.expires_at - _MOMENT:%Y-%m-%d}" if key.expires_at else "",
+            "last_day": _last_day(key.expires_at),
             "models": sorted(visit.console.server.catalogue.models),
             "typed": visit.form if visit.status != 200 else {},
         },
@@ -82,15 +88,19 @@ async def show_key(visit: Visit) -> Response:
 
 
 async def change(visit: Visit) -> str:
-    """Change what a key may do."""
+    """Change what a key may do. A last day that is left as it is keeps its hour."""
     form = visit.form
+    key_id = _id(visit.request.path_params["key_id"])
+    key = await keys.show_key(visit.member, key_id, visit.console)
+    typed = form.get("expires", "")
+    kept = typed == _last_day(key.expires_at)
     await keys.change_key(
         visit.member,
-        _id(visit.request.path_params["key_id"]),
+        key_id,
         KeyFactsIn(
             name=form.get("name", ""),
             budget=_budget(form),
-            expires_at=_expiry(form.get("expires", ""), moment(visit.console)),
+            expires_at=key.expires_at if kept else _expiry(typed, moment(visit.console)),
             models=_names(form.get("models", "")),
         ),
         visit.console,
@@ -131,7 +141,12 @@ async def delete_project(visit: Visit) -> str:
 
 
 FORMS = {
-    "create": Form("keys.write", create),
+    "create": Form(
+        "keys.write",
+        create,
+        once="This key was made already, and cannot be shown again. If you have lost it, revoke it "
+        "and make another.",
+    ),
     "revoke": Form("keys.write", revoke),
     "create-project": Form("projects.write", create_project),
     "change-project": Form("projects.write", change_project),
@@ -165,9 +180,17 @@ def _expiry(text: str, now: datetime) -> datetime | None:
         if text.isascii() and text.isdigit():
             return now + timedelta(days=int(text))
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+        return day + timedelta(days=1)
     except (ValueError, OverflowError):
         raise Refused(400, "invalid_request", f"{text!r} is no date.") from None
-    return day + timedelta(days=1)
+
+
+def _last_day(expires_at: datetime | None) -> str:
+    """As a browser's field for a date takes it: years have four digits."""
+    if expires_at is None:
+        return ""
+    is_first = expires_at.year == 1  # of all there are: nothing can be taken off
+    return (expires_at if is_first else expires_at - _MOMENT).date().isoformat()
 
 
 def _names(text: str) -> list[str]:

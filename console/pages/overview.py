@@ -28,6 +28,8 @@ _LONG_RUNWAY_DAYS = 365
 _MODELS_SHOWN = 12
 _OTHERS = "others"
 _SPEND = "Spend by day and model"
+_TELLING = timedelta(hours=2)  # since the full hour of the first request
+_NO_RUNWAY: Facts = {"text": "–", "note": "too little to tell yet", "kind": ""}
 
 
 async def show(visit: Visit) -> Response:
@@ -37,21 +39,22 @@ async def show(visit: Visit) -> Response:
     today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     begin = today - (DAYS - 1) * _DAY
     statement = await plan.statement(console, member)
-    slices, latencies = await console.database.run(
+    slices, latencies, first = await console.database.run(
         partial(_sums, account_id=member.account_id, since=begin, until=today + _DAY)
     )
     days = [begin + n * _DAY for n in range(DAYS)]
     failed = sum(each.failed for each in slices)
     requests = sum(each.requests for each in slices)
-    burn = _burn(slices, days, now)
+    passed = _passed(first, days, now)
+    burn = _burn(slices, days, passed)
     return visit.render(
         "overview.html",
         "",
         {
             "days": DAYS,
             "balance": _balance(statement),
-            "burn": {"usd": words.usd(burn), "note": f"mean of the last {BURN_DAYS} days"},
-            "runway": _runway(statement.balance, burn, now),
+            "burn": {"usd": words.usd(burn) if passed else "–", "note": _mean_of(passed)},
+            "runway": _runway(statement.balance, burn, now) if passed else _NO_RUNWAY,
             "requests": {
                 "count": words.count(requests),
                 "note": f"{words.share(failed, requests)} failed" if requests else "",
@@ -67,12 +70,15 @@ async def show(visit: Visit) -> Response:
 
 def _sums(
     connection: Connection, account_id: int, since: datetime, until: datetime
-) -> tuple[list[Slice], list[Latency]]:
-    """Both of one account and time."""
-    return (
-        usage.slices(connection, account_id, Span.DAY, since, until),
-        usage.latencies(connection, account_id, Span.DAY, since, until),
-    )
+) -> tuple[list[Slice], list[Latency], datetime | None]:
+    """Both of one account and time, and the hour of the first request of them."""
+    slices = usage.slices(connection, account_id, Span.DAY, since, until)
+    latencies = usage.latencies(connection, account_id, Span.DAY, since, until)
+    first = min((each.starts_at for each in slices), default=None)
+    if first is not None:
+        hours = usage.slices(connection, account_id, Span.HOUR, first, first + _DAY)
+        first = min((each.starts_at for each in hours), default=first)
+    return slices, latencies, first
 
 
 # -- the four figures -----------------------------------------------------------------------------
@@ -80,20 +86,35 @@ def _sums(
 
 def _balance(statement: Statement) -> Facts:
     held = statement.reserved
-    note = f"{words.usd(held)} of it is held by gateways" if held else "nothing is held"
-    return {
-        "usd": words.usd(statement.balance),
-        "note": note,
-        "kind": "bad" if statement.balance <= 0 else "",
-    }
+    note, kind = f"{words.usd(held)} of it reserved" if held else "", ""
+    if statement.balance <= 0:
+        note, kind = "no credit: requests are refused", "bad"
+    return {"usd": words.usd(statement.balance), "note": note, "kind": kind}
 
 
-def _burn(slices: Iterable[Slice], days: Sequence[datetime], now: datetime) -> int:
-    """Nano-dollars a day, over the last days as far as they have passed."""
-    begin = days[-BURN_DAYS]
-    spent = sum(each.charge for each in slices if each.starts_at >= begin)
-    passed = max((now - begin) / _DAY, 1.0)
-    return round(spent / passed)
+def _passed(first: datetime | None, days: Sequence[datetime], now: datetime) -> timedelta | None:
+    """The time that the mean is of: the last days, or less where the first request was in them;
+    None where it is so short that it says nothing of a day."""
+    passed = now - max(first or now, days[-BURN_DAYS])
+    return passed if passed >= _TELLING or first is None else None
+
+
+def _burn(slices: Iterable[Slice], days: Sequence[datetime], passed: timedelta | None) -> int:
+    """Nano-dollars a day, over the time that has passed."""
+    if not passed:
+        return 0
+    spent = sum(each.charge for each in slices if each.starts_at >= days[-BURN_DAYS])
+    return round(spent / (passed / _DAY))
+
+
+def _mean_of(passed: timedelta | None) -> str:
+    if passed is None:
+        return "too little to tell yet"
+    if not passed or passed > (BURN_DAYS - 1) * _DAY:
+        return f"mean of the last {BURN_DAYS} days"
+    if passed < 2 * _DAY:
+        return f"mean of the last {passed // timedelta(hours=1)} hours"
+    return f"mean of the last {passed // _DAY} days"
 
 
 def _runway(balance: int, burn: int, now: datetime) -> Facts:
@@ -169,8 +190,10 @@ def _errors(slices: Sequence[Slice], days: Sequence[datetime]) -> Facts:
     return {
         "share": words.share(failed.total(), whole),
         "chart": charts.bars(
-            "Requests by day", _labels(days), series, _plain, width=NARROW, height=200
-        ),
+            "Requests by day", _labels(days), series, _plain, width=NARROW, height=200, whole=True
+        )
+        if whole
+        else "",
         "legend": [
             {"colour": "s1", "name": "answered", "value": ""},
             {"colour": "failed", "name": "failed", "value": ""},
@@ -185,7 +208,7 @@ def _latency(latencies: Sequence[Latency], days: Sequence[datetime]) -> Facts:
             by_day[each.starts_at][each.bucket] += each.requests
     series = [
         Series("median", [quantile(by_day[day], 0.5) for day in days]),
-        Series("95 of 100", [quantile(by_day[day], 0.95) for day in days]),
+        Series("95th percentile", [quantile(by_day[day], 0.95) for day in days]),
     ]
     return {
         "chart": charts.lines(
@@ -195,10 +218,12 @@ def _latency(latencies: Sequence[Latency], days: Sequence[datetime]) -> Facts:
             words.lasted,
             width=NARROW,
             height=200,
-        ),
+        )
+        if latencies
+        else "",
         "legend": [
             {"colour": "s1", "name": "median", "value": ""},
-            {"colour": "s2", "name": "95 of 100", "value": ""},
+            {"colour": "s2", "name": "95th percentile", "value": ""},
         ],
     }
 

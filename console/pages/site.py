@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from console.pages import account, billing, entry, keys, overview, usage
+from console.pages import (
+    audit,
+    billing,
+    entry,
+    integrations,
+    keys,
+    members,
+    models,
+    overview,
+    plan,
+    settings,
+    usage,
+)
 from console.pages.frame import page, serve_static
 
 ROUTES: tuple[BaseRoute, ...] = (
@@ -15,12 +27,12 @@ ROUTES: tuple[BaseRoute, ...] = (
     page("/usage/{request_id}", usage.show_request),
     page("/keys", keys.show, keys.FORMS),
     page("/keys/{key_id}", keys.show_key, keys.KEY_FORMS),
-    page("/models", account.show_models),
+    page("/models", models.show),
     page("/billing", billing.show, billing.FORMS, action="billing.read"),
-    page("/plan", account.show_plan, account.PLAN_FORMS),
-    page("/members", account.show_members, account.MEMBER_FORMS),
-    page("/audit", account.show_audit, action="audit.read"),
-    page("/integrations", account.show_integrations, account.INTEGRATION_FORMS),
-    page("/errors", account.show_errors),
-    page("/settings", account.show_settings, account.SETTINGS_FORMS),
+    page("/plan", plan.show, plan.FORMS),
+    page("/members", members.show, members.FORMS),
+    page("/audit", audit.show, action="audit.read"),
+    page("/integrations", integrations.show, integrations.FORMS),
+    page("/errors", integrations.show_errors),
+    page("/settings", settings.show, settings.FORMS),
 )

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import cast, get_args
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from console import keys, usage
 from console.access import moment
 from console.errors import Refused
-from console.pages.frame import Kind, Visit, is_id
+from console.pages.frame import Kind, Notice, Visit, is_id
 from console.usage import Filters, Outcome
 
-_PAGE_RECORDS = 50
 _DAYS = {"": "any time", "1": "24 hours", "7": "7 days", "30": "30 days", "90": "90 days"}
-_OUTCOMES = {"": "any end", "served": "served", "failed": "failed", "cancelled": "cancelled"}
+_OUTCOMES = {"": "any status", "served": "served", "failed": "failed", "cancelled": "cancelled"}
 
 BADGES: Mapping[str, Kind] = {
     "settled": "good",
@@ -33,12 +32,24 @@ BADGES: Mapping[str, Kind] = {
 
 
 async def show(visit: Visit) -> Response:
-    """The explorer."""
+    """The explorer. A request that is asked for by its id has a page of its own."""
     console, member = visit.console, visit.member
+    if request_id := visit.asked("request_id").strip():
+        try:
+            await usage.receipt(console, member, request_id)
+        except Refused as refused:
+            visit.notices.append(Notice(refused.message, "bad"))
+            visit.status = refused.status
+        else:
+            found = f"/console/{quote(member.account)}/usage/{quote(request_id)}"
+            return RedirectResponse(found, 303)
     wanted = _filters(visit)
     after = visit.asked("after") or None
-    page = await usage.history(console, member, wanted, _PAGE_RECORDS, usage.position_of(after))
+    page = await usage.history(
+        console, member, wanted, usage.PAGE_RECORDS, usage.position_of(after)
+    )
     projects = await keys.list_projects(member, console)
+    listed = (await keys.list_keys(member, console)).keys
     asked = {name: visit.asked(name) for name in ("model", "project", "key_id", "outcome", "days")}
     kept = {name: text for name, text in asked.items() if text}
     return visit.render(
@@ -50,6 +61,8 @@ async def show(visit: Visit) -> Response:
             "asked": asked,
             "filtered": bool(kept),
             "models": sorted(console.server.catalogue.models),
+            "keys": {str(key.key_id): key.name or f"key {key.key_id}" for key in listed},
+            "request_id": request_id,
             "projects": [project.name for project in projects.projects],
             "days": _DAYS,
             "outcomes": _OUTCOMES,

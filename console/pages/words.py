@@ -30,16 +30,19 @@ def usd(amount: str | int | Decimal) -> str:
 def plain_amount(typed: str) -> str:
     """An amount as somebody types it, such as `$1,250.00`, for who parses it. A comma is dropped
     only where it parts thousands: `12,50` is no 1250 dollars."""
-    amount = typed.removeprefix("$")
+    amount = typed.removeprefix("$").strip()
     return amount.replace(",", "") if _PARTED.fullmatch(amount) else amount
 
 
 def count(number: int) -> str:
-    """A number, from a million on shortened."""
-    for size, name in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
-        if number >= size:
-            return f"{number / size:,.3g} {name}"
-    return f"{number:,}"
+    """A number, from a million on shortened to three digits that say something."""
+    if number < 10**6:
+        return f"{number:,}"
+    rounded = round(number, _SMALL_DIGITS - len(str(number)))
+    for size, name in ((10**12, "T"), (10**9, "B")):
+        if rounded >= size:
+            return f"{rounded / size:,g} {name}"
+    return f"{rounded / 10**6:,g} M"
 
 
 def share(part: int, whole: int) -> str:

@@ -178,10 +178,12 @@ def save_card(
     payment_method: str,
     brand: str,
     last4: str,
-    expires: tuple[int, int],
+    exp_month: int,
+    exp_year: int,
 ) -> None:
     """This is the card for payments without its owner."""
-    connection.execute(_SAVE_CARD, [payment_method, brand, last4, *expires, account_id])
+    facts = [payment_method, brand, last4, exp_month, exp_year]
+    connection.execute(_SAVE_CARD, [*facts, account_id])
 
 
 def forget_card(connection: Connection, account_id: int, payment_method: str) -> bool:
@@ -311,6 +313,16 @@ def close_unpaid(
         "UPDATE console.payment SET state = %s, failure = %s"
         " WHERE payment_id = %s AND state IN ('open', 'processing')",
         [state, failure, payment_id],
+    )
+
+
+def close_without_page(connection: Connection, created_before: datetime) -> None:
+    """Whoever was about to pay was never told where."""
+    connection.execute(
+        "UPDATE console.payment SET state = 'failed', failure = 'not started'"
+        " WHERE state = 'open' AND kind = 'top_up' AND created_at < %s"
+        "   AND session_id IS NULL AND payment_intent IS NULL",
+        [created_before],
     )
 
 

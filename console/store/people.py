@@ -21,7 +21,11 @@ Role = Literal["owner", "admin", "developer", "viewer"]
 OUR_ISSUER = ""  # of users that this deployment itself signs in
 OPERATOR = "operator"
 
+CALLED = "coalesce(nullif(u.email, ''), nullif(u.name, ''), 'user ' || u.user_id)"
+"""What a user `u` is called where people read it."""
+
 _USER = "u.user_id, u.issuer, u.subject, u.email, u.name, u.is_operator"
+_USER_NAME = f"SELECT {CALLED} FROM console.user u WHERE u.user_id = %s"  # noqa: S608
 _FIND_USER = f"SELECT {_USER} FROM console.user u WHERE (u.issuer, u.subject) = (%s, %s)"  # noqa: S608
 _SAVE_USER = f"""
 INSERT INTO console.user AS u (issuer, subject, email, name, is_operator, created_at)
@@ -34,8 +38,9 @@ SELECT {_USER}, s.seen_at, s.expires_at FROM console.session s JOIN console.user
  WHERE s.token_hash = %(token_hash)s AND s.expires_at > %(now)s AND s.seen_at > %(seen_after)s
 """  # noqa: S608
 _OPEN_SESSION = """
-INSERT INTO console.session (token_hash, user_id, address, created_at, seen_at, expires_at)
-VALUES (%(token_hash)s, %(user_id)s, %(address)s, %(now)s, %(now)s, %(expires_at)s)
+INSERT INTO console.session
+  (token_hash, user_id, address, created_at, seen_at, expires_at, made_from)
+VALUES (%(token_hash)s, %(user_id)s, %(address)s, %(now)s, %(now)s, %(expires_at)s, %(made_from)s)
 """
 _MEMBERSHIPS = """
 SELECT a.account_id, a.name AS account, m.role
@@ -56,14 +61,13 @@ SELECT u.user_id, u.email, u.name, m.role, m.created_at AS since
   FROM console.member m JOIN console.user u USING (user_id)
  WHERE m.account_id = %s ORDER BY m.created_at, u.user_id
 """
-_INVITATION = """
-SELECT i.invitation_id, i.account_id, a.name AS account, i.email, i.role,
-       coalesce(nullif(u.email, ''), nullif(u.name, ''), 'user ' || u.user_id) AS invited_by,
+_INVITATION = f"""
+SELECT i.invitation_id, i.account_id, a.name AS account, i.email, i.role, {CALLED} AS invited_by,
        i.created_at, i.expires_at, i.accepted_at, i.revoked_at
   FROM console.invitation i
   JOIN directory.account a USING (account_id)
   JOIN console.user u ON u.user_id = i.invited_by
-"""
+"""  # noqa: S608
 _INVITE = """
 INSERT INTO console.invitation
   (account_id, email, role, token_hash, invited_by, created_at, expires_at)
@@ -130,13 +134,10 @@ def operator(connection: Connection, now: datetime) -> User:
 
 
 def user_name(connection: Connection, user_id: int) -> str:
-    """What a user is called: their e-mail address, or else their name or number."""
-    row = connection.execute(
-        "SELECT coalesce(nullif(email, ''), nullif(name, ''), 'user ' || user_id)"
-        " FROM console.user WHERE user_id = %s",
-        [user_id],
-    ).fetchone()
-    return row[0] if row else f"user {user_id}"
+    """What a user is called."""
+    ((name,),) = connection.execute(_USER_NAME, [user_id]).fetchall()
+    assert isinstance(name, str)
+    return name
 
 
 def open_session(
@@ -146,8 +147,9 @@ def open_session(
     address: str,
     now: datetime,
     expires_at: datetime,
+    made_from: bytes | None,
 ) -> None:
-    """Begin a session, and forget those that have ended."""
+    """Begin a session, and forget those that have ended. It ends with the one it is made from."""
     connection.execute("DELETE FROM console.session WHERE expires_at <= %s", [now])
     connection.execute(
         _OPEN_SESSION,
@@ -157,7 +159,15 @@ def open_session(
             "address": address,
             "now": now,
             "expires_at": expires_at,
+            "made_from": made_from,
         },
+    )
+
+
+def hold_session(connection: Connection, token_hash: bytes) -> None:
+    """Let nobody end a session, until the transaction does."""
+    connection.execute(
+        "SELECT FROM console.session WHERE token_hash = %s FOR KEY SHARE", [token_hash]
     )
 
 
@@ -183,7 +193,7 @@ def touch_session(connection: Connection, token_hash: bytes, now: datetime) -> N
 
 
 def end_session(connection: Connection, token_hash: bytes) -> None:
-    """Sign out here."""
+    """Sign out here, and of whatever was made from this session."""
     connection.execute("DELETE FROM console.session WHERE token_hash = %s", [token_hash])
 
 

@@ -10,6 +10,7 @@ from psycopg import errors
 from psycopg.rows import class_row
 
 from console.store import Connection
+from console.store.people import CALLED
 
 State = Literal["open", "granted", "declined", "withdrawn"]
 
@@ -17,13 +18,13 @@ _ASK = """
 INSERT INTO console.plan_request (account_id, tier, note, asked_by, asked_at)
 VALUES (%(account_id)s, %(tier)s, %(note)s, %(asked_by)s, %(now)s) RETURNING request_id
 """
-_REQUESTS = """
+_REQUESTS = f"""
 SELECT r.request_id, r.account_id, a.name AS account, a.tier AS present_tier, r.tier, r.note,
-       coalesce(nullif(u.email, ''), u.name) AS asked_by, r.asked_at, r.state, r.decided_at, r.reply
+       {CALLED} AS asked_by, r.asked_at, r.state, r.decided_at, r.reply
   FROM console.plan_request r
   JOIN directory.account a USING (account_id)
   JOIN console.user u ON u.user_id = r.asked_by
-"""
+"""  # noqa: S608
 _DECIDE = """
 UPDATE console.plan_request
    SET state = %(state)s, decided_by = %(by)s, decided_at = %(now)s, reply = %(reply)s

@@ -30,17 +30,19 @@ WITH due AS (
 )
 UPDATE console.stripe_event e SET tries = e.tries + 1, due_at = %(claimed_until)s
   FROM due WHERE e.subject = due.subject AND e.state = 'waiting' AND e.due_at <= %(now)s
-RETURNING e.event_id, e.subject, e.tries
+RETURNING e.event_id, e.subject, e.tries, e.received_at
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Events about one subject, for whoever looks into it. `tries` counts this one."""
+    """Events about one subject, for whoever looks into it. `tries` counts this one; `since` the
+    first of them has waited."""
 
     subject: str
     event_ids: Sequence[str]
     tries: int
+    since: datetime
 
 
 def add(connection: Connection, event_id: str, type_: str, subject: str, now: datetime) -> bool:
@@ -72,7 +74,12 @@ def claim(connection: Connection, now: datetime, claimed_until: datetime) -> Cla
     rows = connection.execute(_CLAIM, {"now": now, "claimed_until": claimed_until}).fetchall()
     if not rows:
         return None
-    return Claim(rows[0][1], [row[0] for row in rows], max(row[2] for row in rows))
+    return Claim(
+        subject=rows[0][1],
+        event_ids=[row[0] for row in rows],
+        tries=max(row[2] for row in rows),
+        since=min(row[3] for row in rows),
+    )
 
 
 def finish(connection: Connection, event_ids: Sequence[str], outcome: str) -> None:
@@ -84,12 +91,13 @@ def finish(connection: Connection, event_ids: Sequence[str], outcome: str) -> No
 
 
 def postpone(
-    connection: Connection, event_ids: Sequence[str], due_at: datetime, outcome: str
+    connection: Connection, event_ids: Sequence[str], due_at: datetime, outcome: str, *, tried: bool
 ) -> None:
-    """Look again later."""
+    """Look again later. Unless they were `tried` nothing has become of this claim."""
     connection.execute(
-        "UPDATE console.stripe_event SET due_at = %s, outcome = %s WHERE event_id = ANY (%s)",
-        [due_at, outcome, list(event_ids)],
+        "UPDATE console.stripe_event SET due_at = %s, outcome = %s, tries = tries - %s"
+        " WHERE event_id = ANY (%s)",
+        [due_at, outcome, int(not tried), list(event_ids)],
     )
 
 

@@ -53,9 +53,12 @@ def _take(
     visitor.expect_complaint("40[1-4]")
     visitor.sign_in_as_operator()
 
+    seen: list[str] = []
+
     def summed_up() -> bool:
-        visitor.open(f"/{ACCOUNT}")
-        return visitor.page.locator("svg.chart.wide").count() == 1
+        """Whether there are sums that have not changed for a while."""
+        seen.append(visitor.open(f"/{ACCOUNT}").locator("main").inner_text())
+        return visitor.page.locator("svg.chart.wide").count() == 1 and seen[-20:] == seen[-1:] * 20
 
     eventually(summed_up, "the sums of the history")
     for name, path in places(visitor, ACCOUNT).items():

@@ -25,7 +25,7 @@ def make_key(visitor: Visitor, account: str, name: str) -> str:
     """A new key, by the form."""
     page = visitor.open(f"/{account}/keys")
     page.get_by_role("textbox", name="Name").fill(name)
-    page.get_by_role("button", name="Make the key").click()
+    page.get_by_role("button", name="Create key").click()
     secret = page.locator("#secret").inner_text()
     assert secret.startswith("sk_farebox_")
     return secret
@@ -33,7 +33,8 @@ def make_key(visitor: Visitor, account: str, name: str) -> str:
 
 def figure(page: Page, label: str) -> str:
     """The figure in a card."""
-    return page.locator(".stat", has_text=label).locator(".value").inner_text()
+    named = page.locator(".stat", has=page.get_by_text(label, exact=True))
+    return named.locator(".value").inner_text()
 
 
 def usd(text: str) -> Decimal:
@@ -96,7 +97,7 @@ def test_a_key_works_at_once_and_its_requests_are_seen(shop: Shop, visit: Visit)
     eventually(summed, "the request on the overview")
     expect(owner.page.locator("svg.chart.wide")).to_be_visible()
     expect(owner.page.locator("tbody").last).to_contain_text(MODEL)
-    assert usd(figure(owner.open("/first/billing"), "Charged in all")) == charged
+    assert usd(figure(owner.open("/first/billing"), "Total charged")) == charged
 
 
 def test_credit_is_bought_by_card(shop: Shop, visit: Visit) -> None:
@@ -192,7 +193,7 @@ def test_a_low_balance_recharges_once(shop: Shop, visit: Visit) -> None:
     with shop.client(make_key(owner, "busy", "worker")) as client:
         say_hello(client)
         page = owner.open("/busy/billing")
-        page.get_by_label("Top up by itself").check()
+        page.get_by_label("Top up automatically").check()
         page.get_by_label("When below").fill("1.01")
         page.get_by_label("Add, USD").fill("20")
         page.get_by_label("At most a month").fill("20")

@@ -25,7 +25,7 @@ def test_somebody_is_invited_and_sees_what_a_viewer_sees(town: Shop, visit: Visi
     page = ann.open(f"/{account}/members")
     page.get_by_label("E-mail address").fill("bob@example.test")
     page.get_by_label("Role", exact=True).select_option("viewer")
-    page.get_by_role("button", name="Make an invitation").click()
+    page.get_by_role("button", name="Create invitation").click()
     link = page.locator("#link").inner_text()
 
     eve.sign_in_as("eve")
@@ -44,7 +44,7 @@ def test_somebody_is_invited_and_sees_what_a_viewer_sees(town: Shop, visit: Visi
     expect(bob.page.get_by_role("link", name="Credit & billing")).to_have_count(0)
     expect(bob.page.get_by_role("link", name="New key")).to_have_count(0)
     bob.open(f"/{account}/keys")
-    expect(bob.page.get_by_role("button", name="Make the key")).to_have_count(0)
+    expect(bob.page.get_by_role("button", name="Create key")).to_have_count(0)
 
     page = ann.open(f"/{account}/members")
     page.get_by_label("Role of bob@example.test").select_option("developer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,16 @@ def parsed(drawn: str) -> ET.Element:
 
 def numbers(drawing: ET.Element, name: str) -> list[float]:
     return [float(value) for each in drawing.iter() if (value := each.get(name)) is not None]
+
+
+@pytest.mark.parametrize("most", [*range(1, 30), 99, 1000, 4321])
+def test_lines_of_what_is_counted_are_whole_numbers(most: int) -> None:
+    drawing = parsed(bars("requests", ["today"], [Series("all", [most])], str, whole=True))
+    texts = [each.text or "" for each in drawing.iter() if each.get("text-anchor") == "end"]
+    values = [float(text) for text in texts]
+    assert len(set(values)) == 5
+    assert all(value.is_integer() for value in values)
+    assert values[-1] >= most
 
 
 @given(

@@ -7,7 +7,7 @@ import threading
 import psycopg
 import pytest
 import trio
-from psycopg import errors
+from psycopg import errors, sql
 
 from console.context import Database
 from console.errors import DatabaseUnavailable
@@ -28,6 +28,25 @@ async def test_a_connection_waits_for_the_next_call(database: str) -> None:
     connections = Database(database)
     first = await connections.run(own_pid)
     assert await connections.run(own_pid) == first
+    connections.close()
+
+
+async def test_times_come_in_utc_whatever_zone_the_server_is_set_to(database: str) -> None:
+    """Pages print them as they come, and say that they are in UTC."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        zoned = sql.SQL("ALTER DATABASE {} SET timezone TO 'America/New_York'").format(name)
+        connection.execute(zoned)
+
+    def tell(connection: psycopg.Connection) -> object:
+        ((moment,),) = connection.execute("SELECT timestamptz '2026-11-21 02:00Z'").fetchall()
+        return moment.isoformat()
+
+    with psycopg.connect(database) as connection:
+        assert tell(connection) == "2026-11-20T21:00:00-05:00"
+    connections = Database(database)
+    for _ in range(2):
+        assert await connections.run(tell) == "2026-11-21T02:00:00+00:00"
     connections.close()
 
 

@@ -216,6 +216,41 @@ async def test_a_page_that_nobody_paid_on(database: str) -> None:
         assert (await place.shown(f"/payments/{payment_id}"))["state"] == "canceled"
 
 
+@pytest.mark.parametrize("declined", [False, True])
+async def test_a_page_that_stripe_does_not_know_any_more(database: str, declined: bool) -> None:
+    """It was made with the key of another account at Stripe, say with a test key."""
+    async with till(database) as place:
+        _, session_id = await place.start("25")
+        if declined:
+            assert not place.stripe.pay(session_id, DECLINED)
+            await place.deliver()
+            await place.look()
+        place.stripe.sessions.clear()
+        place.stripe.intents.clear()
+        place.wall.seconds += timedelta(hours=26).total_seconds()
+        assert await place.compare() == 1
+        assert place.ask("SELECT state, failure FROM console.payment") == [
+            ("canceled", "unknown to Stripe")
+        ]
+        place.wall.seconds += timedelta(hours=26).total_seconds()
+        assert await place.compare() == 0
+        assert set(place.inbox()) == {"done"}
+
+
+async def test_a_payment_whose_page_nobody_was_told_of(database: str) -> None:
+    async with till(database) as place:
+        await place.start("25")
+        place.ask("UPDATE console.payment SET session_id = NULL")  # the console died before
+        place.wall.seconds += timedelta(hours=24).total_seconds()
+        assert await place.compare() == 0
+        assert place.ask("SELECT state FROM console.payment") == [("open",)]
+        place.wall.seconds += timedelta(hours=2).total_seconds()
+        assert await place.compare() == 0
+        assert place.ask("SELECT state, failure FROM console.payment") == [
+            ("failed", "not started")
+        ]
+
+
 async def test_payments_of_others_in_the_same_account_at_stripe_are_not_ours(database: str) -> None:
     async with till(database) as place:
         place.stripe.foreign_payment(5000)
@@ -312,6 +347,30 @@ async def test_what_nobody_foresaw_is_tried_again_and_then_parked(
         assert set(place.inbox()) == {"parked"}
         place.ask("UPDATE console.stripe_event SET state = 'waiting', due_at = received_at")
         await place.look()
+        assert place.balance() == 25 * DOLLAR
+
+
+async def test_that_stripe_was_away_counts_for_no_failure(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with till(database) as place:
+        await place.pay("25")
+        await place.deliver()
+        for _ in range(inbox.TRIES_MAX + 2):
+            place.stripe.faults.extend(["500_before"] * 3)
+            assert await inbox.look_into_next(place.console, place.client)
+            place.wall.seconds += 3600
+        with monkeypatch.context() as broken:
+
+            async def settled(_: Stripe, intent_id: str) -> None:
+                raise KeyError(intent_id)
+
+            broken.setattr(Stripe, "settled", settled)
+            await place.look()
+        assert set(place.inbox()) == {"waiting"}
+        place.wall.seconds += 3600
+        await place.look()
+        assert set(place.inbox()) == {"done"}
         assert place.balance() == 25 * DOLLAR
 
 

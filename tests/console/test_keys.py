@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import psycopg
 import pytest
 import trio
 
@@ -135,6 +136,78 @@ async def test_an_account_has_only_so_many_live_keys(
         await make(browser)
 
 
+async def test_an_expired_key_that_is_made_live_again_is_one_more(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LIVE_KEYS_MAX", 1)
+    async with acme(database) as (_, browser):
+        await make(browser)
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE directory.api_key SET expires_at = '2020-01-01Z'")
+        again = await browser.put(f"{KEYS}/1", json={"name": "again"})
+        assert again.json()["state"] == "live", again.text
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE directory.api_key SET expires_at = '2020-01-01Z'")
+        await make(browser)
+        refused = await browser.put(f"{KEYS}/1", json={"name": "once more"})
+        assert code(refused) == (409, "too_many_keys")
+        assert (await browser.get(f"{KEYS}/1")).json()["state"] == "expired"
+        renamed = {"name": "old", "expires_at": "2020-01-01T00:00:00Z"}
+        assert (await browser.put(f"{KEYS}/1", json=renamed)).status_code == 200
+
+
+async def test_a_new_key_is_of_the_usual_project(database: str) -> None:
+    """That of the last key, or `default`: not whichever comes first in the alphabet."""
+    async with acme(database) as (_, browser):
+        page = "/console/acme/keys"
+        for project in ("UPPER", "default"):
+            await browser.post(PROJECTS, json={"name": project})
+        assert "<option selected>default<" in (await browser.get(page)).text
+        await make(browser)
+        assert "<option selected>web<" in (await browser.get(page)).text
+        typed = {"do": "create", "once": "x", "project": "UPPER", "budget": "much"}
+        assert "<option selected>UPPER<" in (await browser.post(page, data=typed)).text
+
+
+async def test_an_api_key_is_told_where_it_belongs(database: str) -> None:
+    async with acme(database) as (place, browser):
+        made = await make(browser)
+        program = await place.browser()
+        bearer = {"authorization": f"Bearer {made['secret']}"}
+        answer = await program.get(KEYS, headers=bearer)
+    assert code(answer) == (401, "not_signed_in")
+    assert "/mcp" in answer.json()["error"]["message"]
+
+
+async def test_a_key_is_not_ended_by_a_day_that_has_passed(database: str) -> None:
+    """Revoking does that, and says so. A key that has expired keeps its day, also on its page."""
+    page = "/console/acme/keys/1"
+    async with acme(database) as (place, browser):
+        await make(browser, name="old", expires_at="2026-11-21T10:30:00.5Z")
+        before = (await browser.get(f"{KEYS}/1")).json()["expires_at"]
+        past = {"name": "old", "expires_at": "2020-01-01T00:00:00Z"}
+        assert code(await browser.put(f"{KEYS}/1", json=past)) == (400, "invalid_request")
+        for day in ("2020-01-01", "0999-12-31"):
+            refused = await browser.post(page, data={"do": "change", "expires": day})
+            assert refused.status_code == 400
+            assert "passed" in refused.text
+        place.wall.seconds += 86_400 * 365
+        again = await place.operator()
+        assert 'value="2026-11-21"' in (await again.get(page)).text
+        form = {"do": "change", "name": "older", "expires": "2026-11-21"}
+        assert (await again.post(page, data=form)).status_code == 303
+        key = (await again.get(f"{KEYS}/1")).json()
+    assert (key["name"], key["state"], key["expires_at"]) == ("older", "expired", before)
+
+
+async def test_a_last_day_of_long_ago_is_shown_as_browsers_read_it(database: str) -> None:
+    async with acme(database) as (_, browser):
+        await make(browser)
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE directory.api_key SET expires_at = '0032-05-02T00:00Z'")
+        assert 'value="0032-05-01"' in (await browser.get("/console/acme/keys/1")).text
+
+
 @pytest.mark.parametrize(
     ("typed", "budget"),
     [("12,50", None), ("1,2,3", None), ("$1,250.50", "1250.5"), ("1,250", "1250"), ("12", "12")],
@@ -143,7 +216,7 @@ async def test_a_comma_never_makes_an_amount_larger(
     database: str, typed: str, budget: str | None
 ) -> None:
     async with acme(database) as (_, browser):
-        form = {"do": "create", "project": "web", "budget": typed}
+        form = {"do": "create", "once": "x", "project": "web", "budget": typed}
         answer = await browser.post("/console/acme/keys", data=form)
         made = (await browser.get(KEYS)).json()["keys"]
     assert answer.status_code == (400 if budget is None else 200)
@@ -205,6 +278,20 @@ async def test_projects_are_made_limited_and_deleted(database: str) -> None:
         )
     with Directory(database) as directory:
         assert directory.changes_since(0)[1] == []
+
+
+async def test_an_account_has_only_so_many_projects(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "PROJECTS_MAX", 2)
+    async with acme(database) as (_, browser):
+        assert (await browser.post(PROJECTS, json={"name": "batch"})).status_code == 201
+        refused = await browser.post(PROJECTS, json={"name": "more"})
+        assert code(refused) == (409, "too_many_projects")
+        listed = (await browser.get(PROJECTS)).json()["projects"]
+        assert [each["name"] for each in listed] == ["batch", "web"]
+        await browser.delete(f"{PROJECTS}/batch")
+        assert (await browser.post(PROJECTS, json={"name": "more"})).status_code == 201
 
 
 async def test_two_who_change_a_key_at_once_leave_one_of_both_wishes(database: str) -> None:

@@ -6,13 +6,18 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import click
 import psycopg
 import pytest
 import trio
 
 from console.context import wall_seconds
-from console.settings import StripeSettings
+from console.pages import frame
+from console.sessions import Verifier
+from console.settings import ConsoleSettings, StripeSettings
+from farebox.cli import cli
 from ledger.directory import Directory
 from ledger.money import parse_usd
 from tests.fakes import history, stripe
@@ -21,6 +26,8 @@ from tests.fakes.people import Town, town
 
 SERVING = replace(FACTS, catalogue=sandbox_catalogue())
 MODEL = next(iter(SERVING.catalogue.models))
+TEMPLATES = Path(frame.__file__).parents[1] / "templates"
+DOCS = Path(frame.__file__).parents[2] / "docs"
 MARKUP = "<b>&amp;'\"x"
 ESCAPED = "&lt;b&gt;&amp;amp;&#39;&#34;x"
 
@@ -52,6 +59,8 @@ FORMS = (
     ("/billing", {"do": "recharge"}),
     ("/plan", {"do": "ask", "tier": "pro"}),
     ("/plan", {"do": "withdraw", "request_id": "1"}),
+    ("/plan", {"do": "set", "tier": "pro"}),
+    ("/billing", {"do": "credit", "usd": "5", "reason": "mine"}),
     ("/plan", {"do": "decide", "decision": "grant", "request_id": "1"}),
     ("/members", {"do": "invite", "email": "bob@example.test", "role": "owner"}),
     ("/members", {"do": "withdraw", "invitation_id": "1"}),
@@ -142,6 +151,31 @@ async def test_nothing_stands_inline_in_any_page(database: str) -> None:
                 assert address.startswith(("/console", "#")), address
 
 
+@pytest.mark.parametrize(
+    "text",
+    [*sorted(TEMPLATES.glob("*.html")), *sorted(DOCS.glob("*.md"))],
+    ids=lambda path: path.name,
+)
+def test_commands_that_people_are_told_to_type_exist(text: Path) -> None:
+    for line in re.findall(r"[\n`>\"]farebox ([a-z][a-z -]*)", text.read_text()):
+        command: click.Command = cli
+        for word in line.split():
+            if not isinstance(command, click.Group):
+                break
+            assert word in command.commands, line
+            command = command.commands[word]
+
+
+async def test_keys_look_as_this_gateways_do(database: str) -> None:
+    with Directory(database) as directory:
+        directory.create_account("acme")
+    async with town(database, facts=replace(SERVING, brand="tollbooth")) as place:
+        operator = await place.operator()
+        text = (await operator.get("/console/acme/integrations")).text
+    assert "sk_tollbooth_…" in text
+    assert "sk_farebox_" not in text
+
+
 @unsound
 async def test_every_link_in_the_menu_leads_to_a_page(database: str) -> None:
     async with acme(database) as people:
@@ -221,7 +255,7 @@ async def test_a_form_that_nobody_knows_is_refused(database: str) -> None:
         (
             "/keys",
             {"do": "create", "project": "web", "name": "mine", "budget": "much"},
-            "usd: ",
+            "Budget: ",
             ('value="mine"', 'value="much"'),
         ),
         (
@@ -243,20 +277,26 @@ async def test_a_form_that_nobody_knows_is_refused(database: str) -> None:
             ('value="mine"', 'value="soon"'),
         ),
         (
+            "/keys/1",
+            {"do": "change", "name": "mine", "expires": "9999-12-31"},
+            "is no date",
+            ('value="mine"', 'value="9999-12-31"'),
+        ),
+        (
             "/members",
             {"do": "invite", "email": "nonsense", "role": "viewer"},
-            "email",
+            "E-mail address",
             ('value="nonsense"', "<option selected>viewer"),
         ),
         ("/plan", {"do": "ask", "tier": "gold", "note": "please"}, "gold", ()),
     ],
-    ids=["amount", "model", "project", "date", "address", "tier"],
+    ids=["amount", "model", "project", "date", "last date", "address", "tier"],
 )
 async def test_a_refused_form_says_why_and_keeps_what_was_typed(
     database: str, path: str, form: dict[str, str], said: str, kept: tuple[str, ...]
 ) -> None:
     async with acme(database) as people:
-        answer = await people.owner.post(f"/console/acme{path}", data=form)
+        answer = await people.owner.post(f"/console/acme{path}", data={"once": "x"} | form)
     assert 400 <= answer.status_code < 500
     notice = re.search(r"<div class=\"callout bad\" role=\"alert\"><p>(.*?)</p>", answer.text)
     assert notice
@@ -268,9 +308,8 @@ async def test_a_refused_form_says_why_and_keeps_what_was_typed(
 @unsound
 async def test_names_are_text_wherever_they_stand(database: str) -> None:
     async with acme(database) as people:
-        made = await people.owner.post(
-            "/console/acme/keys", data={"do": "create", "project": "web", "name": MARKUP}
-        )
+        form = {"do": "create", "once": "x", "project": "web", "name": MARKUP}
+        made = await people.owner.post("/console/acme/keys", data=form)
         assert made.status_code == 200
         with psycopg.connect(database) as connection:
             connection.execute("UPDATE directory.model SET name = %s", [MARKUP])
@@ -290,7 +329,7 @@ async def test_names_are_text_wherever_they_stand(database: str) -> None:
             text = (await people.owner.get(f"/console/acme{path}%3Cb%3E")).text
             assert "<b>" not in text, path
         wrong = await people.owner.post(
-            "/console/acme/keys", data={"do": "create", "project": "<b>"}
+            "/console/acme/keys", data=form | {"once": "y", "project": "<b>"}
         )
         assert "<b>" not in wrong.text
 
@@ -321,6 +360,23 @@ async def test_a_filter_finds_what_fits(database: str) -> None:
             assert ("No request fits" in text) == (not rows)
 
 
+@unsound
+async def test_a_request_is_found_by_its_id(database: str) -> None:
+    async with acme(database) as people:
+        listed = await people.owner.get("/console/acme/usage")
+        assert '<option value="1" >laptop</option>' in listed.text
+        assert '<span class="under break">laptop</span>' in listed.text
+        found = re.search(r"href=\"(/console/acme/usage/([0-9a-f-]{36}))\"", listed.text)
+        assert found
+        search = "/console/acme/usage?request_id="
+        assert (await people.owner.get(f"{search}%20{found[2]}")).headers["location"] == found[1]
+        for unknown in ("nonsense", "%3Cb%3E", "00000000-0000-7000-8000-000000000000"):
+            answer = await people.owner.get(search + unknown)
+            assert (answer.status_code, title(answer.text)) == (404, "Usage")
+            assert "request" in answer.text
+            assert "<b>" not in answer.text
+
+
 async def test_the_operator_sees_every_account(database: str) -> None:
     with Directory(database) as directory:
         directory.create_account("acme")
@@ -333,6 +389,54 @@ async def test_the_operator_sees_every_account(database: str) -> None:
         assert (await operator.get("/console/acme/audit")).status_code == 200
 
 
+async def test_nobody_is_invited_where_nobody_can_sign_in(database: str) -> None:
+    with Directory(database) as directory:
+        directory.create_account("acme")
+    async with town(database, facts=SERVING) as place:
+        operator = await place.operator()
+        assert "[console]" not in (await operator.get("/console/acme/members")).text
+        place.console.verifier = Verifier(ConsoleSettings(), place.wall)
+        shown = (await operator.get("/console/acme/members")).text
+        assert 'value="invite"' not in shown
+        assert "jwks_url" in shown
+        wanted = {"email": "bob@example.test", "role": "viewer"}
+        refused = await operator.post("/console/api/accounts/acme/invitations", json=wanted)
+        assert refused.status_code == 409
+        assert refused.json()["error"]["code"] == "no_sign_in"
+
+
+async def test_the_operator_sets_tiers_and_adds_credit(database: str) -> None:
+    with Directory(database) as directory:
+        directory.create_account("acme", credit=parse_usd("25"))
+        directory.create_account("late")
+        directory.suspend("late")
+    async with town(database, facts=SERVING) as place:
+        operator = await place.operator()
+        billing, plan = "/console/acme/billing", "/console/acme/plan"
+        credit = {"do": "credit", "once": "x", "usd": "$1,000.50", "reason": "invoice 7"}
+        assert (await operator.post(billing, data=credit)).status_code == 303
+        assert (await operator.post(billing, data=credit)).status_code == 409
+        for wrong in ({"usd": "-5"}, {"reason": ""}, {"usd": ""}):
+            again = credit | {"once": "y"} | wrong
+            assert (await operator.post(billing, data=again)).status_code == 400
+        assert (await operator.post(plan, data={"do": "set", "tier": "gold"})).status_code == 400
+        assert (await operator.post(plan, data={"do": "set", "tier": "pro"})).status_code == 303
+        ann = await place.person("ann")
+        own = (await ann.post("/console")).headers["location"].partition("?")[0]
+        asked = await ann.post(f"{own}/plan", data={"do": "ask", "tier": "pro"})
+        assert asked.status_code == 303
+        assert (await ann.post(f"{own}/plan", data={"do": "set", "tier": "pro"})).status_code == 403
+        assert (await ann.post(f"{own}/billing", data=credit)).status_code == 403
+        listed = (await operator.get("/console")).text
+        entries = (await operator.get("/console/api/accounts/acme/audit")).json()["entries"]
+    assert "$1,025.50" in listed
+    assert "pro" in listed.partition("$1,025.50")[2]
+    assert listed.count("suspended") == 1
+    assert 0 < listed.index("1 asked for another plan") < listed.index("Balance")
+    assert [each["action"] for each in entries] == ["plan.set", "credit.add"]
+    assert entries[1]["detail"] == {"usd": "1000.5", "reason": "invoice 7"}
+
+
 async def test_who_is_new_opens_an_account(database: str) -> None:
     async with town(database, facts=SERVING) as place:
         ann = await place.person("ann")
@@ -343,6 +447,46 @@ async def test_who_is_new_opens_an_account(database: str) -> None:
         assert "Your account is open." in home.text
         again = await ann.get("/console")
         assert again.headers["location"] == opened.headers["location"].partition("?")[0]
+
+
+@unsound
+async def test_who_belongs_to_one_account_finds_the_way_to_another(database: str) -> None:
+    async with acme(database) as people:
+        home = await people.viewer.get("/console")
+        assert home.headers["location"] == "/console/acme"
+        (address,) = re.findall(
+            r"href=\"([^\"]+)\">Accounts<", (await people.viewer.get("/console/acme")).text
+        )
+        listed = (await people.viewer.get(address)).text
+        assert title(listed) == "Accounts"
+        assert 'href="/console/acme"' in listed
+        assert "Open an account of my own" in listed
+        opened = await people.viewer.post("/console")
+        assert opened.status_code == 303
+        assert "viewer" in opened.headers["location"]
+        owner = (await people.owner.get(address)).text
+        assert "Open an account of my own" not in owner
+
+
+async def test_amounts_of_top_ups_are_read_as_people_type_them(database: str) -> None:
+    with Directory(database) as directory:
+        directory.create_account("acme")
+    with stripe.serving() as stand_in:
+        settings = StripeSettings(
+            api_key=stripe.API_KEY,
+            webhook_secret=stripe.WEBHOOK_SECRET,
+            api_base=stand_in.base_url,
+        )
+        async with town(database, facts=SERVING, stripe=settings) as place:
+            operator = await place.operator()
+            form = {"do": "recharge", "threshold": "$10", "monthly_cap": "1,250.00"}
+            for amount, status in (("12,50", 400), ("$1,000", 303)):
+                answer = await operator.post(
+                    "/console/acme/billing", data=form | {"amount": amount}
+                )
+                assert answer.status_code == status
+            found = (await operator.get("/console/api/accounts/acme/recharge")).json()["recharge"]
+    assert (found["threshold"], found["amount"], found["monthly_cap"]) == ("10", "1000", "1250")
 
 
 async def test_payments_say_what_was_wrong(database: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import hypercorn.config
 import hypercorn.trio
+import psycopg
 import pytest
 import trio
 from starlette.applications import Starlette
@@ -102,6 +103,35 @@ async def test_a_plan_that_is_granted_holds(database: str) -> None:
     assert plan["tier"] == "pro"
     assert [(each["state"], each["reply"]) for each in plan["requests"]] == [("granted", "welcome")]
     assert [entry["action"] for entry in log][:2] == ["plan.grant", "plan.request"]
+
+
+async def test_a_tier_that_is_no_more_is_not_granted(database: str) -> None:
+    """Workers would hold the account to no limit at all."""
+    async with acme(database) as (place, operator):
+        asked = await operator.post(f"{ACME}/plan/requests", json={"tier": "pro"})
+        number = asked.json()["request_id"]
+        place.console.server = replace(FACTS, tiers={"free": FACTS.tiers["free"]})
+        answer = await operator.post(f"{REQUESTS}/{number}", json={"grant": True})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_tier")
+        assert (await operator.get(ACME)).json()["tier"] == "free"
+        declined = await operator.post(f"{REQUESTS}/{number}", json={"grant": False})
+        assert declined.status_code == 204
+
+
+async def test_who_asks_has_a_name_whatever_their_issuer_says(database: str) -> None:
+    async with acme(database) as (place, operator):
+        await place.person("phone", email=None)
+        with psycopg.connect(database) as connection:
+            connection.execute(
+                "INSERT INTO console.member (account_id, user_id, role, created_at)"
+                " SELECT 1, user_id, 'admin', now() FROM console.user WHERE subject = 'phone'"
+            )
+        phone = await place.person("phone", email=None)
+        asked = await phone.post(f"{ACME}/plan/requests", json={"tier": "pro"})
+        assert asked.json()["asked_by"] == "user 2"
+        log = (await operator.get(f"{ACME}/audit")).json()["entries"]
+        assert log[0]["actor"] == "user 2"
+        assert "user 2" in (await operator.get("/console/acme/members")).text
 
 
 async def test_a_request_is_taken_back_and_made_again(database: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import psycopg
@@ -11,6 +12,7 @@ import trio
 from console import recharge, recharger
 from console.access import moment
 from console.errors import DatabaseUnavailable
+from console.settings import StripeSettings
 from console.stripe_client import CENT, Stripe
 from tests.fakes.stripe import DECLINED_LATER, NEEDS_OWNER, VISA, Fault
 from tests.fakes.till import API, Till, till
@@ -180,6 +182,73 @@ async def test_a_failure_that_stripe_repeats_is_looked_behind(database: str) -> 
         assert attempts(place) == ["succeeded"]
         assert charges(place) == 1
         assert ("GET", "/v1/payment_intents") in place.stripe.requests
+
+
+async def test_under_another_name_the_first_call_is_still_found(database: str) -> None:
+    """Words on the payment that were configured anew make another call under the same key."""
+    async with till(database) as place:
+        await switch_on(place)
+        place.spend("20")
+        place.stripe.faults.extend(["broken_after"] * 3)
+        await place.recharge()
+        place.stripe.take_events()  # nobody tells us
+        place.console.server = replace(place.console.server, brand="tollbooth")
+        for _ in range(recharger.TRIES_BEFORE_LOOKING):
+            assert attempts(place) == ["open"]
+            place.wall.seconds += 600
+            await place.recharge()
+        assert attempts(place) == ["succeeded"]
+        assert charges(place) == 1
+        assert place.balance() == 25 * DOLLAR
+
+
+async def test_with_an_api_key_that_is_no_more_nobody_knows_what_was_charged(
+    database: str,
+) -> None:
+    async with till(database) as place:
+        await switch_on(place)
+        place.spend("20")
+        place.stripe.faults.extend(["broken_after"] * 3)
+        await place.recharge()
+        place.stripe.take_events()
+        client = place.client
+        wrong = Stripe(StripeSettings(api_key="sk_wrong", api_base=place.stripe.base_url))
+        place.console.card_payments = wrong
+        for _ in range(recharger.TRIES_BEFORE_LOOKING + 2):
+            place.wall.seconds += 700
+            await place.recharge()
+            assert attempts(place) == ["open"]
+        await wrong.aclose()
+        place.console.card_payments = client
+        place.wall.seconds += 700
+        await place.recharge()
+        assert attempts(place) == ["succeeded"]
+        assert (charges(place), place.notices()) == (1, [])
+
+
+async def test_who_is_refused_at_once_was_charged_nothing(database: str) -> None:
+    async with till(database) as place:
+        await switch_on(place)
+        place.spend("20")
+        place.stripe.customers.clear()  # somebody has deleted it there
+        await place.recharge()
+        assert attempts(place) == ["failed"]
+        assert place.notices() == ["recharge_failed"]
+
+
+async def test_a_decline_that_is_found_later_says_what_it_was(database: str) -> None:
+    async with till(database) as place:
+        await switch_on(place, DECLINED_LATER)
+        place.spend("20")
+        place.stripe.faults.extend(["broken_after"] * 3)
+        await place.recharge()
+        place.stripe.take_events()
+        place.wall.seconds += 25 * HOUR
+        await place.recharge(sweep=False)
+        assert attempts(place) == ["failed"]
+        assert place.ask("SELECT failure FROM console.payment WHERE kind = 'recharge'") == [
+            ("generic_decline",)
+        ]
 
 
 async def test_what_is_nowhere_after_an_hour_was_never_made(database: str) -> None:

@@ -304,6 +304,32 @@ async def test_a_program_gets_a_token_that_ends_with_the_session(database: str) 
         assert (await program.get(SESSION, headers=bearer)).status_code == 401
 
 
+async def test_a_programs_token_ends_when_the_session_is_signed_out_of(database: str) -> None:
+    async with town(database) as place:
+        ann, elsewhere = await place.person("ann"), await place.person("ann")
+        program = await place.browser()
+
+        async def works(token: str) -> bool:
+            bearer = {"authorization": f"Bearer {token}"}
+            return (await program.get(SESSION, headers=bearer)).status_code == 200
+
+        async def token_from(browser: Browser, **headers: str) -> str:
+            answer = await browser.post(f"{SESSION}/token", headers=headers)
+            assert answer.status_code == 201, answer.text
+            token: str = answer.json()["token"]
+            return token
+
+        token = await token_from(ann)
+        of_token = await token_from(program, authorization=f"Bearer {token}")
+        other = await token_from(elsewhere)
+        assert await works(token)
+        assert await works(of_token)
+        await ann.delete(SESSION)
+        assert not await works(token)
+        assert not await works(of_token)
+        assert await works(other)
+
+
 async def test_an_issuers_token_is_no_session_to_get_another_from(database: str) -> None:
     async with town(database) as place:
         browser = await place.browser()

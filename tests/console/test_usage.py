@@ -261,6 +261,13 @@ async def test_what_makes_no_sense_is_refused(database: str, query: dict[str, st
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
 
 
+async def test_sums_of_what_can_be_no_key_are_refused(database: str) -> None:
+    async with scene(database, 0) as found:
+        for key_id in ("-1", str(2**63), str(2**70), "x"):
+            answer = await found.operator.get(f"{ACME}/spend", params={"key_id": key_id})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+
+
 # -- one request ----------------------------------------------------------------------------------
 
 

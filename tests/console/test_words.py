@@ -39,7 +39,16 @@ def test_an_amount_is_shown_to_half_a_cent_or_half_a_hundredth(nano: int) -> Non
 
 @pytest.mark.parametrize(
     ("number", "shown"),
-    [(0, "0"), (999_999, "999,999"), (1_000_000, "1 M"), (48_249_000, "48.2 M"), (10**9, "1 B")],
+    [
+        (0, "0"),
+        (999_999, "999,999"),
+        (1_000_000, "1 M"),
+        (48_249_000, "48.2 M"),
+        (999_400_000, "999 M"),
+        (999_700_000, "1 B"),
+        (10**9, "1 B"),
+        (1_234 * 10**12, "1,230 T"),
+    ],
 )
 def test_numbers(number: int, shown: str) -> None:
     assert words.count(number) == shown

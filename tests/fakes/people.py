@@ -82,10 +82,11 @@ async def town(
     public_url: str = PUBLIC_URL,
     facts: ServerFacts = FACTS,
     stripe: StripeSettings | None = None,
+    settings: ConsoleSettings = SETTINGS,
 ) -> AsyncIterator[Town]:
     """A town for the time of the block."""
     wall = Wall()
     server = replace(facts, public_url=public_url)
-    parts = console(conninfo, settings=SETTINGS, stripe=stripe, server=server, wall=wall)
+    parts = console(conninfo, settings=settings, stripe=stripe, server=server, wall=wall)
     async with running(parts) as served, AsyncExitStack() as browsers:
         yield Town(served, parts, conninfo, wall, browsers)

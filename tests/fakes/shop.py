@@ -107,7 +107,7 @@ class Shop:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
 
 
-def token(name: str) -> str:
+def token(name: str, seconds: int = 3600) -> str:
     """An access token about somebody, good for an hour."""
     now = int(time.time_ns() / 1e9)
     return by_secret(
@@ -115,20 +115,22 @@ def token(name: str) -> str:
         None,
         sub=name,
         email=f"{name}@example.test",
-        exp=now + 3600,
+        exp=now + seconds,
         iat=now - 10,
         user_metadata=None,
     )
 
 
 @contextmanager
-def serving(directory: Path, *, people: bool = False) -> Iterator[Shop]:
+def serving(directory: Path, *, people: bool = False, login_url: str = "") -> Iterator[Shop]:
     """A shop for the time of the block; it has to end by itself when told to."""
     with ExitStack() as stack:
         origin = stack.enter_context(sandbox_process())
         payments = stack.enter_context(stripe.serving())
         payments.page_origin = CHECKOUT
         config = configuration(origin, payments.base_url) + (_PEOPLE if people else "")
+        if login_url:
+            config += f'login_url = "{login_url}"\n'
         gateway = GatewayProcess(directory, config)
         stack.callback(gateway.kill)
         gateway.start()

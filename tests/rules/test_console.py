@@ -181,7 +181,8 @@ def test_a_changed_configuration_comes_with_a_new_process(gateway: GatewayProces
     after = ready_console(gateway, after=pid)
     assert get(f"{gateway.base_url}{DOCUMENT}")[0] == 200
     assert after != pid
-    assert "Reloaded" in gateway.tail()
+    assert "[console] and [stripe]" in gateway.tail()
+    assert f"console (process {pid})" not in "".join(gateway.output)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
