@@ -104,7 +104,7 @@ class Connection:
     # -- reading ----------------------------------------------------------------------------------
 
     async def read_head(self) -> Head | None:
-        """The next request's head, or None where the peer closed between requests.
+        """The next request's head, or None where the peer closed or reset between requests.
 
         Raises RequestError for a head that is malformed, too large or contradictory.
         """
@@ -119,8 +119,8 @@ class Connection:
             self.deadline.at = self._now() + self.settings.keep_alive_seconds
             try:
                 data = await self.transport.receive()
-            except OSError as error:
-                raise ClientGone from error
+            except OSError:  # reset by a client that had not read all of an answer
+                return None
             if not data:
                 return None
         plain = self._plain_heads.read(data)

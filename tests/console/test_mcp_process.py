@@ -188,14 +188,15 @@ async def test_roles_hold(gateway: GatewayProcess) -> None:
 async def test_who_leaves_is_not_answered_any_more(gateway: GatewayProcess, mode: str) -> None:
     """As of any client: what is asked of a provider ends with who asked."""
     key = gateway.new_key(f"leaves-{mode}", "5.00")
-    started = gateway.calls(status="499")
+    cut = {"status": "499", "model": "sandbox-late"}
+    started = gateway.calls(**cut)
     with trio.CancelScope() as leaving:
         async with toolbox_at(gateway.base_url, key, mode) as box, trio.open_nursery() as nursery:
             slow = {"model": "sandbox-late", "messages": HELLO}
             nursery.start_soon(partial(box.call, "chat_completion", **slow))
             await trio.to_thread.run_sync(until_it_runs, gateway)
             leaving.cancel()
-    assert await trio.to_thread.run_sync(partial(gateway.calls_since, started, status="499")) == 1
+    assert await trio.to_thread.run_sync(partial(gateway.calls_since, started, **cut)) == 1
 
 
 def until_it_runs(gateway: GatewayProcess) -> None:

@@ -295,6 +295,16 @@ async def test_a_closed_connection_is_no_request() -> None:
     assert head is None
 
 
+async def test_a_connection_reset_between_requests_is_no_request_either() -> None:
+    """A client that does not read an answer to its end and closes has the kernel do that."""
+    client, connection = opened()
+    await client.send(POST)
+    await read(connection)
+    await connection.read_body(100)
+    client.reset()
+    assert await read(connection) is None
+
+
 async def test_a_head_that_is_cut_is_a_client_that_left() -> None:
     client, connection = opened()
     await client.send(POST[:20])
