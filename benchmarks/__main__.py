@@ -38,9 +38,11 @@ def main() -> int:
         under_test = list(_started(stack, options, provider, directory, cores))
         bench = Bench(plan, cores, provider, targets.direct(provider))
         try:
-            for sample in parts.measure(options.parts, under_test, bench):
-                samples.append(sample)
-                print(_progress(sample), file=sys.stderr, flush=True)
+            measured = parts.measure(options.parts, under_test, bench)
+            with contextlib.closing(measured):
+                for sample in measured:
+                    samples.append(sample)
+                    print(_progress(sample), file=sys.stderr, flush=True)
         except (parts.RunFailed, TargetFailed) as error:
             print(f"stopped: {error}", file=sys.stderr)
     samples = report.with_added_latency(samples)

@@ -1,7 +1,8 @@
 """What is measured: parts, each a list of samples (target, round, figures).
 
 Targets take turns within a round, and every second round runs in reverse order, so that whatever
-else the machine does hits all alike and ratios can be taken inside a round.
+else the machine does hits all alike and ratios can be taken inside a round. Who is not measured
+stands still: what an idle neighbour does now and then costs the one under test its caches.
 
 A target takes part where it can: who knows no models translates nothing, and who serves a few
 hundred requests a second is not asked to hold ten thousand events a second.
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -338,7 +339,9 @@ USUAL = ("idle", "plain", "latency", "streams")
 _ONCE = frozenset({"idle", "keys"})
 
 
-def measure(names: Sequence[str], under_test: Sequence[Target], bench: Bench) -> Iterator[Sample]:
+def measure(
+    names: Sequence[str], under_test: Sequence[Target], bench: Bench
+) -> Generator[Sample, None, None]:
     """All parts over all targets, in turns."""
     warm = False
     for name in names:
@@ -347,8 +350,11 @@ def measure(names: Sequence[str], under_test: Sequence[Target], bench: Bench) ->
             warm = True
         for round_ in range(1 if name in _ONCE else bench.plan.rounds):
             for target in under_test if round_ % 2 == 0 else reversed(under_test):
-                for part, figures in PARTS[name](target, bench):
-                    yield Sample(part, target.name, round_, figures)
+                others = [other.root for other in under_test if other is not target]
+                idle = [pid for root in others if root for pid in processes.tree(root)]
+                with processes.standing_still(idle):
+                    for part, figures in PARTS[name](target, bench):
+                        yield Sample(part, target.name, round_, figures)
 
 
 def warm_up(under_test: Sequence[Target], bench: Bench) -> None:

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks import processes
 
@@ -45,9 +47,38 @@ def test_processor_time_is_finer_than_a_tick() -> None:
 
 
 def test_a_process_that_is_gone_has_used_nothing() -> None:
+    assert processes.cpu_seconds([_gone()]) == 0.0
+
+
+def test_who_stands_still_uses_no_time_until_that_is_over() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        try:
+            with processes.standing_still([child.pid, _gone()]):
+                _until(lambda: _state(child.pid) == "T")
+                before = processes.cpu_seconds([child.pid])
+                processes.pause(0.1)
+                assert processes.cpu_seconds([child.pid]) == before
+            _until(lambda: processes.cpu_seconds([child.pid]) > before)
+        finally:
+            child.kill()
+
+
+def _gone() -> int:
+    """The number of a process that has ended."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    assert processes.cpu_seconds([child.pid]) == 0.0
+    return child.pid
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline, "never"
+        processes.pause(0.01)
 
 
 def test_memory_is_remembered_at_its_peak_until_told_to_forget() -> None:
