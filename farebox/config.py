@@ -35,6 +35,7 @@ from ledger.connection import understood
 from ledger.draws import LIMIT_MAX
 from ledger.settings import DatabaseSettings
 from ledger.valkey import client_missing, parse_url
+from proxy.forwarded import parse_network
 from proxy.memory import BODIES_MIN
 from proxy.settings import (
     BASIS_POINTS,
@@ -255,6 +256,11 @@ def _check_server(server: ServerSettings, problems: Problems) -> None:
         problems.add(
             "server.workers", f"is at most {WORKERS_MAX}; 0 means as many as there are CPUs"
         )
+    for index, proxy in enumerate(server.trusted_proxies):
+        try:
+            parse_network(proxy)
+        except ValueError as error:
+            problems.add(f"server.trusted_proxies[{index}]", str(error))
     least = BODIES_MIN * server.max_body_bytes
     if 0 < server.max_held_bytes < least:
         problems.add(

@@ -14,7 +14,7 @@ What is known of upstreams, by all requests and in all workers: `health` (start 
 `breaker`, `circuit` (the rules) and `shared_rows`, by the table in `verdicts`; how soon they
 answer, `latency` (a `histogram`); what operators are told of them, `notices`.
 
-What is the console's goes to its process: `control`.
+What is the console's goes to its process: `control` (with `forwarded`, for where it comes from).
 
 What a request may ask for beside an answer: `models`, `count` (tokens), `receipts`, `stored` and
 `state` (responses that are kept, sealed by `sealing`). What all exchanges share is in `gateway`:

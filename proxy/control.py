@@ -14,7 +14,7 @@ Rules
 - A request is handed over once. Only where reading it twice does no harm, and its connection turns
   out to have been closed by a process that is no more, is it handed over again.
 - What is about a connection stays on it (RFC 9110 §7.6.1). What the console trusts us to say,
-  nobody else can: from which address a client comes (`CLIENT_HEADER`).
+  nobody else can: from which address a client comes (`CLIENT_HEADER`, found by `forwarded`).
 - Nothing is reserved or charged, and none of it counts as a request to a model. Places, bytes and
   seconds are bounded, and a client that leaves closes the way to the console behind it, too.
 - Who asks is not known here, so places and bytes are bounded apart from those of models: whoever
@@ -40,6 +40,7 @@ from adapters.refusals import message_of, retry_headers
 from proxy.admit import Load
 from proxy.connection import Connection
 from proxy.deadlines import Deadlines
+from proxy.forwarded import FORWARDED_FOR, client_address
 from proxy.memory import Memory
 from proxy.pool import Pool, PoolFull
 from proxy.request_head import Head
@@ -81,8 +82,12 @@ _HOP_BY_HOP = frozenset(
 _OURS_TO_SAY = frozenset(
     {CLIENT_HEADER, "content-length", "expect", "x-forwarded-host", "x-forwarded-proto"}
 )
-"""`forwarded`, `x-forwarded-for` and `x-real-ip` go on: the console believes nothing that they say,
-but that they are there, which says that the peer is not the client (`console.sign_in`)."""
+"""`x-forwarded-proto` too: `server.public_url` says whether browsers come by HTTPS."""
+
+_PASSED_ON = frozenset({"forwarded", "x-forwarded-for", "x-real-ip"})
+"""These go on: the console believes nothing that they say, but that they are there, which says that
+somebody has passed the request on (`console.sign_in`). So no client may call them headers of its
+connection, to have them left away: there are proxies that pass `connection` on."""
 
 Dial = Callable[[], Awaitable[Transport]]
 
@@ -156,7 +161,9 @@ async def serve(gateway: Gateway, connection: Connection, head: Head, record: Re
         gateway.load.admit(gateway.memory, declared),
     ):
         body = await connection.read_body(_body_bytes_max(head.path), permit.chunk)
-        asked = _request_head(head, len(body), connection.transport.address())
+        peer, said = connection.transport.address(), head.header(FORWARDED_FOR) or ""
+        address = client_address(peer, said, gateway.settings.trusted_proxies)
+        asked = _request_head(head, len(body), address)
         async with gateway.control.answer(asked, body, head.method) as (answered, response):
             record.status = answered.status
             await _pass_on(connection, answered, response, head.method, record.id_headers())
@@ -328,7 +335,7 @@ def unix_dial(path: str) -> Dial:
 
 def _request_head(head: Head, body_bytes: int, address: str) -> bytes:
     """The head as the console gets it."""
-    named = _listed(head.header(b"connection") or "")
+    named = _listed(head.header(b"connection") or "") - _PASSED_ON
     lines = [f"{head.method} {head.path}{f'?{head.query}' if head.query else ''} HTTP/1.1"]
     for raw_name, value in head.headers.items():
         name = raw_name.decode("latin-1")

@@ -28,6 +28,7 @@ import h11
 import msgspec
 
 from adapters.errors import InvalidRequest
+from proxy.forwarded import FORWARDED_FOR
 
 _PRINTABLE = bytes(range(0x20, 0x7F))
 _NAME = (string.ascii_lowercase + string.digits + "!#$%&'*+-.^_`|~").encode()
@@ -142,6 +143,7 @@ def head_of(event: h11.Request) -> Head:
     headers = {name.lower(): value for name, value in pairs}
     if len(headers) != len(pairs):
         _refuse_conflicts(headers, pairs)
+        _join_hops(headers, pairs)
     return Head(
         event.method.decode("ascii"),
         path.decode("latin-1"),
@@ -172,3 +174,10 @@ def _refuse_conflicts(headers: dict[bytes, bytes], pairs: list[tuple[bytes, byte
         name = raw_name.lower()
         if name in _SINGLE and headers[name] != value:
             raise InvalidRequest(f"The header {name.decode()} was sent twice.")
+
+
+def _join_hops(headers: dict[bytes, bytes], pairs: list[tuple[bytes, bytes]]) -> None:
+    """Several proxies may each add a line: together they are one list (RFC 9110 §5.3)."""
+    if FORWARDED_FOR in headers:
+        lines = (value for name, value in pairs if name.lower() == FORWARDED_FOR)
+        headers[FORWARDED_FOR] = b", ".join(lines)

@@ -50,7 +50,8 @@ BASIS_POINTS = 10_000
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[server]`. `public_url` is empty where it follows from the address listened on;
-    `max_held_bytes` is 0 where it follows from the machine's memory.
+    `max_held_bytes` is 0 where it follows from the machine's memory. `trusted_proxies` are
+    addresses and networks as `proxy.forwarded` reads them.
 
     `secret` keeps its `env:` or `file:` form, because the file is made at first start: it is read
     by `farebox.secret`. Empty means `secret` in the data directory.
@@ -72,6 +73,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     body_seconds: SomeSeconds = 30
     keep_alive_seconds: Seconds = 75
     retry_budget: Fraction = "0.20"
+    trusted_proxies: tuple[str, ...] = ()
     secret: str = ""
     brand: Brand = "farebox"
 

@@ -236,6 +236,24 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             'server.public_url: expected a URL that starts with "http://" or "https://"',
         ),
         (
+            '[server]\ntrusted_proxies = "127.0.0.1"',
+            'server.trusted_proxies: expected a list of text in quotes, found "127.0.0.1"',
+        ),
+        (
+            '[server]\ntrusted_proxies = ["::1", "nginx"]',
+            "server.trusted_proxies[1]: is no address or network; "
+            'write one such as "127.0.0.1" or "10.0.0.0/8"',
+        ),
+        (
+            '[server]\ntrusted_proxies = ["10.1.0.0/8"]',
+            'server.trusted_proxies[0]: has bits behind its prefix; write "10.0.0.0/8"',
+        ),
+        (
+            '[server]\ntrusted_proxies = ["0.0.0.0/0"]',
+            "server.trusted_proxies[0]: trusts everybody to say who they are; "
+            "name only your own proxies",
+        ),
+        (
             '[limits]\ndefault_tier = "fre"\n[tiers.free]',
             'limits.default_tier: there is no tier "fre"; did you mean "free"?',
         ),

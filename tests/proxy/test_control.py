@@ -17,6 +17,7 @@ from console import security, sign_in
 from proxy import control
 from proxy.control import ALIVE_PATH, CLIENT_HEADER, Control
 from proxy.request_head import Head
+from proxy.settings import ServerSettings
 from proxy.transport import Transport
 from tests.fakes.gateway import World, running
 from tests.fakes.network import ADDRESS, refused
@@ -119,6 +120,7 @@ async def world_with(console: ConsoleEnd) -> AsyncIterator[World]:
 
 def test_both_sides_mean_the_same_header() -> None:
     assert CLIENT_HEADER == security.CLIENT_HEADER
+    assert set(sign_in.PASSED_ON) == control._PASSED_ON
 
 
 @pytest.mark.parametrize("path", ["/console", "/console/", "/console/api/accounts", "/mcp"])
@@ -188,6 +190,55 @@ async def test_the_console_hears_that_another_proxy_has_passed_it_on(
         await world.connect().call("/console", method="GET", headers={name: "192.0.2.7"})
     (asked,) = console.asked
     assert asked.values(name) == ["192.0.2.7"]
+
+
+@pytest.mark.parametrize("name", sorted(sign_in.PASSED_ON))
+async def test_a_client_cannot_have_that_left_away(
+    name: str, autojump_clock: trio.abc.Clock
+) -> None:
+    """A proxy may pass on which headers a client calls those of its connection."""
+    console = ConsoleEnd(saying(OK))
+    async with world_with(console) as world:
+        headers = {name: "192.0.2.7", "Connection": f"x-other, {name}"}
+        await world.connect().call("/console", method="GET", headers=headers)
+    (asked,) = console.asked
+    assert asked.values(name) == ["192.0.2.7"]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "headers", "client"),
+    [
+        ((ADDRESS,), {"X-Forwarded-For": "198.51.100.7"}, "198.51.100.7"),
+        (("192.0.2.0/24",), {"X-Forwarded-For": "127.0.0.1, 198.51.100.7"}, "198.51.100.7"),
+        (
+            (ADDRESS,),
+            {"X-Forwarded-For": "127.0.0.1", "x-forwarded-for": "2001:db8::7"},
+            "2001:db8::7",
+        ),
+        (
+            (ADDRESS,),
+            {"X-Forwarded-For": "198.51.100.7", "Connection": "x-forwarded-for"},
+            "198.51.100.7",
+        ),
+        ((ADDRESS,), {"X-Forwarded-For": "127.0.0.1", CLIENT_HEADER: "::1"}, "127.0.0.1"),
+        ((ADDRESS,), {"Forwarded": "for=198.51.100.7", "X-Real-IP": "198.51.100.7"}, ADDRESS),
+        ((ADDRESS,), {}, ADDRESS),
+        (("127.0.0.1",), {"X-Forwarded-For": "198.51.100.7"}, ADDRESS),
+        ((), {"X-Forwarded-For": "198.51.100.7"}, ADDRESS),
+    ],
+)
+async def test_a_trusted_proxy_is_believed_who_asks(
+    trusted: tuple[str, ...],
+    headers: dict[str, str],
+    client: str,
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    console = ConsoleEnd(saying(OK))
+    async with world_with(console) as world:
+        world.gateway.settings = ServerSettings(trusted_proxies=trusted)
+        await world.connect().call("/console", method="GET", headers=headers)
+    (asked,) = console.asked
+    assert asked.values(CLIENT_HEADER) == [client]
 
 
 _tokens = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=12)

@@ -402,3 +402,8 @@ def test_a_header_that_says_two_things_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="authorization"):
         read_by_h11(data)
     assert read_by_h11(with_line(b"Cookie: a\r\nCookie: b"))[0].headers[b"cookie"] == b"b"
+
+
+def test_what_several_proxies_add_is_one_list() -> None:
+    data = with_line(b"X-Forwarded-For: a, b\r\nAccept-Language: en\r\nx-forwarded-for: c")
+    assert read_by_h11(data)[0].headers[b"x-forwarded-for"] == b"a, b, c"
