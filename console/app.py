@@ -148,12 +148,14 @@ def _failed(_: Request, __: Exception) -> Response:
 
 
 def _forget_unprocessable(document: dict[str, object]) -> None:
-    """FastAPI says of every operation that it may answer 422 in a form of its own: ours do not."""
+    """FastAPI says of every operation that it may answer 422 in a form of its own: ours do not.
+    One that says itself what its 422 means keeps it."""
     paths = document["paths"]
     assert isinstance(paths, dict)
     for operations in paths.values():
         for operation in operations.values():
-            operation["responses"].pop("422", None)
+            if operation["responses"].get("422", {}).get("description") == "Validation Error":
+                del operation["responses"]["422"]
     components = document.get("components")
     if isinstance(components, dict):
         for name in ("HTTPValidationError", "ValidationError"):

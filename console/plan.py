@@ -16,19 +16,20 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Literal
+from uuid import uuid4
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Header, Response
 from pydantic import BaseModel, Field
 
 from console import audit
 from console.access import Caller, CallerOf, Member, Reader, allowed, moment
 from console.bodies import Body, Id
 from console.context import Console, ConsoleOf, Tier
-from console.errors import Refused
+from console.errors import ErrorBody, Refused
 from console.keys import Usd
 from console.store import Connection, plan, usage
 from ledger.accounts import AccountStatus, Statement
-from ledger.directory import Directory
+from ledger.directory import Directory, ReferenceReused
 from ledger.money import format_usd, parse_usd
 
 REQUESTS_SHOWN = 20
@@ -122,6 +123,10 @@ class CreditIn(Body):
 
     amount: Usd
     reason: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")
+
+
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[ -~]+$")]
+"""The header: a new one for each request that is meant, the same one where it is sent again."""
 
 
 class PlanRequestsOut(BaseModel):
@@ -295,18 +300,43 @@ async def set_tier(member: OperatorHere, wanted: TierIn, console: ConsoleOf) -> 
     await console.database.run(work)
 
 
-@operated_router.post("/credit", status_code=204, summary="Add credit by hand")
-async def add_credit(member: OperatorHere, wanted: CreditIn, console: ConsoleOf) -> None:
-    """What was paid in some other way than by card."""
+@operated_router.post(
+    "/credit",
+    status_code=204,
+    summary="Add credit by hand",
+    responses={422: {"model": ErrorBody, "description": "The key belongs to another request"}},
+)
+async def credit(
+    member: OperatorHere,
+    wanted: CreditIn,
+    console: ConsoleOf,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> None:
+    """What was paid in some other way than by card. Sent again with the same `Idempotency-Key` it
+    is not added again."""
+    if not await add_credit(member, wanted, console, idempotency_key or str(uuid4())):
+        response.headers["idempotent-replayed"] = "true"
+
+
+async def add_credit(member: Member, wanted: CreditIn, console: Console, key: str) -> bool:
+    """Add credit, once for each `key`; False where that was done before. Refuses with 422 where the
+    key belongs to another amount or reason."""
     amount = parse_usd(wanted.amount)
 
-    def work(connection: Connection) -> None:
+    def work(connection: Connection) -> bool:
         with connection.transaction():
-            Directory.within(connection).credit(member.account, amount, wanted.reason)
-            detail = {"usd": format_usd(amount), "reason": wanted.reason}
-            audit.note(connection, member, "credit.add", member.account, detail)
+            directory = Directory.within(connection)
+            is_new = directory.credit_once(member.account, amount, wanted.reason, key)
+            if is_new:
+                detail = {"usd": format_usd(amount), "reason": wanted.reason}
+                audit.note(connection, member, "credit.add", member.account, detail)
+            return is_new
 
-    await console.database.run(work)
+    try:
+        return await console.database.run(work)
+    except ReferenceReused as error:
+        raise Refused(422, "idempotency_key_reused", str(error)) from None
 
 
 # -- how it is said -------------------------------------------------------------------------------

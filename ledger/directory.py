@@ -46,6 +46,7 @@ MANUAL_ADJUSTMENT = 5  # transfer code
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
 _KEY_NAME_CHARACTERS_MAX = 100
+_REFERENCE = re.compile(r"[ -~]{1,255}")
 _CREDENTIAL_FIELDS = tuple(field.name for field in fields(Credential))
 _CONNECT_SECONDS = 10
 
@@ -67,6 +68,12 @@ SELECT account_id, name, tier, status, created_at FROM directory.account WHERE n
 _STATEMENTS = """
 SELECT a.account_id, a.name, a.tier, a.status, a.created_at, p.funded, p.spent, p.leased
   FROM directory.account a JOIN ledger.pool p ON p.pool_id = a.account_id
+"""
+_FIND_ADJUSTMENT = """
+SELECT CASE t.debit_account_id WHEN %s THEN t.amount ELSE -t.amount END, t.reason
+  FROM ledger.external_ref r
+  JOIN ledger.transfer t ON t.account_id = %s AND t.transfer_id = r.transfer_id
+ WHERE r.code = %s AND r.ref = %s
 """
 _LIST_PROJECTS = """
 SELECT p.project_id, a.name, p.name, p.budget, p.budget_period, p.created_at
@@ -171,6 +178,16 @@ class DirectoryRefused(Exception):
     """The request makes no sense as things are; the message is a sentence for who asked."""
 
 
+class ReferenceReused(DirectoryRefused):
+    """Another adjustment of this account was made with this reference."""
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(
+            f"The idempotency key {reference!r} belongs to another adjustment of this account:"
+            " use a new one for each."
+        )
+
+
 class DirectoryUnavailable(Exception):
     """The database did not answer. A change may or may not have been made."""
 
@@ -267,7 +284,7 @@ class Directory:
                 raise DirectoryRefused(f"There is already an account {name!r}.") from None
             account = _account(_one(row))
             if credit:
-                _adjust(tx, account, credit, "opening credit", _reference())
+                _adjust(tx, account, credit, "opening credit", f"manual:{uuid.uuid4()}")
         self._announce(account)
         return account
 
@@ -294,22 +311,37 @@ class Directory:
         """End a suspension."""
         return self._change_account(name, _SET_STATUS, AccountStatus.OPEN)
 
-    def credit(self, name: str, amount: int, reason: str, *, reference: str = "") -> Statement:
+    def credit(self, name: str, amount: int, reason: str) -> Statement:
         """Adjust an account by hand, down where `amount` is negative, with a journal entry.
 
-        Only available credit can be taken away: what gateways hold is not. With a `reference` a
-        repeated call changes nothing.
+        Only available credit can be taken away: what gateways hold is not.
+        """
+        self.credit_once(name, amount, reason, str(uuid.uuid4()))
+        return self.show_account(name)
+
+    def credit_once(self, name: str, amount: int, reason: str, reference: str) -> bool:
+        """The same, once for each `reference` of the account; False where it was done before.
+
+        The books keep references for good. Raises ReferenceReused where it belongs to an adjustment
+        by another amount or for another reason.
         """
         if not reason.strip():
             raise DirectoryRefused("An adjustment needs a reason.")
         if amount == 0:
             raise DirectoryRefused("The amount is 0: there is nothing to adjust.")
+        if not _REFERENCE.fullmatch(reference):
+            raise DirectoryRefused("An idempotency key is 1 to 255 printable ASCII characters.")
         with self._transaction() as tx:
-            _adjust(tx, _find_account(tx, name), amount, reason, reference or _reference())
-            row = tx.execute(_STATEMENTS + " WHERE a.name = %s", [name]).fetchone()
-            statement = _statement(_one(row))
-        self._announce(statement.account)
-        return statement
+            account = _find_account(tx, name)
+            kept = f"manual:{account.account_id}:{reference}"
+            is_new = _adjust(tx, account, amount, reason, kept)
+            if not is_new:
+                facts = [GOODWILL, account.account_id, MANUAL_ADJUSTMENT, kept]
+                if tx.execute(_FIND_ADJUSTMENT, facts).fetchone() != (amount, reason):
+                    raise ReferenceReused(reference)
+        if is_new:
+            self._announce(account)
+        return is_new
 
     def _change_account(self, name: str, statement: LiteralString, value: str | int) -> Account:
         with self._transaction() as tx:
@@ -684,27 +716,24 @@ def _check_budget(budget: Budget | None) -> None:
         raise DirectoryRefused(f"A budget must be above 0: {format_usd(budget.amount)}.")
 
 
-def _reference() -> str:
-    return f"manual:{uuid.uuid4()}"
-
-
 def _adjust(
     tx: psycopg.Connection, account: Account, amount: int, reason: str, reference: str
-) -> None:
-    """One journal entry between the account and goodwill, in the direction of the sign."""
+) -> bool:
+    """One journal entry between the account and goodwill, in the direction of the sign; False
+    where there is one with this reference."""
     if abs(amount) > AMOUNT_MAX:
         raise DirectoryRefused(f"{format_usd(amount)} is more than the books can hold.")
     try:
         if amount > 0:
-            tx.execute(
+            row = tx.execute(
                 "SELECT ledger.credit_pool(%s, %s, %s::smallint, %s, %s, %s)",
                 [account.account_id, amount, MANUAL_ADJUSTMENT, GOODWILL, reference, reason],
-            )
+            ).fetchone()
         else:
-            tx.execute(
+            row = tx.execute(
                 "SELECT ledger.debit_pool(%s, %s, %s::smallint, %s, %s, false, %s)",
                 [account.account_id, -amount, MANUAL_ADJUSTMENT, GOODWILL, reference, reason],
-            )
+            ).fetchone()
     except errors.NumericValueOutOfRange:
         raise DirectoryRefused(
             f"The balance of {account.name!r} would become more than the books can hold."
@@ -716,6 +745,7 @@ def _adjust(
             f"{format_usd(-amount)} USD cannot be taken from {account.name!r}: 'account show' says"
             " what is available; what gateways hold reserved comes back within a minute of rest."
         ) from None
+    return row == (True,)
 
 
 def _register_names(

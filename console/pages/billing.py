@@ -105,7 +105,7 @@ async def add_credit(visit: Visit) -> str:
     """Add credit by hand."""
     amount = words.plain_amount(visit.form.get("usd", ""))
     wanted = CreditIn(amount=amount, reason=visit.form.get("reason", ""))
-    await plan.add_credit(visit.member, wanted, visit.console)
+    await plan.add_credit(visit.member, wanted, visit.console, visit.form["once"])
     return "credit-added"
 
 

@@ -203,6 +203,12 @@ OF_CONSOLE = (
     ),
     ErrorCode("413", "request_too_large", "The request is too long.", "Send less."),
     ErrorCode(
+        "422",
+        "idempotency_key_reused",
+        "This Idempotency-Key belongs to a credit of another amount or for another reason.",
+        "Use a new one for each credit.",
+    ),
+    ErrorCode(
         "429", "too_many_sign_ins", "Somebody tries to sign in too often.", "Wait for a minute."
     ),
     ErrorCode(

@@ -14,6 +14,7 @@ from farebox.commands.common import (
     common_options,
     directory,
     load,
+    say,
     show,
     show_all,
 )
@@ -102,12 +103,23 @@ def set_(
 @click.argument("name")
 @click.argument("amount", type=USD)
 @click.option("--reason", required=True, help="Kept with the entry.")
+@click.option(
+    "--idempotency-key",
+    "key",
+    help="Run again with the same one, the command changes nothing.",
+)
 @common_options
-def credit(name: str, amount: int, reason: str, config_path: Path | None, as_json: bool) -> None:
+def credit(
+    name: str, amount: int, reason: str, key: str | None, config_path: Path | None, as_json: bool
+) -> None:
     """Add AMOUNT dollars to an account, or take them away where it is negative."""
     config = load(config_path)
     with directory(config) as books:
-        show(record_of(books.credit(name, amount, reason), config), as_json=as_json)
+        if key is None:
+            books.credit(name, amount, reason)
+        elif not books.credit_once(name, amount, reason, key):
+            say("This was done before, with this key: nothing was changed.")
+        show(record_of(books.show_account(name), config), as_json=as_json)
 
 
 def record_of(statement: Statement, config: Config) -> Record:

@@ -218,6 +218,84 @@ async def test_models_are_public_where_the_operator_says_so(database: str, publi
         assert all(name in page.text for name in names)
 
 
+# -- credit by hand -------------------------------------------------------------------------------
+
+CREDIT = {"amount": "5", "reason": "invoice 7"}
+
+
+async def test_credit_that_is_sent_again_is_added_once(database: str) -> None:
+    async with acme(database) as (_, browser):
+        key = {"Idempotency-Key": "invoice 7"}
+        answers = [await browser.post(f"{ACME}/credit", json=CREDIT, headers=key) for _ in range(3)]
+        same = {"reason": "invoice 7", "amount": "5.00"}  # the same amount, however it is written
+        answers.append(await browser.post(f"{ACME}/credit", json=same, headers=key))
+        balance = (await browser.get(ACME)).json()["balance_usd"]
+        entries = (await browser.get(f"{ACME}/audit")).json()["entries"]
+    assert [answer.status_code for answer in answers] == [204] * 4
+    replayed = [answer.headers.get("idempotent-replayed") for answer in answers]
+    assert replayed == [None, "true", "true", "true"]
+    assert balance == "17.5"
+    assert [each["action"] for each in entries] == ["credit.add"]
+
+
+async def test_a_key_is_remembered_by_the_books(database: str) -> None:
+    key = {"Idempotency-Key": "k"}
+    async with acme(database) as (_, browser):
+        await browser.post(f"{ACME}/credit", json=CREDIT, headers=key)
+    async with town(database) as place:  # a console that was started again
+        operator = await place.operator()
+        again = await operator.post(f"{ACME}/credit", json=CREDIT, headers=key)
+        assert again.headers["idempotent-replayed"] == "true"
+        assert (await operator.get(ACME)).json()["balance_usd"] == "17.5"
+
+
+@pytest.mark.parametrize("other", [{"amount": "6"}, {"reason": "invoice 8"}])
+async def test_a_key_belongs_to_one_credit(database: str, other: dict[str, str]) -> None:
+    async with acme(database) as (_, browser):
+        key = {"Idempotency-Key": "k"}
+        await browser.post(f"{ACME}/credit", json=CREDIT, headers=key)
+        answer = await browser.post(f"{ACME}/credit", json=CREDIT | other, headers=key)
+        balance = (await browser.get(ACME)).json()["balance_usd"]
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (422, "idempotency_key_reused")
+    assert "'k'" in error["message"]
+    assert balance == "17.5"
+
+
+async def test_without_a_key_every_credit_counts(database: str) -> None:
+    async with acme(database) as (_, browser):
+        for _ in range(2):
+            assert (await browser.post(f"{ACME}/credit", json=CREDIT)).status_code == 204
+        assert (await browser.get(ACME)).json()["balance_usd"] == "22.5"
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "ключ"])
+async def test_what_cannot_be_a_key_is_refused(database: str, key: str) -> None:
+    async with acme(database) as (_, browser):
+        headers = {"Idempotency-Key": key.encode()}
+        answer = await browser.post(f"{ACME}/credit", json=CREDIT, headers=headers)  # type: ignore[arg-type]  # bytes that are no text, too
+        balance = (await browser.get(ACME)).json()["balance_usd"]
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "invalid_request")
+    assert error["message"].lower().startswith("idempotency-key: ")
+    assert balance == "12.5"
+
+
+async def test_the_document_tells_of_the_key(database: str) -> None:
+    async with acme(database) as (_, browser):
+        document = (await browser.get("/console/api/openapi.json")).json()
+    operation = document["paths"]["/accounts/{account}/credit"]["post"]
+    assert "idempotency-key" in [each["name"].lower() for each in operation["parameters"]]
+    assert operation["responses"]["422"]["description"] == "The key belongs to another request"
+    others = [
+        told["responses"]
+        for path in document["paths"].values()
+        for told in path.values()
+        if told is not operation
+    ]
+    assert not any("422" in responses for responses in others)
+
+
 # -- providers ------------------------------------------------------------------------------------
 
 

@@ -126,6 +126,18 @@ def test_an_account_is_opened_credited_and_shown(books: Farebox) -> None:
     assert books.record("account", "show", "acme") == taken
 
 
+def test_a_credit_that_is_run_again_is_added_once(books: Farebox) -> None:
+    books.ok("account", "create", "acme")
+    command = ("credit", "acme", "5", "--reason", "invoice 7", "--idempotency-key", "invoice-7")
+    assert books.record(*command)["balance_usd"] == "5"
+    again = books(*command, "--json")
+    assert (again.code, json.loads(again.out)["balance_usd"]) == (0, "5")
+    assert again.err == "This was done before, with this key: nothing was changed.\n"
+    taken = books("credit", "acme", "-5", *command[3:])
+    assert (taken.code, taken.out) == (1, "")
+    assert "'invoice-7' belongs to another adjustment of this account" in taken.err
+
+
 def test_a_list_is_one_object_a_line(books: Farebox) -> None:
     books.ok("account", "create", "b")
     books.ok("account", "create", "a", "--tier", "pro")

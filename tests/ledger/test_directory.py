@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +13,13 @@ import pytest
 
 from ledger import verify
 from ledger.accounts import AccountStatus, Budget, Credential, Key
-from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable, PriceRow
+from ledger.directory import (
+    Directory,
+    DirectoryRefused,
+    DirectoryUnavailable,
+    PriceRow,
+    ReferenceReused,
+)
 from ledger.keys import keyed_hash, of_session
 
 SECRET = b"s" * 32
@@ -75,10 +82,51 @@ def test_credit_goes_both_ways_with_a_reason(database: str, acme: Directory) -> 
     assert clean(database)
 
 
-def test_a_reference_makes_a_credit_repeatable(acme: Directory) -> None:
-    for _ in range(2):
-        statement = acme.credit("acme", DOLLAR, "invoice 7", reference="invoice-7")
-        assert statement.balance == 26 * DOLLAR
+@pytest.mark.parametrize("amount", [DOLLAR, -DOLLAR])
+def test_a_reference_makes_a_credit_repeatable(database: str, acme: Directory, amount: int) -> None:
+    assert acme.credit_once("acme", amount, "invoice 7", "invoice-7")
+    with Directory(database) as another:
+        assert not another.credit_once("acme", amount, "invoice 7", "invoice-7")
+        assert another.credit_once("acme", amount, "invoice 7", "invoice-8")
+    assert acme.show_account("acme").balance == 25 * DOLLAR + 2 * amount
+    assert clean(database)
+
+
+@pytest.mark.parametrize(
+    ("amount", "reason"), [(2 * DOLLAR, "gift"), (-DOLLAR, "gift"), (DOLLAR, "Gift")]
+)
+def test_a_reference_belongs_to_one_adjustment(
+    database: str, acme: Directory, amount: int, reason: str
+) -> None:
+    acme.credit_once("acme", DOLLAR, "gift", "k")
+    with pytest.raises(ReferenceReused, match="'k' belongs to another adjustment"):
+        acme.credit_once("acme", amount, reason, "k")
+    assert acme.show_account("acme").balance == 26 * DOLLAR
+    assert clean(database)
+
+
+def test_a_reference_belongs_to_an_account(acme: Directory) -> None:
+    acme.create_account("other")
+    assert acme.credit_once("acme", DOLLAR, "gift", "k")
+    assert acme.credit_once("other", 2 * DOLLAR, "another gift", "k")
+
+
+def test_what_was_refused_leaves_its_reference_free(acme: Directory) -> None:
+    with pytest.raises(DirectoryRefused, match="cannot be taken"):
+        acme.credit_once("acme", -26 * DOLLAR, "gift", "k")
+    assert acme.credit_once("acme", DOLLAR, "gift", "k")
+
+
+def test_retries_that_overlap_credit_once(database: str, acme: Directory) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        retries = [threads.submit(lambda: _credit_once_from_elsewhere(database)) for _ in range(8)]
+        assert sorted(retry.result() for retry in retries) == [False] * 7 + [True]
+    assert acme.show_account("acme").balance == 26 * DOLLAR
+
+
+def _credit_once_from_elsewhere(database: str) -> bool:
+    with Directory(database) as directory:
+        return directory.credit_once("acme", DOLLAR, "gift", "k")
 
 
 @pytest.mark.unsound_books("a lease is made up")
@@ -101,6 +149,9 @@ REFUSALS: list[tuple[Callable[[Directory], object], str]] = [
     (lambda d: d.set_tier("x", "pro"), "There is no account 'x'."),
     (lambda d: d.credit("acme", 0, "r"), "The amount is 0"),
     (lambda d: d.credit("acme", 1, " "), "needs a reason"),
+    (lambda d: d.credit_once("acme", 1, "r", ""), "1 to 255 printable ASCII"),
+    (lambda d: d.credit_once("acme", 1, "r", "k" * 256), "1 to 255 printable ASCII"),
+    (lambda d: d.credit_once("acme", 1, "r", "k\n"), "1 to 255 printable ASCII"),
     (lambda d: d.credit("acme", 2**62, "r"), "more than the books can hold"),
     (lambda d: d.create_project("acme", "web"), "'acme' already has a project 'web'"),
     (lambda d: d.create_project("acme", "-"), "'-' cannot name a project"),
