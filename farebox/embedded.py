@@ -589,6 +589,17 @@ class _Keeper:
         return file
 
 
+def has_cluster(data_dir: Path) -> bool:
+    """Whether there is a database in `data_dir`, or nobody can tell. Makes nothing there."""
+    try:
+        (data_dir / "postgres" / "PG_VERSION").stat()
+    except FileNotFoundError:
+        return False
+    except OSError:  # whoever wants to use it is told what is wrong
+        return True
+    return True
+
+
 def is_up(data_dir: Path) -> bool:
     """Whether somebody's server of `data_dir` runs now. Makes nothing there."""
     cluster = data_dir.absolute() / "postgres"

@@ -14,6 +14,7 @@ from farebox.commands.common import (
     common_options,
     directory,
     load,
+    load_begun,
     say,
     show,
     show_all,
@@ -47,7 +48,7 @@ def create(name: str, tier: str, credit: int, config_path: Path | None, as_json:
 @common_options
 def list_(config_path: Path | None, as_json: bool) -> None:
     """All accounts with their money."""
-    config = load(config_path)
+    config = load_begun(config_path)
     with directory(config) as books:
         records = [record_of(statement, config) for statement in books.list_accounts()]
     empty = "There is no account yet: farebox account create NAME --credit 25.00"
@@ -59,7 +60,7 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @common_options
 def show_one(name: str, config_path: Path | None, as_json: bool) -> None:
     """One account with its money."""
-    config = load(config_path)
+    config = load_begun(config_path)
     with directory(config) as books:
         show(record_of(books.show_account(name), config), as_json=as_json)
 
@@ -83,7 +84,7 @@ def set_(
     """Change an account; the gateway follows within a second."""
     if tier is None and status is None:
         raise click.UsageError("Nothing to change: give --tier or --status.")
-    config = load(config_path)
+    config = load_begun(config_path)
     _check_tier(config, tier or "")
     with directory(config) as books:
         if tier is not None:
@@ -113,7 +114,7 @@ def credit(
     name: str, amount: int, reason: str, key: str | None, config_path: Path | None, as_json: bool
 ) -> None:
     """Add AMOUNT dollars to an account, or take them away where it is negative."""
-    config = load(config_path)
+    config = load_begun(config_path)
     with directory(config) as books:
         if key is None:
             books.credit(name, amount, reason)

@@ -19,6 +19,7 @@ from farebox.commands.common import (
     database,
     directory,
     load,
+    load_begun,
     say,
     show,
     show_all,
@@ -39,7 +40,7 @@ def ledger() -> None:
 @common_options
 def verify(config_path: Path | None, as_json: bool) -> None:
     """Check every invariant of the books; exit code 1 if one does not hold."""
-    config = load(config_path)
+    config = load_begun(config_path)
     from ledger.verify import run
 
     with database(config) as conninfo:
@@ -65,7 +66,7 @@ def verify(config_path: Path | None, as_json: bool) -> None:
 @common_options
 def holders(config_path: Path | None, as_json: bool) -> None:
     """Who holds leased credit now."""
-    config = load(config_path)
+    config = load_begun(config_path)
     from ledger.money import format_usd
     from ledger.verify import holders as find
 
@@ -97,7 +98,7 @@ def declare_dead(node: str, yes: bool, config_path: Path | None, as_json: bool) 
 
     Without this it comes back by itself, some twenty minutes after the node fell silent.
     """
-    config = load(config_path)
+    config = load_begun(config_path)
     if not yes:
         raise Refused(_DANGER.format(node=node))
     import trio
@@ -207,7 +208,7 @@ def export(
     as_json: bool,
 ) -> None:
     """One record for each request of ACCOUNT, oldest first; amounts are exact."""
-    config = load(config_path)
+    config = load_begun(config_path)
     from adapters.registry import ENDPOINTS
     from ledger.usage import export as find
 

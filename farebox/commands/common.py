@@ -151,6 +151,21 @@ def load(path: Path | None) -> Config:
         raise Refused(f"{first}{more}") from None
 
 
+def load_begun(path: Path | None) -> Config:
+    """The configuration of a gateway that has books already: most commands have nothing to do where
+    there are none, and would make empty ones in a wrong folder."""
+    from farebox.embedded import has_cluster
+
+    config = load(path)
+    if not config.database.url and not has_cluster(config.data_dir):
+        raise Refused(
+            f"No gateway's books are in {config.data_dir}: run this in the folder of the gateway,"
+            " or name its configuration with --config. 'farebox account create' and"
+            " 'farebox serve' begin new ones."
+        )
+    return config
+
+
 @contextmanager
 def database(config: Config) -> Iterator[str]:
     """The conninfo of a database that is up and migrated, for the time of the block.

@@ -14,7 +14,7 @@ from farebox.commands.common import (
     Record,
     common_options,
     directory,
-    load,
+    load_begun,
     now,
     say,
     show,
@@ -54,7 +54,7 @@ def create_project(
 ) -> None:
     """Add a project to an account."""
     limit = _budget(budget, budget_period)
-    with directory(load(config_path)) as books:
+    with directory(load_begun(config_path)) as books:
         show(project_record(books.create_project(*path, limit)), as_json=as_json)
 
 
@@ -63,7 +63,7 @@ def create_project(
 @common_options
 def delete_project(path: tuple[str, str], config_path: Path | None, as_json: bool) -> None:
     """Delete a project: none of its keys is served any more."""
-    with directory(load(config_path)) as books:
+    with directory(load_begun(config_path)) as books:
         books.delete_project(*path)
     show({"project": "/".join(path), "deleted": True}, as_json=as_json)
 
@@ -101,7 +101,7 @@ def create_key(
 ) -> None:
     """Make a key. A project that the account does not have yet is added."""
     limit = _budget(budget, budget_period)
-    config = load(config_path)
+    config = load_begun(config_path)
     with directory(config, keys=True) as books:
         _ensure_project(books, *path)
         made, plain = books.create_key(
@@ -124,7 +124,7 @@ def create_key(
 def list_keys(path: str, config_path: Path | None, as_json: bool) -> None:
     """Keys of everyone, of an account, or of one project; never the keys themselves."""
     account, _, name = path.partition("/")
-    with directory(load(config_path)) as books:
+    with directory(load_begun(config_path)) as books:
         records = [key_record(found) for found in books.list_keys(account or None, name or None)]
     empty = "There is no key yet: farebox key create ACCOUNT/PROJECT"
     show_all(records, as_json=as_json, empty=empty)
@@ -135,7 +135,7 @@ def list_keys(path: str, config_path: Path | None, as_json: bool) -> None:
 @common_options
 def revoke_key(key_id: int, config_path: Path | None, as_json: bool) -> None:
     """End a key for good; the gateway follows within a second."""
-    with directory(load(config_path)) as books:
+    with directory(load_begun(config_path)) as books:
         show(key_record(books.revoke_key(key_id)), as_json=as_json)
 
 

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from farebox import cli
-from farebox.embedded import EmbeddedPostgres, running
+from farebox.embedded import EmbeddedPostgres, has_cluster, running
 from ledger.journal import Journal
 from ledger.postgres import PostgresStore
 from ledger.records import Reserve
@@ -540,6 +540,44 @@ def test_commands_start_the_embedded_database_for_their_own_time(
     farebox.ok("account", "create", "acme", "--credit", "1")
     assert not (tmp_path / ".farebox/postgres/postmaster.pid").exists()
     assert farebox.record("account", "show", "acme")["balance_usd"] == "1"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "account list",
+        "account show acme",
+        "account set acme --status open",
+        "credit acme 5 --reason gift",
+        "project create acme/chat",
+        "project delete acme/chat",
+        "key create acme/chat",
+        "key list",
+        "key revoke 1",
+        "ledger verify",
+        "ledger holders",
+        "ledger declare-dead node-1 --yes",
+        "usage export acme",
+    ],
+)
+def test_a_folder_without_a_gateway_is_said_and_left_as_it_is(
+    farebox: Farebox, tmp_path: Path, command: str
+) -> None:
+    said = farebox.refused(*command.split())
+    assert said == (
+        f"No gateway's books are in {tmp_path / '.farebox'}: run this in the folder of the gateway,"
+        " or name its configuration with --config. 'farebox account create' and 'farebox serve'"
+        " begin new ones."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_books_that_one_may_not_look_at_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    class Closed(type(tmp_path)):  # type: ignore[misc]  # the class of paths depends on the system
+        def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+            raise PermissionError(13, "Permission denied")
+
+    assert has_cluster(Closed(tmp_path))
 
 
 def test_commands_leave_a_running_database_alone(farebox: Farebox, tmp_path: Path) -> None:
