@@ -47,6 +47,7 @@ EVENT_BYTES_MAX = 1 << 20
 PAGE_MAX = 100
 
 _LOOK_AGAIN = timedelta(seconds=3)
+_PAGE_LASTS = timedelta(hours=24)  # Stripe's, where nobody asks for less
 _END = datetime(9999, 1, 1, tzinfo=UTC)
 _LAST_ID = UUID(int=(1 << 128) - 1)
 
@@ -94,7 +95,8 @@ class Taken(BaseModel):
 
 
 class Paid(BaseModel):
-    """A payment. `credited` is what the account has of it: what came, less what was taken back."""
+    """A payment. `credited` is what the account has of it: what came, less what was taken back.
+    `resumable`: it was not paid, and its page at Stripe may still be open."""
 
     payment_id: UUID
     kind: Literal["top_up", "recharge"]
@@ -104,6 +106,7 @@ class Paid(BaseModel):
     failure: str
     receipt_url: str
     invoice_url: str
+    resumable: bool
     created_at: datetime
     paid_at: datetime | None
     reversals: list[Taken]
@@ -227,7 +230,8 @@ async def list_payments(
     if len(rows) > limit:
         last = shown[-1]
         following = f"{last.created_at.isoformat()}_{last.payment_id}"
-    return PaidPage(payments=[_paid(row, reversals) for row in shown], next=following)
+    now = moment(console)
+    return PaidPage(payments=[_paid(row, reversals, now) for row in shown], next=following)
 
 
 @router.get("/payments/{payment_id}")
@@ -238,7 +242,28 @@ async def show_payment(payment_id: UUID, member: BillingReader, console: Console
         await _look(console, row)
         row = await _payment(console, member, payment_id)
     reversals = await console.database.run(lambda c: payments.reversals(c, [payment_id]))
-    return _paid(row, reversals)
+    return _paid(row, reversals, moment(console))
+
+
+@router.post("/payments/{payment_id}/page", responses=_PAGES)
+async def go_on(payment_id: UUID, member: Payer, console: ConsoleOf) -> Started:
+    """Go on with a payment whose page was left: the answer names it again, for as long as it is
+    open."""
+    stripe = _stripe(console)
+    row = await _payment(console, member, payment_id)
+    if row.state == "open" and row.session_id is not None:
+        try:
+            page = await stripe.checkout(row.session_id)
+        except StripeUnavailable as error:
+            raise _not_started(error) from error
+        except StripeRefused as refusal:
+            if refusal.code != "resource_missing":
+                raise _not_started(refusal) from refusal
+        else:
+            if page.status == "open":
+                return Started(payment_id=payment_id, url=page.url)
+        await _look(console, row)
+    raise Refused(409, "payment_ended", "It was paid, or its page at Stripe is closed.")
 
 
 async def _payment(console: Console, member: Member, payment_id: UUID) -> PaymentRow:
@@ -504,7 +529,8 @@ def _cursor(text: str) -> tuple[datetime, UUID]:
     return moment_of, found
 
 
-def _paid(row: PaymentRow, reversals: list[ReversalRow]) -> Paid:
+def _paid(row: PaymentRow, reversals: list[ReversalRow], now: datetime) -> Paid:
+    has_page = row.state == "open" and row.session_id is not None
     return Paid(
         payment_id=row.payment_id,
         kind=row.kind,
@@ -514,6 +540,7 @@ def _paid(row: PaymentRow, reversals: list[ReversalRow]) -> Paid:
         failure=row.failure,
         receipt_url=row.receipt_url,
         invoice_url=row.invoice_url,
+        resumable=has_page and now - row.created_at < _PAGE_LASTS,
         created_at=row.created_at,
         paid_at=row.paid_at,
         reversals=[

@@ -79,6 +79,16 @@ async def top_up(visit: Visit) -> Response:
     return RedirectResponse(started.url, 303)
 
 
+async def go_on(visit: Visit) -> Response:
+    """Go back to Stripe's page, which was left without paying."""
+    try:
+        payment_id = UUID(visit.form.get("payment_id", ""))
+    except ValueError:
+        raise Refused(404, "not_found", "There is no such payment.") from None
+    started = await payments.go_on(payment_id, visit.member, visit.console)
+    return RedirectResponse(started.url, 303)
+
+
 async def save_card(visit: Visit) -> Response:
     """Go to Stripe's page to save a card."""
     started = await payments.start_saving_card(visit.member, visit.console)
@@ -112,6 +122,7 @@ async def add_credit(visit: Visit) -> str:
 FORMS = {
     "credit": Form("plan.grant", add_credit, once="This credit was added already."),
     "top-up": Form("billing.write", top_up),
+    "go-on": Form("billing.write", go_on),
     "save-card": Form("billing.write", save_card),
     "remove-card": Form("billing.write", remove_card),
     "recharge": Form("billing.write", set_recharge),

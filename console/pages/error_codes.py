@@ -185,7 +185,7 @@ OF_CONSOLE = (
     ErrorCode(
         "409",
         "already_asked, already_decided, has_account, key_revoked, last_owner, member_already, "
-        "sent_already",
+        "payment_ended, sent_already",
         "It was done before, or something else was done since.",
         "Reload the page and look at how it is now.",
     ),

@@ -9,10 +9,11 @@ import pytest
 from console import payments
 from console.settings import StripeSettings
 from console.stripe_client import CENT, EVENT_AGE_SECONDS_MAX, Stripe
-from tests.fakes.stripe import WEBHOOK_SECRET, Fault, sign
+from tests.fakes.stripe import DECLINED, WEBHOOK_SECRET, Fault, sign
 from tests.fakes.till import API, WEBHOOK, till
 
 DOLLAR = 100 * CENT
+NOBODYS = "00000000-0000-4000-8000-000000000000"
 
 
 # -- top-ups --------------------------------------------------------------------------------------
@@ -119,6 +120,119 @@ async def test_who_waits_for_a_payment_needs_no_webhook(database: str) -> None:
         assert await place.compare() == 0
 
 
+async def test_who_left_the_page_goes_on_there(database: str) -> None:
+    async with till(database) as place:
+        payment_id, session_id = await place.start("25")
+        assert (await place.shown(f"/payments/{payment_id}"))["resumable"]
+        for _ in range(2):
+            answer = await place.owner.post(f"{API}/payments/{payment_id}/page")
+            assert answer.status_code == 200
+            assert answer.json()["payment_id"] == payment_id
+            assert answer.json()["url"].rpartition("/")[2] == session_id
+        assert len(place.stripe.sessions) == 1
+        assert place.stripe.pay(session_id)
+        await place.deliver()
+        await place.look()
+        shown = await place.shown(f"/payments/{payment_id}")
+        assert (shown["state"], shown["resumable"]) == ("succeeded", False)
+        assert place.balance() == 25 * DOLLAR
+
+
+async def test_who_had_a_card_declined_goes_on_with_another(database: str) -> None:
+    async with till(database) as place:
+        payment_id, session_id = await place.start("25")
+        assert not place.stripe.pay(session_id, DECLINED)
+        await place.deliver()
+        await place.look()
+        shown = await place.shown(f"/payments/{payment_id}")
+        assert (shown["state"], shown["resumable"]) == ("open", True)
+        assert shown["failure"]
+        answer = await place.owner.post(f"{API}/payments/{payment_id}/page")
+        assert answer.json()["url"].rpartition("/")[2] == session_id
+
+
+async def test_what_was_paid_meanwhile_is_credited_and_not_gone_on_with(database: str) -> None:
+    async with till(database) as place:
+        payment_id, session_id = await place.start("25")
+        place.stripe.pay(session_id)
+        place.stripe.take_events()  # nobody delivers them
+        for _ in range(2):
+            answer = await place.owner.post(f"{API}/payments/{payment_id}/page")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "payment_ended")
+        assert place.balance() == 25 * DOLLAR
+        assert not (await place.shown(f"/payments/{payment_id}"))["resumable"]
+
+
+@pytest.mark.parametrize("how", ["expired", "unknown"])
+async def test_a_page_that_is_closed_is_not_gone_on_with(database: str, how: str) -> None:
+    async with till(database) as place:
+        payment_id, session_id = await place.start("25")
+        if how == "expired":
+            place.stripe.expire(session_id)
+        else:
+            place.stripe.sessions.clear()
+        answer = await place.owner.post(f"{API}/payments/{payment_id}/page")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "payment_ended")
+        shown = await place.shown(f"/payments/{payment_id}")
+        assert (shown["state"], shown["resumable"]) == ("canceled", False)
+
+
+async def test_a_page_is_not_offered_after_its_day(database: str) -> None:
+    async with till(database) as place:
+        await place.start("25")
+        steps = ((36_000, True), (36_000, True), (14_399, True), (1, False))  # still signed in
+        for seconds, resumable in steps:
+            place.wall.seconds += seconds
+            page = await place.shown("/payments")
+            assert isinstance(page["payments"], list)
+            assert [each["resumable"] for each in page["payments"]] == [resumable]
+
+
+async def test_going_on_waits_for_stripe(database: str) -> None:
+    async with till(database) as place:
+        payment_id, _ = await place.start("25")
+        place.stripe.faults.extend(["broken_before"] * 3)
+        answer = await place.owner.post(f"{API}/payments/{payment_id}/page")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "payments_unavailable")
+        answer = await place.owner.post(f"{API}/payments/{payment_id}/page")
+        assert answer.status_code == 200
+
+
+async def test_what_has_no_page_is_not_gone_on_with(database: str) -> None:
+    async with till(database) as place:
+        place.ask(
+            "INSERT INTO console.payment (payment_id, account_id, kind, amount, created_at)"
+            " VALUES (%s, %s, 'recharge', 10000000, now())",
+            NOBODYS,
+            place.account_id,
+        )
+        answer = await place.owner.post(f"{API}/payments/{NOBODYS}/page")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "payment_ended")
+        place.ask("INSERT INTO directory.account (name) VALUES ('another')")
+        others = "/console/api/accounts/another/payments"
+        assert (await place.owner.post(f"{others}/{NOBODYS}/page")).status_code == 404
+
+
+async def test_the_page_of_payments_leads_back_to_stripe(database: str) -> None:
+    billing = "/console/acme/billing"
+    async with till(database) as place:
+        payment_id, session_id = await place.start("25")
+        asked = len(place.stripe.requests)
+        assert "Go on paying" in (await place.owner.get(billing)).text
+        assert len(place.stripe.requests) == asked  # to look at a page asks nobody anything
+        form = {"do": "go-on", "payment_id": payment_id}
+        led = await place.owner.post(billing, data=form)
+        assert (led.status_code, led.headers["location"].rpartition("/")[2]) == (303, session_id)
+        place.stripe.expire(session_id)
+        refused = await place.owner.post(billing, data=form)
+        assert refused.status_code == 409
+        assert "page at Stripe is closed" in refused.text
+        assert "Go on paying" not in refused.text
+        for wrong in ("", "x", NOBODYS):
+            answer = await place.owner.post(billing, data=form | {"payment_id": wrong})
+            assert answer.status_code == 404
+
+
 async def test_payments_come_in_pages(database: str) -> None:
     async with till(database) as place:
         for number in range(5):
@@ -156,9 +270,11 @@ async def test_who_may_pay(database: str, role: str) -> None:
             " SELECT 1, user_id, %s, now() FROM console.user WHERE email = 'pat@example.test'",
             role,
         )
+        payment_id, _ = await place.start("10")
         may = role in ("admin", "owner")
         for method, path, body in (
             ("POST", "/top-ups", {"amount": "10"}),
+            ("POST", f"/payments/{payment_id}/page", None),
             ("POST", "/payment-method", None),
             ("DELETE", "/payment-method", None),
             ("PUT", "/recharge", {"enabled": False, "threshold": "10", "amount": "20",
