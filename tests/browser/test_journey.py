@@ -141,6 +141,8 @@ def test_who_changes_their_mind_pays_nothing(shop: Shop, visit: Visit) -> None:
     page.get_by_role("link", name="Back").click()
     expect(page.get_by_role("heading", name="Credit and billing")).to_be_visible()
     assert usd(figure(page, "Balance")) == 5
+    page.get_by_role("button", name="Go on paying $12.50").click()  # and once more
+    expect(page.get_by_role("button", name="Pay $12.50")).to_be_visible()
 
 
 def test_an_amount_that_makes_no_sense_is_explained(shop: Shop, visit: Visit) -> None:
