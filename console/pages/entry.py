@@ -17,6 +17,7 @@ from console import catalogue, people, plan, sign_in
 from console.access import Caller, caller_of
 from console.context import Console
 from console.errors import Refused
+from console.pages.filters import NameFilter
 from console.pages.frame import form_of, not_let_in, problem, render
 from console.pages.models import rows_of
 from console.people import TOKEN_CHARACTERS_MAX, InvitationTokenIn
@@ -42,12 +43,15 @@ async def choose(request: Request) -> Response:
             message = refused.message
     try:
         is_wanted = request.query_params.get("accounts") == "shown"
-        return await _accounts(console, caller, message, is_wanted=is_wanted)
+        by_name = NameFilter.of(request)
+        return await _accounts(console, caller, message, by_name, is_wanted=is_wanted)
     except Refused as refused:
         return problem(console, refused)
 
 
-async def _accounts(console: Console, caller: Caller, message: str, *, is_wanted: bool) -> Response:
+async def _accounts(
+    console: Console, caller: Caller, message: str, by_name: NameFilter, *, is_wanted: bool
+) -> Response:
     found = (await people.my_accounts(caller, console)).accounts
     requests = (await plan.list_requests(caller, console)).requests if caller.is_operator else []
     statements = await plan.statements(console) if caller.is_operator else []
@@ -55,7 +59,9 @@ async def _accounts(console: Console, caller: Caller, message: str, *, is_wanted
     if len(found) == 1 and not (is_wanted or message or requests):
         return RedirectResponse(f"/console/{quote(found[0].account)}", 303)
     facts = {
-        "accounts": found,
+        "accounts": [each for each in found if by_name.takes(each.account)],
+        "filter": by_name.typed,
+        "is_long": by_name.is_offered(len(found)),
         "may_open": bool(caller.email) and not owns and not caller.is_operator,
         "message": message,
         "requests": requests,

@@ -13,6 +13,7 @@ from console.access import moment
 from console.errors import Refused
 from console.keys import BudgetIn, KeyFactsIn, KeyIn, KeyOut, ProjectBudgetIn, ProjectIn
 from console.pages import words
+from console.pages.filters import NameFilter
 from console.pages.frame import Form, Notice, Visit, is_id
 
 _MOMENT = timedelta(microseconds=1)  # a key that ends at midnight was good the day before
@@ -28,12 +29,17 @@ async def _page(visit: Visit, *, secret: str) -> Response:
     found = (await keys.list_keys(member, console)).keys
     projects = (await keys.list_projects(member, console)).projects
     revoked = visit.asked("revoked") == "shown"
+    by_name = NameFilter.of(visit.request)
+    matching = [key for key in found if by_name.takes(key.name or f"key {key.key_id}", key.project)]
     return visit.render(
         "keys.html",
         "/keys",
         {
-            "keys": [key for key in found if revoked or key.state != "revoked"],
-            "hidden": 0 if revoked else sum(key.state == "revoked" for key in found),
+            "keys": [key for key in matching if revoked or key.state != "revoked"],
+            "hidden": 0 if revoked else sum(key.state == "revoked" for key in matching),
+            "revoked": revoked,
+            "filter": by_name.typed,
+            "is_long": by_name.is_offered(len(found)),
             "projects": projects,
             "models": sorted(console.server.catalogue.models),
             "secret": secret,

@@ -54,6 +54,7 @@ FORMS = (
     ("/keys/1", {"do": "change", "name": "mine"}),
     ("/keys/1", {"do": "revoke"}),
     ("/billing", {"do": "top-up", "amount": "10"}),
+    ("/billing", {"do": "go-on", "payment_id": "00000000-0000-4000-8000-000000000000"}),
     ("/billing", {"do": "save-card"}),
     ("/billing", {"do": "remove-card"}),
     ("/billing", {"do": "recharge"}),
@@ -435,6 +436,69 @@ async def test_the_operator_sets_tiers_and_adds_credit(database: str) -> None:
     assert 0 < listed.index("1 asked for another plan") < listed.index("Balance")
     assert [each["action"] for each in entries] == ["plan.set", "credit.add"]
     assert entries[1]["detail"] == {"usd": "1000.5", "reason": "invoice 7"}
+
+
+def rows_of(text: str, path: str) -> list[str]:
+    """The names that lead from a list to what is below `path`."""
+    return re.findall(rf'<td[^>]*><a href="{path}[^"?/]+">([^<]+)</a>', text)
+
+
+async def test_a_long_list_of_accounts_is_narrowed_down_by_name(database: str) -> None:
+    with Directory(database) as directory:
+        for name in ("acme", "Acme-2", *(f"shop-{number}" for number in range(8))):
+            directory.create_account(name)
+        async with town(database, facts=SERVING) as place:
+            operator = await place.operator()
+            listed = (await operator.get("/console?accounts=shown")).text
+            assert 'aria-label="Filter"' not in listed
+            assert len(rows_of(listed, "/console/")) == 10
+            directory.create_account("last")
+            assert 'aria-label="Filter"' in (await operator.get("/console")).text
+            found = {
+                typed: rows_of(
+                    (await operator.get("/console", params={"name": typed})).text, "/console/"
+                )
+                for typed in ("ACME", " acme-2 ", "shop", "acme 2", MARKUP)
+            }
+            nobody = (await operator.get("/console", params={"name": MARKUP})).text
+    assert sorted(found["ACME"]) == ["Acme-2", "acme"]
+    assert found[" acme-2 "] == ["Acme-2"]
+    assert len(found["shop"]) == 8
+    assert found["acme 2"] == found[MARKUP] == []
+    assert "No account is called like that" in nobody
+    assert f'value="{ESCAPED}"' in nobody
+
+
+async def test_a_long_list_of_keys_is_narrowed_down_by_name_or_project(database: str) -> None:
+    with Directory(database, secret=b"x" * 32) as directory:
+        directory.create_account("acme")
+        for project in ("web", "batch"):
+            directory.create_project("acme", project)
+        for number in range(8):
+            directory.create_key("acme", "web", f"laptop {number}")
+        old, _ = directory.create_key("acme", "batch", "old nightly")
+        directory.revoke_key(old.key_id)
+        directory.create_key("acme", "batch", "Nightly")
+        async with town(database, facts=SERVING) as place:
+            operator = await place.operator()
+            keys = "/console/acme/keys"
+            assert 'aria-label="Filter"' not in (await operator.get(keys)).text
+            unnamed, _ = directory.create_key("acme", "web")
+            assert 'aria-label="Filter"' in (await operator.get(keys)).text
+            found = {
+                typed: (await operator.get(keys, params={"name": typed})).text
+                for typed in ("laptop", "night", "batch", f"key {unnamed.key_id}", "nothing")
+            }
+            revoked = await operator.get(keys, params={"name": "night", "revoked": "shown"})
+    named = {typed: rows_of(text, f"{keys}/") for typed, text in found.items()}
+    assert len(named["laptop"]) == 8
+    assert named["night"] == named["batch"] == ["Nightly"]
+    assert named[f"key {unnamed.key_id}"] == [f"key {unnamed.key_id}"]
+    assert named["nothing"] == []
+    assert "No key or project is called like that" in found["nothing"]
+    assert 'keys?revoked=shown&amp;name=night">Show 1 revoked' in found["night"]
+    assert sorted(rows_of(revoked.text, f"{keys}/")) == ["Nightly", "old nightly"]
+    assert '<input type="hidden" name="revoked" value="shown">' in revoked.text
 
 
 async def test_who_is_new_opens_an_account(database: str) -> None:
