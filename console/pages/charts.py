@@ -22,6 +22,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 18, 10, 24
 _LINES = 4
 _LABEL_WIDTH = 84
 _GAP = 0.28  # of a bar's place
+_LEAST = 1e-9  # a nano-dollar: what is below it looks like nothing
 
 Format = Callable[[float], str]
 
@@ -193,7 +194,7 @@ def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
 
 def _round_up(value: float) -> float:
     """The next value whose quarters are plain: 1, 2, 4 or 8 times a power of ten."""
-    if value <= 0:
+    if value < _LEAST:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 4, 8, 10) if value <= factor * power * 1.000001)

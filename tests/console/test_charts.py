@@ -51,6 +51,12 @@ def test_whatever_is_drawn_stays_inside_and_is_well_formed(
         assert all(0 <= height <= 200.1 for height in numbers(drawing, "height"))
 
 
+@pytest.mark.parametrize("value", [0.0, 5e-324, 1e-300, 1e-9, 1e300])
+def test_a_value_may_be_next_to_nothing_or_enormous(value: float) -> None:
+    drawing = parsed(bars("spend", ["x"], [Series("a", [value])], str, height=200))
+    assert all(0 <= height <= 200.1 for height in numbers(drawing, "height"))
+
+
 def test_a_name_is_text() -> None:
     drawn = bars("<b>", ["<i>"], [Series("<script>", [1.0])], str)
     assert "<script>" not in drawn
