@@ -231,9 +231,7 @@ class Reservation:
         """
         shard = self._shard
         if self.id in shard.reservations:
-            await shard.lounge.wait(
-                self, lambda: self.id not in shard.reservations, JOURNALLED_SECONDS
-            )
+            await shard.lounge.wait(self, JOURNALLED_SECONDS)
         return self.balance
 
     def ask_for(self, amount: int) -> None:
@@ -252,8 +250,7 @@ class Reservation:
         self.ask_for(wanted)
         try:
             if self._asked > 0:
-                shard = self._shard
-                await shard.lounge.wait(self, lambda: self._asked <= 0, shard.extend_seconds)
+                await self._shard.lounge.wait(self, self._shard.extend_seconds)
         finally:
             if self._asked > 0 and self.open:  # withdraw the wish
                 self._asked = 0
@@ -267,9 +264,7 @@ class Reservation:
         permitted = False
         try:
             if not self.granted and self.refusal is None:
-                await self._shard.lounge.wait(
-                    self, lambda: self.granted or self.refusal is not None, seconds
-                )
+                await self._shard.lounge.wait(self, seconds)
             permitted = self.granted
         finally:
             if not permitted and self.refusal is None:
@@ -280,11 +275,17 @@ class Reservation:
         if not permitted:
             raise LedgerUnavailable(RETRY_AFTER_SECONDS, "the ledger did not answer in time")
 
-    def hear_extended(self, extended: messages.Extended) -> None:
-        """What is reserved by now."""
+    def hear_extended(self, extended: messages.Extended) -> bool:
+        """What is reserved by now; whether it is for that that somebody waits."""
         self.amount = max(self.amount, extended.amount)
         if extended.asked == self._asked:
             self._asked = 0 if extended.amount >= extended.asked else -1
+        return self._asked <= 0 and not self._closing
+
+    def leave(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """Who waits for this is cancelled."""
+        del self._shard.lounge.waiting[self]
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def unanswered(self) -> list[Message]:
         """Everything to be said again, in its order."""
@@ -312,14 +313,11 @@ class _Lounge:
 
     def __init__(self, *, swept: bool) -> None:
         self.waiting: dict[Reservation, tuple[trio.lowlevel.Task, int]] = {}
+        """Who waits, and the round until which; the shard wakes who has heard it."""
         self.wait = self._wait if swept else self._wait_alone
-        """As `_wait`: until something is enough, or for some seconds."""
+        """As `_wait`: until it is heard, or for some seconds."""
         self._rounds = 0
         self._occupied = trio.Event()
-
-    def wake(self, reservation: Reservation) -> None:
-        """One that is `waiting` has heard something."""
-        trio.lowlevel.reschedule(self.waiting.pop(reservation)[0])
 
     async def sweep(self) -> None:
         """Wake who has waited for too long, until cancelled."""
@@ -331,37 +329,21 @@ class _Lounge:
             self._rounds += 1
             late = [each for each, (_, last) in self.waiting.items() if last <= self._rounds]
             for reservation in late:
-                self.wake(reservation)
+                trio.lowlevel.reschedule(self.waiting.pop(reservation)[0])
 
-    async def _wait(
-        self, reservation: Reservation, enough: Callable[[], bool], seconds: float
-    ) -> None:
-        """Until there is `enough`, as there is not yet, or for `seconds`.
-
-        Looks whenever the reservation has heard something.
-        """
+    async def _wait(self, reservation: Reservation, seconds: float) -> None:
+        """Until the reservation has heard what there is to wait for, or for `seconds`."""
         waiting = self.waiting
         assert reservation not in waiting, "one caller waits for a reservation"
+        if not waiting:
+            self._occupied.set()
         last = self._rounds + int(seconds / SWEEP_SECONDS) + 2
-        place = trio.lowlevel.current_task(), last
+        waiting[reservation] = trio.lowlevel.current_task(), last
+        await trio.lowlevel.wait_task_rescheduled(reservation.leave)
 
-        def leave(_raise_cancel: object) -> trio.lowlevel.Abort:
-            del waiting[reservation]
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        while True:
-            if not waiting:
-                self._occupied.set()
-            waiting[reservation] = place
-            await trio.lowlevel.wait_task_rescheduled(leave)
-            if enough() or self._rounds >= last:
-                return
-
-    async def _wait_alone(
-        self, reservation: Reservation, enough: Callable[[], bool], seconds: float
-    ) -> None:
+    async def _wait_alone(self, reservation: Reservation, seconds: float) -> None:
         with trio.move_on_after(seconds):
-            await self._wait(reservation, enough, seconds)
+            await self._wait(reservation, seconds)
 
 
 class _Shard:
@@ -409,24 +391,40 @@ class _Shard:
     def hear(self, replies: Sequence[Reply]) -> None:
         known, waiting = self.reservations, self.lounge.waiting
         for reply in replies:  # `match` would take three times as long
-            reservation: Reservation | None = None
+            reservation: Reservation | None
             if type(reply) is messages.Reserved:
-                if reservation := known.get(reply.reservation_id):
-                    reservation.granted = True
-                    reservation.amount, reservation.limits = reply.amount, reply.limits
+                reservation = known.get(reply.reservation_id)
+                if reservation is None or reservation.granted:
+                    continue
+                reservation.granted = True
+                reservation.amount, reservation.limits = reply.amount, reply.limits
             elif type(reply) is messages.Closed:
-                if reservation := known.pop(reply.reservation_id, None):
-                    reservation.balance = reply.balance
-            elif type(reply) is messages.Refused:
-                if reservation := known.pop(reply.reservation_id, None):
+                reservation = known.pop(reply.reservation_id, None)
+                if reservation is None:
+                    continue
+                reservation.balance = reply.balance
+            else:
+                reservation = self._hear_rare(reply)
+                if reservation is None:
+                    continue
+            if place := waiting.pop(reservation, None):
+                trio.lowlevel.reschedule(place[0])
+
+    def _hear_rare(self, reply: Reply) -> Reservation | None:
+        """What not every request hears; whose wait has an end by it."""
+        match reply:
+            case messages.Refused():
+                reservation = self.reservations.pop(reply.reservation_id, None)
+                if reservation is not None:
                     reservation.refusal = refusal_of(reply.facts)
-            elif type(reply) is messages.Extended:
-                if reservation := known.get(reply.reservation_id):
-                    reservation.hear_extended(reply)
-            elif type(reply) is messages.Flushed and reply.number in self._flushes:
+                return reservation
+            case messages.Extended():
+                reservation = self.reservations.get(reply.reservation_id)
+                if reservation is not None and reservation.hear_extended(reply):
+                    return reservation
+            case messages.Flushed() if reply.number in self._flushes:
                 self._flushes[reply.number].set()
-            if reservation in waiting:
-                self.lounge.wake(reservation)
+        return None
 
     def introduce(self) -> tuple[list[OpenReservation], list[Message]]:
         open_reservations: list[OpenReservation] = []

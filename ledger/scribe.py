@@ -76,10 +76,11 @@ class Scribe:
         self.ended = True
         self._journal.close()
 
-    def has_room(self) -> bool:
-        """Whether the journal can take one more, and the end of all that are open or wait."""
+    def has_room(self, more: int = 1) -> bool:
+        """Whether the journal can take so many more, and the end of all that are open or wait."""
         engine = self._engine
-        return self._journal.headroom(len(engine.book.open) + len(engine.room.reservations))
+        held = len(engine.book.open) + len(engine.room.reservations)
+        return self._journal.headroom(held + more - 1)
 
     def write(self, records: Sequence[Record]) -> None:
         """Raises JournalFull or JournalFailed; nothing of it is written then."""

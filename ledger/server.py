@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -156,7 +156,7 @@ class LedgerServer:
         if self._peers.get(instance) is peer:
             del self._peers[instance]
 
-    def handle(self, peer: Peer, said: Iterable[Message]) -> None:
+    def handle(self, peer: Peer, said: Sequence[Message]) -> None:
         """Do what a worker says, journal it, answer.
 
         Without a journal nothing is answered: the worker will say it again to who comes after us.
@@ -165,9 +165,10 @@ class LedgerServer:
             return
         now = self._clock()
         replies: list[Reply] = []
+        roomy = len(said) > 1 and self._scribe.has_room(len(said))  # else each one asks
         for message in said:  # `match` would take three times as long
             if type(message) is messages.Reserve:
-                self._reserve(now, replies, message)
+                self._reserve(now, replies, message, roomy=roomy)
             elif type(message) is messages.Settle:
                 self._settle(now, replies, message)
             elif type(message) is messages.Void:
@@ -182,7 +183,10 @@ class LedgerServer:
                 self.engine.credit_hint(message.account_id)
             else:
                 raise AssertionError("a worker introduces itself once a link")
-        records = self.engine.book.take_records()
+        book = self.engine.book
+        if len(book.outbox.events) >= self.settings.flush_events:
+            self._sessions.hurry()
+        records = book.take_records()
         try:
             self._scribe.write(records)
         except JournalFailed as error:
@@ -193,15 +197,17 @@ class LedgerServer:
         if replies:
             peer.send(replies)
 
-    def _reserve(self, now: float, replies: list[Reply], message: messages.Reserve) -> None:
+    def _reserve(
+        self, now: float, replies: list[Reply], message: messages.Reserve, *, roomy: bool
+    ) -> None:
         engine, number = self.engine, message.reservation_id
         hold = engine.book.open.get(number)
         if hold is None:
             if number in engine.room.reservations:  # said again, it is not made a second time
                 return
             try:
-                if not self._scribe.has_room():
-                    raise self.engine.lanes.unavailable("the journal is full")
+                if not roomy and not self._scribe.has_room():
+                    raise engine.lanes.unavailable("the journal is full")
                 outcome = engine.reserve(now, number, message.request)
             except LedgerError as error:
                 replies.append(messages.Refused(number, facts_of(error)))
@@ -256,9 +262,7 @@ class LedgerServer:
         replies.append(messages.Closed(message.reservation_id, None))
 
     def _hurry(self, now: float, hold: Hold) -> None:
-        """What it holds no longer of a scarce pool is worth an exchange; so is much usage."""
-        if len(self.engine.book.outbox.events) >= self.settings.flush_events:
-            self._sessions.hurry()
+        """What it holds no longer of a scarce pool is worth an exchange."""
         for pool in hold.pools:
             if now < pool.scarce_until and pool.free:
                 self._sessions.hurry()

@@ -15,6 +15,7 @@ from ledger.client import (
     InsufficientCredit,
     Ledger,
     LedgerUnavailable,
+    Listener,
     Reservation,
     ReservationClosed,
     Settled,
@@ -27,7 +28,7 @@ from ledger.journal import JournalFailed, RecoveredState
 from ledger.limits import LimitRef
 from ledger.link import LocalLink
 from ledger.memory import MemoryStore
-from ledger.messages import Hello, Reply, Reserve, Reserved, Void
+from ledger.messages import Hello, Message, Reply, Reserve, Reserved, Void
 from ledger.money import AMOUNT_MAX, Price, UnpricedUnit
 from ledger.reservation import Settlement, reservation_id
 from ledger.server import LedgerServer, LedgerSettings
@@ -763,3 +764,52 @@ async def test_many_events_are_flushed_at_once(autojump_clock: MockClock) -> Non
         await trio.sleep(1)
         assert node.server.statistics().applied_seq >= 4
     await in_order(books, [10] * 10)
+
+
+class HandMade:
+    """A link whose other end is the test."""
+
+    instance = 5
+    sweeps = False
+
+    def __init__(self) -> None:
+        self.said: list[Message] = []
+
+    def attach(self, listener: Listener) -> None:
+        self.hear = listener.hear
+
+    def post(self, message: Message) -> None:
+        self.said.append(message)
+
+
+async def test_who_waits_for_the_journal_is_not_woken_by_anything_else(
+    autojump_clock: MockClock,
+) -> None:
+    link, journalled_at = HandMade(), -1.0
+    ledger = Ledger([link])
+
+    async def caller() -> None:
+        nonlocal journalled_at
+        reservation = await ledger.reserve(request(100))
+        reservation.ask_for(300)
+        settle(reservation, 100)
+        assert await reservation.journalled() == 7
+        journalled_at = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(caller)
+        await trio.sleep(0.1)
+        (reserve,) = link.said
+        assert isinstance(reserve, Reserve)
+        number, began = reserve.reservation_id, trio.current_time()
+        replies: list[Reply] = [
+            Reserved(number, 100, ()),
+            messages.Extended(number, 300, 300),
+            Reserved(number, 300, ()),
+            messages.Closed(number, 7),
+            messages.Closed(number, 8),
+        ]
+        for seconds, reply in enumerate(replies):
+            await trio.sleep_until(began + seconds)
+            link.hear([reply])
+    assert journalled_at == began + 3

@@ -89,6 +89,31 @@ async def test_waiters_count_in_the_journals_headroom(autojump_clock: MockClock)
     assert max(asked) == 3
 
 
+async def test_what_one_read_has_brought_does_not_exceed_the_journals_headroom(
+    path: Path, autojump_clock: MockClock
+) -> None:
+    journal = MemoryJournal()
+    journal.headroom = lambda open_reservations: open_reservations < 3  # type: ignore[method-assign]  # a small disk
+    refused = 0
+
+    async def caller(ledger: Ledger) -> None:
+        nonlocal refused
+        try:
+            (await ledger.reserve(request(10))).void()
+        except LedgerUnavailable:
+            refused += 1
+
+    books = await funded_store(BALANCE)
+    async with (
+        serving(path, books, journal=journal),
+        worker(path) as ledger,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(10):
+            nursery.start_soon(caller, ledger)
+    assert refused == 7
+
+
 async def test_nothing_grows_where_the_journal_has_no_room(autojump_clock: MockClock) -> None:
     books = await funded_store(BALANCE)
     async with running(books) as node:

@@ -726,6 +726,22 @@ CLIENT = (
         "credit that nobody waits for any more would be bound",
         _CLIENT,
     ),
+    Mutant(
+        "woken-by-another-answer",
+        "ledger/client.py",
+        "return self._asked <= 0 and not self._closing",
+        "return self._asked <= 0",
+        "a receipt would be given for what a crash can still lose",
+        _CLIENT,
+    ),
+    Mutant(
+        "woken-by-a-repeated-answer",
+        "ledger/client.py",
+        "if reservation is None or reservation.granted:",
+        "if reservation is None:",
+        "a receipt would be given for what a crash can still lose",
+        _CLIENT,
+    ),
 )
 
 LINK = (
@@ -922,10 +938,18 @@ SERVER = (
         _CLIENT,
     ),
     Mutant(
+        "headroom-of-one-for-all",
+        "ledger/server.py",
+        "self._scribe.has_room(len(said))",
+        "self._scribe.has_room()",
+        "many would be admitted at once where the journal has room to settle one",
+        ("tests/ledger/test_ledger_accidents.py",),
+    ),
+    Mutant(
         "headroom-ignored",
         "ledger/scribe.py",
-        "self._journal.headroom(len(engine.book.open)",
-        "self._journal.headroom(-len(engine.book.open)",
+        "self._journal.headroom(held + more - 1)",
+        "self._journal.headroom(more - 1)",
         "requests would be admitted that the journal has no room to settle",
         _LIVES,
     ),
@@ -1094,8 +1118,8 @@ MONEY = (
     Mutant(
         "formula-rounded-down",
         "ledger/money.py",
-        "return -(-exact // (_UNITS_PER_PRICE * _BASIS_POINTS))",
-        "return exact // (_UNITS_PER_PRICE * _BASIS_POINTS)",
+        "return -(-exact // _UNITS_AND_POINTS)",
+        "return exact // _UNITS_AND_POINTS",
         "less would be held than is charged",
         _MONEY,
     ),
