@@ -1,9 +1,9 @@
 """How workers and their node's ledger reach each other: in one process, or through a unix socket.
 
 `LocalLink` hands messages over in the same call. `SocketLink` (a worker's end) gathers what is said
-in one tick of the event loop into one write. The ledger's end, `serve`, answers all that one read
-has brought with one write, at once and from the task that read it; what it says unasked (who waited
-for credit has got it) is gathered as by a worker.
+in one tick of the event loop into one write at its end. The ledger's end, `serve`, answers all that
+one read has brought with one write, at once; what it says unasked (who waited for credit has got
+it) is gathered as by a worker.
 
 On the socket a frame is `u32 length | msgpack array of messages`, both ways. A link begins with
 `Hello`, in the same frame as everything that the worker has not been answered yet.
@@ -24,7 +24,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ _GRACE_PARTS = 10
 _RECEIVE_BYTES = 256 << 10
 _LENGTH = struct.Struct("<I")
 
+_GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 _BROKEN = (OSError, trio.BrokenResourceError, ValueError, msgspec.DecodeError)
 
 _encoder = msgspec.msgpack.Encoder()
@@ -112,61 +113,94 @@ class LocalLink:
         self._server.handle(self, (message,))
 
 
-class _Outgoing:
-    """What is said in one tick of the event loop, sent at once by a task of its own."""
+class _Outgoing(trio.abc.Instrument):
+    """What is said in one tick of the event loop, sent when all of it is said.
 
-    def __init__(self) -> None:
+    Into a socket of ours it goes at the end of the tick, before trio waits for anything: a task
+    would need one more tick for each batch, an eighth of all work where sixteen requests share one.
+    What a socket does not take at once, which is rare, a task sends, and what is said meanwhile;
+    and everything that goes into another stream.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._socket = stream if isinstance(stream, SocketStream) else None
         self._said: list[Message | Reply] = []
-        self._some = trio.Event()
+        self._rest = b""  # begun, and to be sent before all else
+        self._some = trio.Event()  # for the task to send
         self._busy = False  # somebody sends, and will send what is said meanwhile
+        self._token = trio.lowlevel.current_trio_token()
 
     def say(self, message: Message) -> None:
         """To be sent at the end of this tick."""
-        if not self._said:
-            self._some.set()
         self._said.append(message)
+        if self._socket is None:
+            self._some.set()
 
     def add(self, said: Sequence[Message | Reply]) -> None:
-        """To be sent at the end of this tick."""
-        if not self._said:
+        """To be sent at the end of this tick, or by who calls this: if `flush` follows."""
+        self._said += said
+        if self._socket is None:
             self._some.set()
-        self._said += said
 
-    def keep(self, said: Sequence[Message | Reply]) -> None:
-        """To be sent by who calls this: `flush` follows."""
-        self._said += said
-
-    async def flush(self, stream: trio.abc.Stream) -> None:
+    async def flush(self) -> None:
         """Send everything that is said by now. A broken link is for the receiving side to see."""
         if self._busy:
             return
         self._busy = True
         try:
-            while self._said:
-                said, self._said = self._said, []
-                for begin in range(0, len(said), FRAME_MESSAGES_MAX):
-                    await stream.send_all(frame(said[begin : begin + FRAME_MESSAGES_MAX]))
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            while self._rest or self._said:
+                if not self._rest:
+                    self._rest, self._said = frames_of(self._said), []
+                await self._stream.send_all(self._rest)
+                self._rest = b""
+        except _GONE:
+            self._rest = b""
         finally:
             self._busy = False
 
+    def before_io_wait(self, timeout: float) -> None:
+        """The end of a tick, as trio calls it; only its token can wake a task from here."""
+        if self._busy or self._rest or not self._said or self._socket is None:
+            return
+        through = False
+        try:
+            data, self._said = frames_of(self._said), []
+            self._rest = data[self._socket.send_now(data) :]
+            through = not self._rest
+        except _GONE:
+            through = True
+        finally:
+            if not through:  # also if this fails: trio would just log it, the task raises it
+                self._token.run_sync_soon(self._some.set)
+
     @contextmanager
-    def sending(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> Iterator[None]:
-        """Send, in a task of `nursery`, for the time of the block."""
+    def sending(self, nursery: trio.Nursery) -> Iterator[None]:
+        """Send for the time of the block, in a task of `nursery` where one is needed."""
         scope = trio.CancelScope()
-        nursery.start_soon(self._send, stream, scope)
+        nursery.start_soon(self._send, scope)
+        if self._socket is not None:
+            trio.lowlevel.add_instrument(self)
         try:
             yield
         finally:
+            if self._socket is not None:
+                with suppress(KeyError):  # trio has done it where the hook failed
+                    trio.lowlevel.remove_instrument(self)
             scope.cancel()
 
-    async def _send(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
+    async def _send(self, scope: trio.CancelScope) -> None:
         with scope:
             while True:
                 await self._some.wait()
                 self._some = trio.Event()
-                await self.flush(stream)
+                await self.flush()
+
+
+def frames_of(said: Sequence[Message | Reply]) -> bytes:
+    """Messages as they travel, in as many frames as they need."""
+    begins = range(0, len(said), FRAME_MESSAGES_MAX)
+    return b"".join([frame(said[begin : begin + FRAME_MESSAGES_MAX]) for begin in begins])
 
 
 def frame(said: Sequence[Message | Reply]) -> bytes:
@@ -239,11 +273,11 @@ class StreamLink:
             while not self._rejected:
                 try:
                     async with await self._connect() as stream:
-                        outgoing = self._introduce()
+                        outgoing = self._introduce(stream)
                         if not started:
                             started = True
                             task_status.started()
-                        with outgoing.sending(stream, nursery):
+                        with outgoing.sending(nursery):
                             await self._listen(stream)
                 except _BROKEN as error:
                     log.info("no link with the ledger: %s", error)
@@ -253,13 +287,13 @@ class StreamLink:
             nursery.cancel_scope.cancel()
         raise LinkRejected("another worker goes by the same number")
 
-    def _introduce(self) -> _Outgoing:
+    def _introduce(self, stream: trio.abc.Stream) -> _Outgoing:
         """From here on the messages of this link are complete and in order."""
         assert self._listener is not None, "nobody listens"
         worker = self._worker
         open_reservations, again = self._listener.introduce()
         hello = messages.Hello(worker.instance, worker.pid, worker.started, open_reservations)
-        self._outgoing = _Outgoing()
+        self._outgoing = _Outgoing(stream)
         self._outgoing.add([hello, *again])
         return self._outgoing
 
@@ -300,24 +334,12 @@ class _Door:
     """A worker's link as the server sees it."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.outgoing = _Outgoing()
+        self.outgoing = _Outgoing(stream)
         self.closed = trio.Event()
         self.stream = stream
-        self._hears = False
 
     def send(self, replies: Sequence[Reply]) -> None:
-        if self._hears:
-            self.outgoing.keep(replies)
-        else:
-            self.outgoing.add(replies)
-
-    def hear(self, server: LedgerServer, said: Sequence[Message]) -> None:
-        """Let the server handle what was said; `outgoing.flush` is to send its answers."""
-        self._hears = True
-        try:
-            server.handle(self, said)
-        finally:
-            self._hears = False
+        self.outgoing.add(replies)
 
 
 async def serve(
@@ -367,7 +389,7 @@ class _House:
         frames = Frames()
         try:
             async with stream:
-                with door.outgoing.sending(stream, nursery):
+                with door.outgoing.sending(nursery):
                     while data := await stream.receive_some(_RECEIVE_BYTES):
                         if instance and self._doors.get(instance) is not door:
                             break  # its worker was taken for dead: this was never said
@@ -378,9 +400,9 @@ class _House:
                                 instance = await self._welcome(door, hello, nursery)
                             if messages.Hello in map(type, said):
                                 raise _Stranger("it introduces itself twice")
-                            door.hear(self._server, said)
-                        await door.outgoing.flush(stream)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                            self._server.handle(door, said)
+                        await door.outgoing.flush()  # who does not listen is not heard
+        except _GONE:
             pass
         except (ValueError, msgspec.DecodeError, _Stranger) as error:
             log.error("a link is closed: %s", error)

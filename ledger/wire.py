@@ -24,12 +24,19 @@ class SocketStream(trio.abc.Stream):
         """Raises BrokenResourceError or ClosedResourceError."""
         rest = memoryview(data)
         while rest:
-            try:
-                rest = rest[self._socket.send(rest) :]
-            except BlockingIOError:
+            sent = self.send_now(rest)
+            if not sent:
                 await self.wait_send_all_might_not_block()
-            except OSError as error:
-                raise self._why(error) from error
+            rest = rest[sent:]
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """How much of it goes through without waiting. Raises as `send_all` does."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._why(error) from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """Raises ClosedResourceError."""

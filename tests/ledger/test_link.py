@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -11,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
@@ -32,6 +34,7 @@ from ledger.records import Worker
 from ledger.reservation import instance_of, reservation_id
 from ledger.server import LedgerServer
 from ledger.store import EventStatus
+from ledger.wire import SocketStream
 from tests.fakes.faulty_store import FaultyStore
 from tests.fakes.journal import MemoryJournal
 from tests.fakes.ledger import PRICE, PROVIDER, funded_store, request
@@ -520,8 +523,8 @@ async def process_lives(_worker: object) -> bool:
 
 
 async def test_one_writes_at_a_time_and_nothing_is_overtaken(autojump_clock: MockClock) -> None:
-    outgoing = link._Outgoing()
     ours, theirs = memory_stream_pair()
+    outgoing = link._Outgoing(ours)
     deliver = ours.send_stream.send_all_hook
     assert deliver is not None
 
@@ -531,17 +534,144 @@ async def test_one_writes_at_a_time_and_nothing_is_overtaken(autojump_clock: Moc
 
     ours.send_stream.send_all_hook = slowly
     async with trio.open_nursery() as nursery:
-        with outgoing.sending(ours, nursery):
+        with outgoing.sending(nursery):
             outgoing.say(messages.Flush(1))
             await trio.sleep(0.5)  # the task sends
-            outgoing.keep(flushes([2, 3]))
-            await outgoing.flush(ours)
+            outgoing.add(flushes([2, 3]))
+            await outgoing.flush()
             outgoing.add(flushes([4]))
             await trio.sleep(1)
             outgoing.add(flushes([5]))
             await trio.sleep(5)
     said = [msgspec.msgpack.decode(each) for each in Frames().feed(await theirs.receive_some())]
     assert [number for each in said for _, number in each] == [1, 2, 3, 4, 5]
+
+
+@dataclass
+class Wire:
+    """One end says, the other is read by hand."""
+
+    ours: SocketStream
+    theirs: socket.socket
+    frames: Frames = field(default_factory=Frames)
+
+    @functools.cached_property
+    def outgoing(self) -> link._Outgoing:
+        """Made where trio runs."""
+        return link._Outgoing(self.ours)
+
+    def arrived(self) -> list[int]:
+        """The numbers of the flushes that are there by now."""
+        data = bytearray()
+        with contextlib.suppress(BlockingIOError):
+            while some := self.theirs.recv(1 << 20):
+                data += some
+        said = [msgspec.msgpack.decode(each) for each in self.frames.feed(data)]
+        return [number for each in said for _, number in each]
+
+
+@pytest.fixture
+def wires() -> Iterator[list[Wire]]:
+    """Two, with as little room as the kernel gives."""
+    with contextlib.ExitStack() as stack:
+        made: list[Wire] = []
+        for _ in range(2):
+            ours, theirs = map(stack.enter_context, socket.socketpair())
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            theirs.setblocking(False)
+            made.append(Wire(SocketStream(ours), theirs))
+        yield made
+
+
+async def test_what_is_said_in_a_tick_leaves_at_its_end_on_every_link(wires: list[Wire]) -> None:
+    async with trio.open_nursery() as nursery:
+        with wires[0].outgoing.sending(nursery), wires[1].outgoing.sending(nursery):
+            await trio.lowlevel.checkpoint()
+            for number in (1, 2):
+                wires[0].outgoing.say(messages.Flush(number))
+                wires[1].outgoing.add(flushes([10 * number]))
+            assert not wires[0].arrived()
+            await trio.lowlevel.checkpoint()  # the loop goes round once
+            assert wires[0].arrived() == [1, 2]
+            assert wires[1].arrived() == [10, 20]
+        wires[0].outgoing.say(messages.Flush(3))
+        await trio.lowlevel.checkpoint()
+        assert not wires[0].arrived()
+
+
+async def test_what_a_full_socket_does_not_take_arrives_before_what_is_said_later(
+    wires: list[Wire],
+) -> None:
+    many, arrived = 3 * link.FRAME_MESSAGES_MAX, list[int]()
+    async with trio.open_nursery() as nursery:
+        with wires[0].outgoing.sending(nursery):
+            wires[0].outgoing.add(flushes(range(many)))
+            await trio.testing.wait_all_tasks_blocked()
+            wires[0].outgoing.add(flushes(range(many, many + 10)))
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(10):
+                while len(arrived) < many + 10:
+                    arrived += wires[0].arrived()
+                    await trio.testing.wait_all_tasks_blocked()
+            wires[0].outgoing.say(messages.Flush(many + 10))
+            await trio.lowlevel.checkpoint()
+            arrived += wires[0].arrived()
+    assert arrived == list(range(many + 11))
+
+
+async def test_a_link_that_ends_leaves_what_is_unsent(wires: list[Wire]) -> None:
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(10), wires[0].outgoing.sending(nursery):
+            wires[0].outgoing.add(flushes(range(3 * link.FRAME_MESSAGES_MAX)))
+            await trio.testing.wait_all_tasks_blocked()
+    assert wires[0].theirs.recv(1)  # it had begun
+
+
+async def test_what_is_said_into_a_broken_link_is_for_the_receiving_side_to_see(
+    wires: list[Wire],
+) -> None:
+    async with trio.open_nursery() as nursery:
+        with wires[0].outgoing.sending(nursery), wires[1].outgoing.sending(nursery):
+            wires[0].theirs.close()
+            for number in (1, 2):
+                wires[0].outgoing.say(messages.Flush(number))
+                wires[1].outgoing.say(messages.Flush(number))
+                await trio.lowlevel.checkpoint()
+            assert wires[1].arrived() == [1, 2]
+            assert await wires[0].ours.receive_some() == b""
+
+
+async def test_what_cannot_be_said_ends_the_worker_and_not_just_the_hook(
+    wires: list[Wire], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.RaisesGroup(OverflowError):
+        async with trio.open_nursery() as nursery:
+            with wires[0].outgoing.sending(nursery):
+                wires[0].outgoing.say(messages.Flush(1 << 70))
+                await trio.sleep_forever()
+    assert "before_io_wait" in caplog.text
+
+
+async def test_a_worker_that_does_not_listen_is_not_heard(wires: list[Wire]) -> None:
+    server = LedgerServer(
+        FaultyStore(await funded_store(BALANCE)),
+        MemoryJournal(),
+        RecoveredState(),
+        clock=trio.current_time,
+    )
+    theirs = wires[0].theirs
+    voids: list[Message] = [messages.Void(reservation_id(5, 1), None)] * link.FRAME_MESSAGES_MAX
+    said, heard = frame(voids), 0
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    async with trio.open_nursery() as services:
+        await services.start(link.serve_streams, server, OneGuest(wires[0].ours), process_lives)
+        theirs.send(link.frame([messages.Hello(5, 1, 1, [])]))
+        with contextlib.suppress(BlockingIOError):
+            while heard < 100 * len(said):
+                heard += theirs.send(memoryview(said)[heard % len(said) :])
+                await trio.testing.wait_all_tasks_blocked()
+        services.cancel_scope.cancel()
+    assert heard < 100 * len(said)
 
 
 async def test_a_worker_that_dies_while_the_ledger_restarts_is_voided(path: Path) -> None:
