@@ -183,10 +183,7 @@ class LedgerServer:
                 self.engine.credit_hint(message.account_id)
             else:
                 raise AssertionError("a worker introduces itself once a link")
-        book = self.engine.book
-        if len(book.outbox.events) >= self.settings.flush_events:
-            self._sessions.hurry()
-        records = book.take_records()
+        records = self.engine.book.take_records()
         try:
             self._scribe.write(records)
         except JournalFailed as error:
@@ -262,7 +259,9 @@ class LedgerServer:
         replies.append(messages.Closed(message.reservation_id, None))
 
     def _hurry(self, now: float, hold: Hold) -> None:
-        """What it holds no longer of a scarce pool is worth an exchange."""
+        """What it holds no longer of a scarce pool is worth an exchange; so is much usage."""
+        if len(self.engine.book.outbox.events) >= self.settings.flush_events:
+            self._sessions.hurry()
         for pool in hold.pools:
             if now < pool.scarce_until and pool.free:
                 self._sessions.hurry()
