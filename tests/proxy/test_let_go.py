@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -26,6 +27,7 @@ from tests.fakes.provider import HANG, STREAM_HEAD, ScriptedProvider, Step, chun
 
 BODY_BYTES = 400_000
 HELD_BYTES_MAX = 60_000  # of a stream, with all that its first request fills
+THREAD_TRIES = 100
 TEXT = "What is the weather like in Oslo? " * (BODY_BYTES // 34)
 SURFACES: tuple[Protocol, ...] = ("openai", "openai-responses", "anthropic", "gemini")
 RESPONSE = {"id": "resp_1", "object": "response", "model": "m", "status": "in_progress"}
@@ -115,6 +117,16 @@ def held_bytes() -> int:
     return sum(trace.size for trace in traces)
 
 
+def holds_little() -> bool:
+    """Whether hardly anything is held, or will be: a thread that has made a request out of another
+    lets go of both just after it has told so."""
+    for _ in range(THREAD_TRIES):
+        if held_bytes() < HELD_BYTES_MAX:
+            return True
+        threading.Event().wait(0.02)
+    return False
+
+
 @pytest.mark.parametrize("upstream", SURFACES)
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_what_was_asked_is_let_go_of_when_the_answer_begins(
@@ -123,7 +135,7 @@ async def test_what_was_asked_is_let_go_of_when_the_answer_begins(
     async with serving(upstream) as world:
         with traced():
             await begun(world, surface, Ask("gpt", TEXT))
-            assert held_bytes() < HELD_BYTES_MAX
+            assert holds_little()
             assert world.gateway.memory.held_bytes == 0
             assert world.gateway.load.exchanges == 1  # it is over only with its answer
 
@@ -136,7 +148,7 @@ async def test_media_is_let_go_of_as_well(upstream: Protocol, autojump_clock: Mo
     async with serving(upstream) as world:
         with traced():
             await said_hello(world, path, body)
-            assert held_bytes() < HELD_BYTES_MAX
+            assert holds_little()
             assert world.gateway.memory.held_bytes == 0
 
 
@@ -147,7 +159,7 @@ async def test_it_is_not_held_for_a_retry_either(
     async with serving(upstream) as world:
         with traced():
             await begun(world, "openai", Ask("gpt", TEXT), {"idempotency-key": "one"})
-            assert held_bytes() < HELD_BYTES_MAX
+            assert holds_little()
             assert world.gateway.memory.held_bytes == 0
 
 
