@@ -344,25 +344,43 @@ def measure(
 ) -> Generator[Sample, None, None]:
     """All parts over all targets, in turns."""
     warm = False
-    for name in names:
-        if name != "cold" and not warm:
-            warm_up(under_test, bench)
-            warm = True
-        for round_ in range(1 if name in _ONCE else bench.plan.rounds):
-            for target in under_test if round_ % 2 == 0 else reversed(under_test):
-                others = [other.root for other in under_test if other is not target]
-                idle = [pid for root in others if root for pid in processes.tree(root)]
-                with processes.standing_still(idle):
+    try:
+        for target in under_test:
+            _stand_still(target)
+        for name in names:
+            if name != "cold" and not warm:
+                warm_up(under_test, bench)
+                warm = True
+            for round_ in range(1 if name in _ONCE else bench.plan.rounds):
+                for target in under_test if round_ % 2 == 0 else reversed(under_test):
+                    _go_on(target)
                     for part, figures in PARTS[name](target, bench):
                         yield Sample(part, target.name, round_, figures)
+                    _stand_still(target)
+    finally:
+        for target in under_test:
+            _go_on(target)
+
+
+def _stand_still(target: Target) -> None:
+    if target.root:
+        processes.pause(_SETTLE_SECONDS)  # in the middle of a statement it would lose it
+        processes.stand_still(processes.tree(target.root))
+
+
+def _go_on(target: Target) -> None:
+    if target.root:
+        processes.go_on(processes.tree(target.root))
 
 
 def warm_up(under_test: Sequence[Target], bench: Bench) -> None:
     """Let whoever compiles, imports or connects at leisure have done so."""
     for target in under_test:
         if target.server:
+            _go_on(target)
             seconds = bench.plan.warm_up_seconds * (_SLOW_TIMES if target.slow else 1)
             _load(target, bench, "closed", _PLAIN, bench.plan.connections, seconds)
+            _stand_still(target)
 
 
 # -- runs ------------------------------------------------------------------------------------------

@@ -89,14 +89,14 @@ def stop(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
-@contextlib.contextmanager
-def standing_still(pids: Sequence[int]) -> Iterator[None]:
-    """None of these processes runs during the block. Those that are gone are passed over."""
+def stand_still(pids: Sequence[int]) -> None:
+    """Let none of these run from here on. Those that are gone are passed over."""
     _signal(pids, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        _signal(pids, signal.SIGCONT)
+
+
+def go_on(pids: Sequence[int]) -> None:
+    """Let them run again."""
+    _signal(pids, signal.SIGCONT)
 
 
 def _signal(pids: Sequence[int], number: signal.Signals) -> None:

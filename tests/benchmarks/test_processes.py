@@ -53,11 +53,12 @@ def test_a_process_that_is_gone_has_used_nothing() -> None:
 def test_who_stands_still_uses_no_time_until_that_is_over() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
         try:
-            with processes.standing_still([child.pid, _gone()]):
-                _until(lambda: _state(child.pid) == "T")
-                before = processes.cpu_seconds([child.pid])
-                processes.pause(0.1)
-                assert processes.cpu_seconds([child.pid]) == before
+            processes.stand_still([child.pid, _gone()])
+            _until(lambda: _state(child.pid) == "T")
+            before = processes.cpu_seconds([child.pid])
+            processes.pause(0.1)
+            assert processes.cpu_seconds([child.pid]) == before
+            processes.go_on([child.pid, _gone()])
             _until(lambda: processes.cpu_seconds([child.pid]) > before)
         finally:
             child.kill()
