@@ -298,6 +298,9 @@ class World:
         """All faults are over: what must follow, within the time that it may take."""
         self.busy = False
         self.active_steps = self.scheduler.steps
+        with trio.move_on_after(REST_SECONDS):
+            while self.database.astray:  # noqa: ASYNC110  # a fault that is still to come
+                await trio.sleep(1)
         seconds = REST_SECONDS + self.plan.patience_seconds(self.nodes)
         await self._rest(seconds)
         await self._books_balance()
