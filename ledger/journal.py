@@ -335,16 +335,13 @@ class Journal:
 
         Raises `JournalFailed` when durability is lost for good.
         """
-        await self._keep_house()
         while True:
-            retry = SPARE_RETRY_SECONDS if self._spare is None else math.inf
-            with trio.move_on_after(retry):
+            with trio.move_on_after(await self._keep_house()):
                 await self._dirty.wait()
             if self._dirty.is_set():
                 with trio.move_on_after(self._fsync_interval):
                     await self._group_full.wait()
                 await self._commit()
-            await self._keep_house()
 
     def flush(self) -> None:
         """Make everything durable now, blocking: for start and shutdown. Raises `JournalFailed`."""
@@ -525,10 +522,13 @@ class Journal:
 
     # segments to come and segments gone by
 
-    async def _keep_house(self) -> None:
+    async def _keep_house(self) -> float:
+        """A part of it, as what is written in the meantime waits; the rest in so many seconds."""
         if self._spare_room() < self._segment_bytes // 2:
             await self._prepare_spare()
-        await self._drop_history(trio.current_time())
+        if await self._drop_oldest(trio.current_time()):
+            return 0.0
+        return SPARE_RETRY_SECONDS if self._spare is None else math.inf
 
     async def _prepare_spare(self) -> None:
         """Allocate the next segment ahead of time; a full disk shows in `headroom`."""
@@ -544,14 +544,17 @@ class Journal:
             self._files.close(useless.file)
             self._files.remove(useless.path)
 
-    async def _drop_history(self, now: float) -> None:
+    async def _drop_oldest(self, now: float) -> bool:
+        """Whether there was a finished segment to remove."""
         for retired in self._retired:
             if retired.last_seq > self._state.acked_seq:
                 break
             retired.acked_at = min(retired.acked_at, now)
-        while self._retired and self._expired(self._retired[0], now):
-            path = self._retired.popleft().path
-            await self._blocking(partial(self._files.remove, path))
+        if not self._retired or not self._expired(self._retired[0], now):
+            return False
+        path = self._retired.popleft().path
+        await self._blocking(partial(self._files.remove, path))
+        return True
 
     def _expired(self, oldest: _Retired, now: float) -> bool:
         if oldest.acked_at > now or any(each.path == oldest.path for each in self._unsynced):

@@ -17,6 +17,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -48,6 +49,8 @@ from ledger.records import (
 )
 from ledger.store import UsageEvent
 from tests.fakes.disk import MemoryDisk
+
+T = TypeVar("T")
 
 HOME = Path("/ledger")
 SMALL = 4096
@@ -703,6 +706,45 @@ async def test_old_segments_go_after_acknowledgement_and_retention() -> None:
             await trio.lowlevel.checkpoint()
     disk.kill()
     assert recover(files=disk)[1] == RecoveredState(60, 61)
+
+
+class BusyDisk(MemoryDisk):
+    """Something is written whenever a file was removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[str] = []
+        self.after_remove: Callable[[], object] = lambda: None
+
+    def sync(self, file: int) -> None:
+        super().sync(file)
+        self.steps.append("sync")
+
+    def remove(self, path: Path) -> None:
+        super().remove(path)
+        self.steps.append("remove")
+        self.after_remove()
+
+
+async def test_what_is_written_waits_for_one_removal_at_most() -> None:
+    async def at_once(work: Callable[[], T]) -> T:
+        await trio.lowlevel.checkpoint()
+        return work()
+
+    disk = BusyDisk()
+    journal, _ = recover(files=disk, retention_seconds=0.0, fsync_interval=0.0, blocking=at_once)
+    number = 0
+    async with running(journal):
+        while journal.statistics().retained_segments < 4:
+            number += 1
+            await journal.sync(journal.append(request(number)))
+        later = itertools.count(number + 1)
+        disk.after_remove = lambda: journal.append(request(next(later)))
+        disk.steps.clear()
+        journal.acknowledge(number)
+        while disk.steps.count("remove") < 4:
+            await trio.lowlevel.checkpoint()
+    assert ("remove", "remove") not in itertools.pairwise(disk.steps)
 
 
 async def test_a_segment_is_kept_until_its_successor_is_durable() -> None:

@@ -169,8 +169,8 @@ class Node:
         if journal is None:
             return
         state = self._survivors()
-        # A sync that is under way, and the next; or a new segment between them.
-        patience = self.settings.fsync_interval + 3 * self.settings.disk_seconds_max
+        # A sync under way, a new segment, an old one removed, and the next sync, maybe in vain.
+        patience = self.settings.fsync_interval + 5 * self.settings.disk_seconds_max
         since = now - patience if now - self.disturbed_at > patience else float("-inf")
         self._oracle.cut(
             journal.journal_id,
