@@ -103,8 +103,8 @@ class Shop:
             directory.create_project(name, "web")
 
     def client(self, key: str) -> openai.OpenAI:
-        """OpenAI's SDK, which tries everything once."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+        """OpenAI's SDK as it comes: it tries again where the ledger is late, as on a busy machine."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key)
 
 
 def token(name: str, seconds: int = 3600) -> str:
