@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -11,7 +12,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ledger import valkey
 from ledger.draws import (
@@ -236,6 +237,22 @@ async def test_a_server_that_dies_and_comes_back_is_used_again() -> None:
                 pass
         assert reply.rights[0].level <= 2 * 60 * UNITS  # it began anew
         await quotas.aclose()
+
+
+async def test_an_answer_that_comes_while_the_loop_is_busy_counts(server: ValkeyServer) -> None:
+    quotas = await ValkeyQuotas.connect(server.url, draw_seconds=0.05)
+    await quotas.draw([draw_of(1, RightsAsk("busy", "rpm", 60, 1, 1, 0))])  # the script is there now
+    replies: list[DrawReply] = []
+
+    async def draw() -> None:
+        replies.extend(await quotas.draw([draw_of(2, RightsAsk("busy", "rpm", 60, 1, 1, 0))]))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(draw)
+        await wait_all_tasks_blocked()
+        time.sleep(0.15)  # noqa: ASYNC251 - other requests' work
+    assert len(replies) == 1
+    await quotas.aclose()
 
 
 async def test_a_server_that_is_away_at_start_is_no_error() -> None:
