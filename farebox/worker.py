@@ -328,7 +328,7 @@ class Worker:
         self._connections.cancel()
 
     async def _keep_fresh(self) -> None:
-        """Follow the directory: a new or revoked key is effective within a second."""
+        """Follow the directory: a change of a key or an account is effective within a second."""
         while True:
             await trio.sleep(_REFRESH_SECONDS)
             with contextlib.suppress(DirectoryUnavailable):  # the keys we know go on working
@@ -339,16 +339,19 @@ class Worker:
 
         One at a time, or what was true before could come after what is true now.
         """
+        keyring = self._gateway.keyring
         async with self._refreshing:
-            since = 0 if anew else self._version
-            version, keys, revoked = await trio.to_thread.run_sync(self._changes, since)
-            keyring = self._gateway.keyring
-            keyring.update((), removed=revoked)
-            while keys:
-                keyring.update(keys[-_KEYS_A_TURN:])
-                del keys[-_KEYS_A_TURN:]
-                await trio.lowlevel.checkpoint()
-            self._version = version
+            with keyring.refreshing():
+                since = 0 if anew else self._version
+                version, keys, revoked = await trio.to_thread.run_sync(self._changes, since)
+                keyring.update((), removed=revoked)
+                keyring.forget_expired(self._gateway.wall())
+                while keys:
+                    keyring.update(keys[-_KEYS_A_TURN:])
+                    del keys[-_KEYS_A_TURN:]
+                    await trio.lowlevel.checkpoint()
+            if not anew:  # all that there is does not tell what is no more
+                self._version = version
 
     def _changes(self, since: int) -> tuple[int, list[tuple[bytes, Principal]], list[int]]:
         """Since a version of the directory: its version, live keys, ids of others. Blocks."""

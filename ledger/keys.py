@@ -38,6 +38,12 @@ def of_session(brand: str, secret: bytes, token: str, project_id: int) -> str:
     return start + _checksum(start)
 
 
+def is_minted(text: str) -> bool:
+    """Whether it has the checksum of a key, of whatever brand."""
+    start, checksum = text[:-CHECKSUM_CHARACTERS], text[-CHECKSUM_CHARACTERS:]
+    return start.startswith("sk_") and _checksum(start) == checksum
+
+
 def keyed_hash(secret: bytes, key: str) -> bytes:
     """The 32 bytes under which a key is stored and found (keyed BLAKE2b, RFC 7693).
 

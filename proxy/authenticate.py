@@ -1,21 +1,28 @@
 """Who is calling: a key from any of its five places → Principal, from an in-memory ring.
 
 The ring is a copy of every live key's facts, refreshed four times a second with what has changed
-in the books, so that authentication costs one keyed hash and a new or revoked key is effective
-within a second. Keys themselves are never held, only their keyed hashes.
+in the books, so that authentication costs one keyed hash and a revoked key is refused within a
+second. A new key works at once: who sends one that the ring does not know waits for the next
+refresh. Keys themselves are never held, only their keyed hashes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
+import trio
+
 from adapters.errors import AccountSuspended, InvalidAPIKey
 from ledger.client import LimitRef
-from ledger.keys import keyed_hash
+from ledger.keys import is_minted, keyed_hash
 from proxy.request_head import Head
 
+_OUTDATED_MAX = 1000  # ends of keys that were moved since
+REFRESH_SECONDS = 1.0  # a refresh that takes longer is not waited for
 _WEBSOCKET = b"sec-websocket-protocol"
 _WEBSOCKET_PREFIX = "openai-insecure-api-key."
 _API_KEY_HEADERS = (b"x-api-key", b"x-goog-api-key")
@@ -52,6 +59,8 @@ class Keyring:
         self._secret = secret
         self._by_hash: dict[bytes, Principal] = {}
         self._hashes: dict[int, bytes] = {}
+        self._expiring: list[tuple[float, int]] = []  # a heap of moments and ids, some outdated
+        self._refreshed = trio.Event()
 
     def __len__(self) -> int:
         return len(self._by_hash)
@@ -66,6 +75,34 @@ class Keyring:
             self._forget(principal.key_id)
             self._by_hash[key_hash] = principal
             self._hashes[principal.key_id] = key_hash
+            if principal.expires_at:
+                heapq.heappush(self._expiring, (principal.expires_at, principal.key_id))
+        if len(self._expiring) > _OUTDATED_MAX + 2 * len(self._by_hash):
+            ring = self._by_hash.values()
+            self._expiring = [(each.expires_at, each.key_id) for each in ring if each.expires_at]
+            heapq.heapify(self._expiring)
+
+    def forget_expired(self, now: float) -> None:
+        """Give the memory of keys back that nobody can use any more."""
+        while self._expiring and self._expiring[0][0] <= now:
+            _, key_id = heapq.heappop(self._expiring)
+            key_hash = self._hashes.get(key_id)
+            if key_hash is not None and 0 < self._by_hash[key_hash].expires_at <= now:
+                self._forget(key_id)
+
+    @contextmanager
+    def refreshing(self) -> Iterator[None]:
+        """While the books are read and `update` is told: ends the waits that had begun before."""
+        refreshed, self._refreshed = self._refreshed, trio.Event()
+        try:
+            yield
+        finally:
+            refreshed.set()
+
+    async def refreshed(self) -> None:
+        """Wait until the ring knows what is in the books now, if they can be read."""
+        with trio.move_on_after(REFRESH_SECONDS):
+            await self._refreshed.wait()
 
     def _forget(self, key_id: int) -> None:
         key_hash = self._hashes.pop(key_id, None)
@@ -80,18 +117,28 @@ class Keyring:
         return principal
 
 
-def principal(keyring: Keyring, head: Head, now: float) -> Principal:
-    """The caller of a request. `now` is wall time in seconds.
+def principal(keyring: Keyring, head: Head, now: float) -> Principal | None:
+    """The caller of a request, None where the ring does not know it. `now` is wall time in seconds.
 
-    Raises InvalidAPIKey (no key, two different keys, unknown, expired or revoked) and
-    AccountSuspended.
+    Raises InvalidAPIKey (no key, two different keys) and AccountSuspended.
     """
     known = keyring.find(_key(head.headers, head.query), now)
-    if known is None:
-        raise InvalidAPIKey("The API key is unknown, expired or revoked.")
-    if known.suspended:
+    if known is not None and known.suspended:
         raise AccountSuspended(f"The account {known.account!r} is suspended.")
     return known
+
+
+async def newcomer(keyring: Keyring, head: Head, now: float) -> Principal:
+    """The caller of a request whose key may be newer than the ring.
+
+    What has no checksum is no key, and is not waited for. Raises InvalidAPIKey (unknown, expired or
+    revoked) and AccountSuspended.
+    """
+    if is_minted(_key(head.headers, head.query)):
+        await keyring.refreshed()
+        if (known := principal(keyring, head, now)) is not None:
+            return known
+    raise InvalidAPIKey("The API key is unknown, expired or revoked.")
 
 
 def _key(headers: Mapping[bytes, bytes], query: str) -> str:

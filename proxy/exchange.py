@@ -140,7 +140,10 @@ async def serve_exchange(
         record.refusals = registry.refusals(head.path, head.query, head.headers)
         raise
     record.operation, record.refusals = operation, operation.refusals
-    record.principal = principal = authenticate.principal(gateway.keyring, head, record.came_at)
+    principal = authenticate.principal(gateway.keyring, head, record.came_at)
+    if principal is None:
+        principal = await authenticate.newcomer(gateway.keyring, head, record.came_at)
+    record.principal = principal
     ask = Ask(name, head.query, head.headers)
     if operation.codec is None:
         await _look_up(gateway, connection, ask, principal, record)

@@ -146,7 +146,6 @@ def _key(shop: Shop, project: str, name: str, *options: str) -> tuple[int, str]:
 
 def _ask_every_model(shop: Shop, key: str) -> None:
     """Real requests, so that the directory knows models, providers and prices."""
-    eventually(lambda: shop.gateway.knows(key), "the new key")
     prompt = "Write a short, friendly reply to a customer whose parcel is late. " * 12
     with shop.client(key) as client:
         for model in _HABITS:

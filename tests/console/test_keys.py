@@ -41,6 +41,13 @@ async def make(browser: Browser, **facts: object) -> dict[str, object]:
     return made
 
 
+def make_expire(database: str, key_id: int) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "UPDATE directory.api_key SET expires_at = '2020-01-01Z' WHERE key_id = %s", [key_id]
+        )
+
+
 def code(answer: object) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]  # type: ignore[attr-defined]
 
@@ -142,18 +149,122 @@ async def test_an_expired_key_that_is_made_live_again_is_one_more(
     monkeypatch.setattr(keys, "LIVE_KEYS_MAX", 1)
     async with acme(database) as (_, browser):
         await make(browser)
-        with psycopg.connect(database) as connection:
-            connection.execute("UPDATE directory.api_key SET expires_at = '2020-01-01Z'")
+        make_expire(database, 1)
         again = await browser.put(f"{KEYS}/1", json={"name": "again"})
         assert again.json()["state"] == "live", again.text
-        with psycopg.connect(database) as connection:
-            connection.execute("UPDATE directory.api_key SET expires_at = '2020-01-01Z'")
+        make_expire(database, 1)
         await make(browser)
         refused = await browser.put(f"{KEYS}/1", json={"name": "once more"})
         assert code(refused) == (409, "too_many_keys")
         assert (await browser.get(f"{KEYS}/1")).json()["state"] == "expired"
         renamed = {"name": "old", "expires_at": "2020-01-01T00:00:00Z"}
         assert (await browser.put(f"{KEYS}/1", json=renamed)).status_code == 200
+
+
+async def test_a_key_is_refused_while_others_change_theirs(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever changes the directory waits for one another; counting is done before."""
+    monkeypatch.setattr(keys, "LIVE_KEYS_MAX", 1)
+    async with acme(database) as (_, browser):
+        await make(browser)
+        make_expire(database, 1)
+        await make(browser)
+        with psycopg.connect(database) as connection:
+            connection.execute("SELECT FROM directory.change FOR UPDATE")
+            refused = await browser.post(KEYS, json={"project": "web"})
+            assert code(refused) == (409, "too_many_keys")
+            refused = await browser.put(f"{KEYS}/1", json={"name": "again"})
+            assert code(refused) == (409, "too_many_keys")
+
+
+async def test_keys_that_ended_with_the_one_that_made_them_do_not_count(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LIVE_KEYS_MAX", 3)
+
+    async def live_keys(browser: Browser) -> int:
+        (project,) = (await browser.get(PROJECTS)).json()["projects"]
+        return int(project["live_keys"])
+
+    async with acme(database) as (_, browser):
+        for maker in (1, 4):
+            await make(browser, scopes=["keys"])
+            with Directory(database, secret=SECRET) as directory:
+                for _child in range(2):
+                    directory.create_key("acme", "web", made_by=maker)
+            assert await live_keys(browser) == 3
+            assert code(await browser.post(KEYS, json={"project": "web"})) == (409, "too_many_keys")
+            if maker == 1:
+                await browser.delete(f"{KEYS}/1")
+            else:
+                make_expire(database, 4)
+            assert await live_keys(browser) == 0
+        await make(browser)
+        refused = await browser.put(f"{KEYS}/4", json={"name": "again"})  # with what it has made
+        assert code(refused) == (409, "too_many_keys")
+        await browser.delete(f"{KEYS}/7")
+        again = await browser.put(f"{KEYS}/4", json={"name": "again"})
+        assert again.status_code == 200, again.text
+        assert await live_keys(browser) == 3
+
+
+async def test_an_account_without_credit_has_a_few_keys(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody can open one after another, and every worker holds the keys of all."""
+    monkeypatch.setattr(keys, "UNFUNDED_KEYS_MAX", 2)
+    async with acme(database) as (_, browser):
+        await make(browser)
+        await make(browser)
+        refused = await browser.post(KEYS, json={"project": "web"})
+        assert code(refused) == (409, "too_many_keys")
+        assert "add credit" in refused.json()["error"]["message"]
+        await browser.delete(f"{KEYS}/1")
+        await make(browser)
+        with Directory(database) as directory:
+            directory.credit("acme", 5, "a trial")
+            await make(browser)
+            directory.credit("acme", -5, "it is over")
+        await make(browser)  # it has had credit, if it has none
+
+
+async def test_an_account_makes_only_so_many_keys_a_day(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are never deleted: making and revoking would let them grow without end."""
+    monkeypatch.setattr(keys, "MADE_A_DAY_MAX", 2)
+    async with acme(database) as (_, browser):
+        await make(browser)
+        await browser.delete(f"{KEYS}/1")
+        await browser.post(PROJECTS, json={"name": "batch"})
+        await make(browser, project="batch")
+        await browser.delete(f"{PROJECTS}/batch")
+        refused = await browser.post(KEYS, json={"project": "web"})
+        assert code(refused) == (409, "too_many_keys")
+        assert "24 hours" in refused.json()["error"]["message"]
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE directory.api_key SET created_at = now() - interval '1 day'")
+        await make(browser)
+
+
+async def test_of_keys_that_have_ended_the_newest_are_listed(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = "/console/acme/keys"
+    monkeypatch.setattr(keys, "ENDED_LISTED_MAX", 2)
+    said = "only the newest 2"
+    async with acme(database) as (_, browser):
+        for _key in range(4):
+            await make(browser)
+        await browser.delete(f"{KEYS}/1")
+        assert said not in (await browser.get(page)).text
+        await browser.delete(f"{KEYS}/2")
+        await browser.delete(f"{KEYS}/3")
+        listed = (await browser.get(KEYS)).json()["keys"]
+        assert [each["key_id"] for each in listed] == [4, 3, 2]
+        assert said in (await browser.get(page)).text
+        assert (await browser.get(f"{KEYS}/1")).json()["state"] == "revoked"
 
 
 async def test_a_new_key_is_of_the_usual_project(database: str) -> None:

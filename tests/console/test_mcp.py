@@ -7,15 +7,18 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from console import rollup
 from console.errors import Refused
 from console.keys import BudgetIn, KeyIn, delegated
 from ledger.accounts import Budget, Holder, Key, KeyScope
 from ledger.directory import Directory
 from ledger.money import format_usd, parse_usd
+from tests.fakes import history
 from tests.fakes.console import FACTS, PUBLIC_URL, Browser, sandbox_catalogue
 from tests.fakes.people import Town, town
 from tests.fakes.tools import TOOLS, Toolbox, toolbox
@@ -24,6 +27,7 @@ SERVING = replace(FACTS, catalogue=sandbox_catalogue())
 MODEL, OTHER_MODEL = sorted(SERVING.catalogue.models)[:2]
 URL = f"{PUBLIC_URL}/mcp"
 KEYS = "/console/api/accounts/acme/keys"
+PROJECTS = "/console/api/accounts/acme/projects"
 LISTING = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
 ACCEPT = {"accept": "application/json, text/event-stream"}
 
@@ -236,6 +240,30 @@ async def test_a_key_makes_none_that_may_do_more_than_itself(database: str) -> N
             (f"key {maker_id} of acme/web", "key.revoke"),
             (f"key {maker_id} of acme/web", "key.create"),
         ]
+
+
+@pytest.mark.unsound_books("a history without money behind it")
+async def test_a_key_sees_nothing_of_a_deleted_project_of_the_same_name(database: str) -> None:
+    async with acme(database) as place:
+        operator = await place.operator()
+        old, old_id = await key_of(operator)
+        with psycopg.connect(database, autocommit=True) as connection:
+            history.fill(connection, 1, [old_id], [1], 2, days=0)
+            place.wall.seconds = datetime.now(UTC).timestamp() + 1
+        operator = await place.operator()
+        async with calling(place, old) as box:
+            assert len(await box.rows("latest", "get_usage")) == 2
+        assert (await operator.delete(f"{PROJECTS}/web")).is_success
+        assert (await operator.post(PROJECTS, json={"name": "web"})).is_success
+        new, new_id = await key_of(operator)
+        with psycopg.connect(database, autocommit=True) as connection:
+            history.fill(connection, 1, [new_id], [1], 1, days=0)
+        while await rollup.sum_up(place.console):
+            place.wall.seconds = datetime.now(UTC).timestamp() + 1
+        async with calling(place, new) as box:
+            used = await box.call("get_usage")
+            assert [each["key_id"] for each in used["latest"]] == [new_id]  # type: ignore[attr-defined] # rows
+            assert used["requests"] == 1
 
 
 async def test_the_old_protocol_is_spoken_too(database: str) -> None:

@@ -80,7 +80,6 @@ async def test_a_key_calls_all_seven_tools(gateway: GatewayProcess, mode: str) -
     account = f"key-{mode}"
     gateway.record("account", "create", account, "--credit", "5.00")
     made = gateway.record("key", "create", f"{account}/web", "--scope", "keys", "--budget", "2.00")
-    wait_until_effective()
     async with toolbox_at(gateway.base_url, str(made["key"]), mode) as box:
         listed = (await box.client.list_tools()).tools
         assert {tool.name for tool in listed} == TOOLS
@@ -107,7 +106,6 @@ async def test_a_key_calls_all_seven_tools(gateway: GatewayProcess, mode: str) -
         keys = await box.rows("keys", "list_api_keys")
         assert [each["name"] for each in keys] == ["child", ""]
         child_id = keys[0]["key_id"]
-        wait_until_effective()
         assert gateway.knows(str(child["secret"]))
         assert await box.call("revoke_api_key", key_id=child_id) == {
             "key_id": child_id,

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
+import httpx2
 import pytest
+import trio
 
-from console import payments
+from console import inbox, payments, recharger
+from console.context import CARD_LOOKS_A_MINUTE, CARD_PAGES_A_MINUTE, Console
 from console.settings import StripeSettings
-from console.stripe_client import CENT, EVENT_AGE_SECONDS_MAX, Stripe
+from console.stripe_client import CENT, EVENT_AGE_SECONDS_MAX, Stripe, StripeRefused
+from tests.fakes import stripe as stand_in
 from tests.fakes.stripe import DECLINED, WEBHOOK_SECRET, Fault, sign
-from tests.fakes.till import API, WEBHOOK, till
+from tests.fakes.till import API, WEBHOOK, Till, till
 
 DOLLAR = 100 * CENT
 NOBODYS = "00000000-0000-4000-8000-000000000000"
@@ -231,6 +238,152 @@ async def test_the_page_of_payments_leads_back_to_stripe(database: str) -> None:
         for wrong in ("", "x", NOBODYS):
             answer = await place.owner.post(billing, data=form | {"payment_id": wrong})
             assert answer.status_code == 404
+
+
+# -- how much of Stripe one account may have ------------------------------------------------------
+
+
+ASKS_STRIPE = ["go on", "top up", "save a card"]
+
+
+async def ask_for_page(place: Till, how: str, payment_id: str) -> httpx2.Response:
+    """Ask for a page at Stripe, in one of the ways that there are."""
+    if how == "go on":
+        return await place.owner.post(f"{API}/payments/{payment_id}/page")
+    if how == "top up":
+        return await place.owner.post(f"{API}/top-ups", json={"amount": "10"})
+    return await place.owner.post(f"{API}/payment-method")
+
+
+@pytest.mark.parametrize("how", ASKS_STRIPE)
+async def test_an_account_gets_only_so_many_pages_a_minute(database: str, how: str) -> None:
+    async with till(database) as place:
+        payment_id, _ = await place.start("25")
+        answers: list[httpx2.Response] = []
+
+        async def ask() -> None:
+            answers.append(await ask_for_page(place, how, payment_id))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(CARD_PAGES_A_MINUTE + 5):
+                nursery.start_soon(ask)
+        refused = [each for each in answers if not each.is_success]
+        assert len(refused) == 6
+        asked = len(place.stripe.requests)
+        begun = await place.shown("/payments")
+        for other in ASKS_STRIPE:
+            refused.append(await ask_for_page(place, other, payment_id))
+        for each in refused:
+            assert each.status_code == 429
+            assert each.json()["error"]["code"] == "too_many_tries"
+            assert 0 < int(each.headers["retry-after"]) <= 60
+        assert len(place.stripe.requests) == asked
+        assert await place.shown("/payments") == begun
+        place.ask("INSERT INTO directory.account (name) VALUES ('another')")
+        another = await place.owner.post(
+            "/console/api/accounts/another/top-ups", json={"amount": "10"}
+        )
+        assert another.status_code == 201
+
+
+async def test_the_page_says_when_there_are_more(database: str) -> None:
+    billing = "/console/acme/billing"
+    async with till(database) as place:
+        payment_id, _ = await place.start("25")
+        for _ in range(CARD_PAGES_A_MINUTE - 1):
+            await ask_for_page(place, "go on", payment_id)
+        for form in (
+            {"do": "go-on", "payment_id": payment_id},
+            {"do": "top-up", "amount": "25"},
+            {"do": "save-card"},
+        ):
+            answer = await place.owner.post(billing, data=form)
+            assert answer.status_code == 429
+            assert 0 < int(answer.headers["retry-after"]) <= 60
+            assert "try again in" in answer.text
+
+
+async def test_what_asks_stripe_nothing_is_not_counted(database: str) -> None:
+    async with till(database) as place:
+        payment_id, session_id = await place.start("25")
+        place.stripe.pay(session_id)
+        await place.deliver()
+        await place.look()
+        for _ in range(CARD_PAGES_A_MINUTE + 1):
+            ended = await ask_for_page(place, "go on", payment_id)
+            assert (ended.status_code, ended.json()["error"]["code"]) == (409, "payment_ended")
+            wrong = await place.owner.post(f"{API}/top-ups", json={"amount": "1"})
+            assert wrong.status_code == 400
+        await place.start("10")
+
+
+async def test_an_account_looks_only_so_often_at_its_payments(database: str) -> None:
+    """Beyond that it is shown what is known, and the inbox finds out by itself."""
+    async with till(database) as place:
+        payment_id, _ = await place.start("25")
+        asked = len(place.stripe.requests)
+        for _ in range(CARD_LOOKS_A_MINUTE + 5):
+            place.wall.seconds += 4
+            assert (await place.shown(f"/payments/{payment_id}"))["state"] == "open"
+        assert len(place.stripe.requests) - asked == CARD_LOOKS_A_MINUTE
+
+
+@asynccontextmanager
+async def people_who_wait(place: Till, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """More people wait for an answer of Stripe's than there are connections for them."""
+    waiting, leave = threading.Semaphore(0), threading.Event()
+    answer = place.stripe._answer
+
+    def slow(method: str, path: str, text: str) -> tuple[int, stand_in.Json]:
+        if path.endswith("/cs_slow"):
+            place.stripe.lock.release()
+            waiting.release()
+            leave.wait(30)
+            place.stripe.lock.acquire()
+        return answer(method, path, text)
+
+    async def wait() -> None:
+        with suppress(StripeRefused):
+            await place.client.checkout("cs_slow")
+
+    monkeypatch.setattr(place.stripe, "_answer", slow)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(wait)
+        for _ in range(10):
+            await trio.to_thread.run_sync(waiting.acquire)
+        try:
+            yield
+        finally:
+            leave.set()
+
+
+@pytest.mark.parametrize("service", [inbox.run, recharger.run])
+async def test_credit_does_not_wait_for_people_at_stripe(
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    service: Callable[[Console], Awaitable[None]],
+) -> None:
+    settings = {"enabled": True, "threshold": "10", "amount": "20", "monthly_cap": "100"}
+    async with till(database) as place:
+        if service is inbox.run:
+            await place.pay("25")
+            await place.deliver()
+        else:
+            await place.top_up("10", save_card=True)
+            answer = await place.owner.put(f"{API}/recharge", json=settings)
+            assert answer.status_code == 200
+            place.spend("5")
+        before = place.balance()
+        async with people_who_wait(place, monkeypatch), trio.open_nursery() as nursery:
+            nursery.start_soon(service, place.console)
+            with trio.fail_after(10):
+                while place.balance() == before:
+                    await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+
+
+# -- the list of payments -------------------------------------------------------------------------
 
 
 async def test_payments_come_in_pages(database: str) -> None:

@@ -98,6 +98,29 @@ async def test_a_name_that_is_taken_gets_a_number(database: str) -> None:
         assert (await ann.get(f"{API}/accounts/ann@example.test/members")).status_code == 404
 
 
+async def test_nobody_gets_the_name_that_is_somebody_elses_address(database: str) -> None:
+    """Or who credits that address pays the wrong account."""
+    async with town(database) as place:
+        eve = await place.person("eve", email="_bob@example.test")
+        assert await account_of(eve) == "bob@example.test-2"
+        bob = await place.person("bob")
+        assert await account_of(bob) == "bob@example.test"
+
+
+@pytest.mark.parametrize(
+    ("email", "first"),
+    [
+        ("bob+x@example.test", "bob+x@example.test"),
+        ("_bob@example.test", "bob@example.test-2"),
+        ("bob!@example.test", "bob-@example.test-2"),
+        ("b" * 60 + "@x.test", "b" * 44 + "-2"),
+        ("b" * 57 + "@x.test", "b" * 57 + "@x.test"),
+    ],
+)
+def test_only_a_whole_address_is_a_name_without_a_number(email: str, first: str) -> None:
+    assert next(account_names(email)) == first
+
+
 async def test_without_an_address_there_is_no_account(database: str) -> None:
     async with town(database) as place:
         for nameless in (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+import trio
 
 from console import tokens
 from console.access import SESSION_IDLE
 from console.links import LINK_LASTS, is_local, local_url
-from console.sign_in import SESSION_LASTS
+from console.sign_in import PROGRAMS_MAX, SESSION_LASTS
+from console.store.people import SESSIONS_AT_ONCE
 from tests.fakes.console import Browser
 from tests.fakes.issuer import SECRET, by_secret
 from tests.fakes.people import town
@@ -330,6 +332,66 @@ async def test_a_programs_token_ends_when_the_session_is_signed_out_of(database:
         assert await works(other)
 
 
+def make_programs(database: str, count: int) -> None:
+    """So many tokens from the only session that there is."""
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "INSERT INTO console.session"
+            " (token_hash, user_id, address, created_at, seen_at, expires_at, made_from)"
+            " SELECT sha256(n::text::bytea), user_id, '', created_at, seen_at, expires_at,"
+            "        token_hash"
+            "   FROM console.session, generate_series(1, %s) AS n",
+            [count],
+        )
+
+
+async def test_programs_have_only_so_many_tokens_of_somebody(database: str) -> None:
+    async with town(database) as place:
+        ann = await place.person("ann", seconds=86_400)
+        make_programs(database, PROGRAMS_MAX - 1)
+        token = (await ann.post(f"{SESSION}/token")).json()["token"]
+        bearer = {"authorization": f"Bearer {token}"}
+        program, again = await place.browser(), await place.person("ann")
+        for refused in (
+            await ann.post(f"{SESSION}/token"),
+            await program.post(f"{SESSION}/token", headers=bearer),  # nor by way of another
+            await again.post(f"{SESSION}/token"),
+        ):
+            assert refused.status_code == 409
+            assert refused.json()["error"]["code"] == "too_many_sessions"
+        page = await ann.post("/console/sign-in", data={"token": place.token("ann")})
+        assert page.status_code == 303  # signing in oneself is something else
+        bob = await place.person("bob")
+        assert (await bob.post(f"{SESSION}/token")).status_code == 201
+        assert (await program.delete(SESSION, headers=bearer)).status_code == 204
+        assert (await again.post(f"{SESSION}/token")).status_code == 201
+
+
+async def test_tokens_that_are_not_used_make_room(database: str) -> None:
+    async with town(database) as place:
+        ann = await place.person("ann", seconds=86_400)
+        make_programs(database, PROGRAMS_MAX)
+        for _ in range(2):
+            assert (await ann.post(f"{SESSION}/token")).status_code == 409
+            place.wall.seconds += SESSION_IDLE.total_seconds() / 2
+        assert (await ann.post(f"{SESSION}/token")).status_code == 201
+
+
+async def test_who_asks_for_tokens_at_once_gets_no_more(database: str) -> None:
+    async with town(database) as place:
+        ann = await place.person("ann")
+        make_programs(database, PROGRAMS_MAX - 2)
+        statuses: list[int] = []
+
+        async def ask() -> None:
+            statuses.append((await ann.post(f"{SESSION}/token")).status_code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(ask)
+        assert sorted(statuses) == [201] * 2 + [409] * 4
+
+
 async def test_an_issuers_token_is_no_session_to_get_another_from(database: str) -> None:
     async with town(database) as place:
         browser = await place.browser()
@@ -404,3 +466,34 @@ async def test_sessions_that_have_ended_are_forgotten(database: str) -> None:
     with psycopg.connect(database) as connection:
         rows = connection.execute("SELECT count(*) FROM console.session").fetchone()
     assert rows == (1,)
+
+
+def sessions_left(database: str) -> int:
+    with psycopg.connect(database) as connection:
+        row = connection.execute("SELECT count(*)::int FROM console.session").fetchone()
+    assert row is not None
+    found: int = row[0]
+    return found
+
+
+async def test_sessions_are_forgotten_in_pieces(database: str) -> None:
+    """However many there are, nobody waits for all of them to go."""
+    async with town(database) as place:
+        await place.person("ann", seconds=60)
+        make_programs(database, 2 * SESSIONS_AT_ONCE)
+        place.wall.seconds += 60
+        left = []
+        for _ in range(4):
+            await place.person("bob")
+            left.append(sessions_left(database))
+    assert left == [SESSIONS_AT_ONCE + 2, 3, 3, 4]
+
+
+async def test_who_signs_in_waits_for_nobody_that_holds_an_old_session(database: str) -> None:
+    async with town(database) as place:
+        await place.person("ann", seconds=60)
+        place.wall.seconds += 60
+        with psycopg.connect(database) as connection, trio.fail_after(5):
+            connection.execute("SELECT FROM console.session FOR UPDATE")
+            await place.person("bob")
+    assert sessions_left(database) == 2

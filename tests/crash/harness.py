@@ -25,7 +25,6 @@ from tests.fakes.process import (
     LOOPBACK,
     GatewayProcess,
     sandbox_process,
-    wait_until_effective,
 )
 
 WELL_SECONDS = 60
@@ -134,7 +133,6 @@ def _open_accounts(gateway: GatewayProcess) -> dict[str, str]:
         gateway.record("account", "create", name, "--credit", str(customer.credit))
         budget = [] if customer.budget is None else ["--budget", str(customer.budget)]
         keys[name] = str(gateway.record("key", "create", f"{name}/default", *budget)["key"])
-    wait_until_effective()
     return keys
 
 

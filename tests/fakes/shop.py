@@ -103,7 +103,7 @@ class Shop:
             directory.create_project(name, "web")
 
     def client(self, key: str) -> openai.OpenAI:
-        """OpenAI's SDK as it comes: it tries again where the ledger is late, as on a busy machine."""
+        """OpenAI's SDK as it comes: it tries again where a busy machine's ledger is late."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key)
 
 

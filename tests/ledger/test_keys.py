@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.keys import ALPHABET, keyed_hash, mint
+from ledger.keys import ALPHABET, is_minted, keyed_hash, mint
 
 KEY = mint("farebox")
 
@@ -44,6 +44,7 @@ def test_the_brand_is_part_of_the_key() -> None:
 @pytest.mark.parametrize("text", ["", "sk_farebox_", "sk_farebox_" + "0" * 42, KEY[:-1], KEY + "0"])
 def test_what_was_not_minted_does_not_look_valid(text: str) -> None:
     assert not looks_valid(text, "farebox")
+    assert not is_minted(text)
 
 
 @given(st.integers(len("sk_farebox_"), len(KEY) - 1), st.sampled_from([*ALPHABET, "é", " "]))

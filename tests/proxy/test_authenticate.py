@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from adapters.errors import AccountSuspended, InvalidAPIKey
-from ledger.keys import keyed_hash
+from ledger.keys import keyed_hash, mint
 from proxy import authenticate
 from proxy.authenticate import Keyring
 from proxy.request_head import Head
@@ -63,11 +66,20 @@ def asked(keys: dict[str, str]) -> Head:
     return Head("POST", "/", query, headers)
 
 
+def id_of(head: Head) -> int:
+    """Of the key that is meant, which is known."""
+    caller = authenticate.principal(ring(), head, NOW)
+    assert caller is not None
+    return caller.key_id
+
+
 @given(st.dictionaries(st.sampled_from(sorted(PLACES)), st.sampled_from((KNOWN, OTHER, UNKNOWN))))
 def test_a_caller_is_who_all_its_keys_name(keys: dict[str, str]) -> None:
     named = {NAMES.get(key) for key in keys.values()}
     if len(named) == 1 and None not in named:
-        assert {authenticate.principal(ring(), asked(keys), NOW).key_id} == named
+        assert {id_of(asked(keys))} == named
+    elif set(keys.values()) == {UNKNOWN}:
+        assert authenticate.principal(ring(), asked(keys), NOW) is None
     else:
         with pytest.raises(InvalidAPIKey):
             authenticate.principal(ring(), asked(keys), NOW)
@@ -76,7 +88,7 @@ def test_a_caller_is_who_all_its_keys_name(keys: dict[str, str]) -> None:
 @pytest.mark.parametrize("scheme", ["bearer {}", "BEARER   {} "])
 def test_a_scheme_is_read_in_any_case(scheme: str) -> None:
     head = Head("POST", "/", "", {b"authorization": scheme.format(KNOWN).encode()})
-    assert authenticate.principal(ring(), head, NOW).key_id == 1
+    assert id_of(head) == 1
 
 
 @pytest.mark.parametrize("value", [b"Bearer", b"Bearer ", b"Basic sk_known", b"sk_known", b""])
@@ -85,7 +97,7 @@ def test_what_is_no_bearer_is_no_key(value: bytes) -> None:
     with pytest.raises(InvalidAPIKey, match="No API key was sent"):
         authenticate.principal(ring(), Head("POST", "/", "monkey=sk_known", headers), NOW)
     headers[b"x-api-key"] = KNOWN.encode()
-    assert authenticate.principal(ring(), Head("POST", "/", "", headers), NOW).key_id == 1
+    assert id_of(Head("POST", "/", "", headers)) == 1
 
 
 def test_two_keys_are_refused_even_where_one_is_good() -> None:
@@ -100,9 +112,86 @@ def test_a_key_ends_at_its_moment(expires_at: float, served: bool) -> None:
     assert (ring(expires_at=expires_at).find(KNOWN, NOW) is not None) is served
 
 
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 20)), max_size=30), st.integers(1, 20))
+def test_what_has_expired_is_forgotten_whatever_its_end_was_before(
+    updates: list[tuple[int, int]], now: int
+) -> None:
+    keyring = Keyring(SECRET)
+    ends: dict[int, int] = {}
+    for key_id, expires_at in updates:
+        ends[key_id] = expires_at
+        facts = principal_of(key_id=key_id, expires_at=float(expires_at))
+        keyring.update([(keyed_hash(SECRET, f"key {key_id}"), facts)])
+    keyring.forget_expired(now)
+    live = {key_id for key_id, end in ends.items() if end == 0 or end > now}
+    assert len(keyring) == len(live)
+    assert {key_id for key_id in ends if keyring.find(f"key {key_id}", 0.0)} == live
+
+
+def test_moving_the_end_of_a_key_again_and_again_holds_no_memory() -> None:
+    keyring = Keyring(SECRET)
+    tracemalloc.start()
+    try:
+        for end in range(1, 20_000):
+            facts = principal_of(key_id=1, expires_at=NOW + end)
+            keyring.update([(keyed_hash(SECRET, KNOWN), facts)])
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_suspended_account_is_told_so() -> None:
     with pytest.raises(AccountSuspended, match="acme"):
         authenticate.principal(ring(suspended=True), asked({"bearer": KNOWN}), NOW)
+
+
+NEW = mint("farebox")
+
+
+async def test_a_key_that_is_in_the_books_works_at_once(autojump_clock: MockClock) -> None:
+    keyring = ring()
+
+    async def refresh() -> None:
+        await trio.sleep(0.1)  # this one had begun when the key was made
+        with keyring.refreshing():
+            await trio.sleep(0.1)
+            keyring.update([(keyed_hash(SECRET, NEW), principal_of(key_id=3))])
+
+    async with trio.open_nursery() as nursery:
+        with keyring.refreshing():
+            nursery.start_soon(refresh)
+            nursery.start_soon(let_in, keyring, asked({"bearer": NEW}), 3)
+            await wait_all_tasks_blocked()
+    assert trio.current_time() == pytest.approx(0.2)
+
+
+async def let_in(keyring: Keyring, head: Head, key_id: int) -> None:
+    assert (await authenticate.newcomer(keyring, head, NOW)).key_id == key_id
+
+
+@pytest.mark.parametrize(("key", "waits"), [(UNKNOWN, 0.0), (NEW, 1.0)])
+async def test_only_what_may_be_a_key_is_waited_for_and_not_for_long(
+    key: str, waits: float, autojump_clock: MockClock
+) -> None:
+    began = trio.current_time()
+    with pytest.raises(InvalidAPIKey, match="unknown"):
+        await authenticate.newcomer(ring(), asked({"bearer": key}), NOW)
+    assert trio.current_time() - began == pytest.approx(waits)
+
+
+async def test_who_waits_is_told_that_the_books_cannot_be_read(autojump_clock: MockClock) -> None:
+    keyring = ring()
+    async with trio.open_nursery() as nursery:
+
+        async def refused() -> None:
+            with pytest.raises(InvalidAPIKey):
+                await authenticate.newcomer(keyring, asked({"bearer": NEW}), NOW)
+
+        nursery.start_soon(refused)
+        await trio.sleep(0.1)
+        with pytest.raises(OSError, match="away"), keyring.refreshing():
+            raise OSError("away")
+    assert trio.current_time() == pytest.approx(0.1)
 
 
 def test_keys_are_replaced_and_forgotten_by_id() -> None:

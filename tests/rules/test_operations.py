@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -25,9 +26,11 @@ import trio
 from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
+from farebox.embedded import EmbeddedPostgres
+from ledger.directory import Directory
 from proxy.listener import bind
 from tests.fakes.callers import Outcome, call
-from tests.fakes.process import FAREBOX, LOOPBACK, GatewayProcess, serving
+from tests.fakes.process import FAREBOX, LOOPBACK, GatewayProcess, serving, wait_until_effective
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello, gateway!"}]
 SOON_SECONDS = 10
@@ -283,6 +286,26 @@ def tokens(record: dict[str, object], kind: str) -> int:
 
 
 # -- stopping and starting ------------------------------------------------------------------------
+
+
+def test_a_key_that_is_revoked_just_before_a_reload_stays_revoked(tmp_path: Path) -> None:
+    with serving(tmp_path) as gateway:
+        gateway.record("account", "create", "acme")
+        made = [gateway.record("key", "create", "acme/web") for _ in range(8)]
+        assert all(gateway.knows(str(each["key"])) for each in made)
+        conninfo = EmbeddedPostgres(gateway.directory / ".farebox").conninfo
+        with Directory(conninfo) as directory:
+            for count, each in enumerate(made, start=1):
+                directory.revoke_key(int(str(each["id"])))
+                gateway.signal(signal.SIGHUP)
+                told = partial(have_reloaded, gateway, count)
+                eventually(told, "the reload is told")
+        wait_until_effective()
+        assert not any(gateway.knows(str(each["key"])) for each in made)
+
+
+def have_reloaded(gateway: GatewayProcess, count: int) -> bool:
+    return "".join(gateway.output).count("Reloaded: ") == count
 
 
 def test_sigterm_finishes_what_runs_and_gives_all_credit_back(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ import trio
 from openai import OpenAI
 
 from tests.fakes.callers import call
-from tests.fakes.process import EFFECTIVE_TRIES, LOOPBACK, GatewayProcess, serving
+from tests.fakes.process import LOOPBACK, GatewayProcess, serving
 
 CALLS = 7
-ASKED_IN_A_ROW = 20
 Json = dict[str, object]
 
 
@@ -34,17 +33,8 @@ def gateway(
 
 @pytest.fixture(scope="module")
 def client(gateway: GatewayProcess) -> Iterator[OpenAI]:
-    with client_of(gateway, new_key(gateway, "acme")) as sdk:
+    with client_of(gateway, gateway.new_key("acme")) as sdk:
         yield sdk
-
-
-def new_key(gateway: GatewayProcess, account: str) -> str:
-    """A key that every worker knows."""
-    key = gateway.new_key(account)
-    for _ in range(EFFECTIVE_TRIES):
-        if all(gateway.knows(key) for _ in range(ASKED_IN_A_ROW)):
-            return key
-    raise AssertionError("not every worker knows the key")
 
 
 def client_of(gateway: GatewayProcess, key: str) -> OpenAI:
@@ -115,7 +105,7 @@ def test_a_request_that_failed_has_a_receipt_of_nothing(client: OpenAI) -> None:
 
 def test_other_accounts_see_nothing(gateway: GatewayProcess, client: OpenAI) -> None:
     request_id, _ = ask(client)
-    with client_of(gateway, new_key(gateway, "other")) as other:
+    with client_of(gateway, gateway.new_key("other")) as other:
         with pytest.raises(openai.NotFoundError) as foreign:
             receipt(other, request_id)
         assert foreign.value.code == "not_found"

@@ -17,7 +17,6 @@ from tests.fakes.process import (
     four_providers,
     sandbox_process,
     serving,
-    wait_until_effective,
 )
 from tests.fakes.tools import TOOLS
 
@@ -105,7 +104,6 @@ def test_all_seven_tools_are_called(
     other = gateway.record("key", "create", "agent/web")
     made = gateway.record("key", "create", "agent/web", "--scope", "keys")
     key = str(made["key"])
-    wait_until_effective()
     (tmp_path / "home").mkdir()
     added = add(claude, tmp_path, gateway, key)
     assert added.code == 0, added.errors
