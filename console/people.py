@@ -301,10 +301,14 @@ def _open_account(connection: Connection, email: str) -> tuple[int, str]:
 
 
 def account_names(email: str) -> Iterator[str]:
-    """Names after an e-mail address that an account may have, until one is free."""
+    """Names after an e-mail address that an account may have, until one is free.
+
+    Only the whole address is a name without a number: several addresses may come to one name, and
+    none of them is to be taken for another where somebody is credited by theirs.
+    """
     name = re.sub(r"[^A-Za-z0-9._@+-]", "-", email).lstrip("._@+-") or "account"
-    if name not in RESERVED_NAMES:
-        yield name[:_ACCOUNT_NAME_CHARACTERS_MAX]
+    if name == email and len(name) <= _ACCOUNT_NAME_CHARACTERS_MAX and name not in RESERVED_NAMES:
+        yield name
     start = name[: _ACCOUNT_NAME_CHARACTERS_MAX - _NUMBER_CHARACTERS_MAX]
     for number in itertools.count(2):
         yield f"{start}-{number}"
