@@ -104,6 +104,13 @@ _KEY_COLUMNS = """
        least(k.expires_at, m.expires_at), coalesce(k.revoked_at, m.revoked_at, p.deleted_at),
        k.scopes, k.made_by
 """
+KEY_IS_LIVE = """
+  (k.revoked_at IS NULL AND coalesce(k.expires_at, 'infinity') > now()
+   AND m.revoked_at IS NULL AND coalesce(m.expires_at, 'infinity') > now())
+"""
+"""Of a key `k`, which ends with the key `m` that made it. Whether its project was deleted is
+another matter. In these words, indexes find it."""
+
 _KEY_TABLES = """
   FROM directory.api_key k
   JOIN directory.project p USING (project_id)
@@ -117,7 +124,7 @@ SELECT {_KEY_COLUMNS}, a.account_id, a.status = 2, b.funded - b.spent
  WHERE k.key_hash = %s
 """
 _SESSION_KEY = "SELECT directory.session_key(%s, %s, %s, %s, %s, %s)"
-_CREDENTIALS = """
+_CREDENTIALS = f"""
 WITH touched AS (
   SELECT key_id FROM directory.api_key WHERE version > %(since)s
   UNION
@@ -132,11 +139,11 @@ WITH touched AS (
 ), credential AS (
   SELECT k.key_id, k.key_hash, k.name AS key_name, p.project_id, p.name AS project,
          a.account_id, a.name AS account, a.tier, a.status = 2 AS suspended,
-         k.revoked_at IS NOT NULL OR p.deleted_at IS NOT NULL OR m.revoked_at IS NOT NULL
-           OR coalesce(k.models <> '{}' AND m.models <> '{}' AND NOT k.models && m.models, false)
+         NOT {KEY_IS_LIVE} OR p.deleted_at IS NOT NULL
+           OR coalesce(k.models <> '{{}}' AND m.models <> '{{}}' AND NOT k.models && m.models, false)
            AS revoked,  -- the last of them: no model is left
          least(k.expires_at, m.expires_at) AS expires_at,
-         CASE WHEN k.models = '{}' THEN coalesce(m.models, '{}')
+         CASE WHEN k.models = '{{}}' THEN coalesce(m.models, '{{}}')
               WHEN k.models && m.models
               THEN ARRAY(SELECT unnest(k.models) INTERSECT SELECT unnest(m.models))
               ELSE k.models END AS models,
@@ -536,7 +543,8 @@ class Directory:
     # -- what workers ask -----------------------------------------------------------------------
 
     def changes_since(self, version: int) -> tuple[int, list[Credential]]:
-        """The directory's version, and every key that changed after `version` (0: all keys).
+        """The directory's version, and every key that changed after `version` (0: all that live).
+        A key that has expired is a revoked one.
 
         Cheap where nothing changed, so it may be asked several times a second. It also opens the
         month's budgets when a month begins.
