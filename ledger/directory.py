@@ -118,6 +118,29 @@ _KEY_TABLES = """
   LEFT JOIN directory.api_key m ON m.key_id = k.made_by
 """
 _KEYS = f"SELECT {_KEY_COLUMNS} {_KEY_TABLES}"
+# Those that have ended are read from the newest on, and no more of a project than are listed.
+_LIST_KEYS = f"""
+WITH chosen AS (
+  SELECT p.project_id FROM directory.project p JOIN directory.account a USING (account_id)
+   WHERE p.deleted_at IS NULL
+     AND (%(account)s::text IS NULL OR a.name = %(account)s)
+     AND (%(project)s::text IS NULL OR p.name = %(project)s)
+), listed AS (
+  SELECT k.key_id FROM chosen
+    JOIN directory.api_key k USING (project_id)
+    LEFT JOIN directory.api_key m ON m.key_id = k.made_by
+   WHERE {KEY_IS_LIVE}
+  UNION ALL
+  (SELECT ended.key_id FROM chosen
+    CROSS JOIN LATERAL (
+      SELECT k.key_id, k.created_at FROM directory.api_key k
+        LEFT JOIN directory.api_key m ON m.key_id = k.made_by
+       WHERE k.project_id = chosen.project_id AND NOT {KEY_IS_LIVE}
+       ORDER BY k.created_at DESC, k.key_id DESC LIMIT %(ended_max)s) ended
+    ORDER BY ended.created_at DESC, ended.key_id DESC LIMIT %(ended_max)s)
+)
+{_KEYS} WHERE k.key_id IN (SELECT key_id FROM listed) ORDER BY k.key_id
+"""
 _FIND_HOLDER = f"""
 SELECT {_KEY_COLUMNS}, a.account_id, a.status = 2, b.funded - b.spent
   {_KEY_TABLES} LEFT JOIN ledger.pool b ON b.pool_id = k.budget_pool_id
@@ -481,21 +504,22 @@ class Directory:
             (key_id,) = _one(tx.execute(_SESSION_KEY, facts).fetchone())
             return None if key_id is None else _find_key(tx, key_id)
 
-    def list_keys(self, account: str | None = None, project: str | None = None) -> list[Key]:
-        """All keys, revoked and expired ones too, of everyone, an account, or one project."""
+    def list_keys(
+        self,
+        account: str | None = None,
+        project: str | None = None,
+        *,
+        ended_max: int | None = None,
+    ) -> list[Key]:
+        """The keys of everyone, an account, or one project, by number. Of those that are revoked or
+        expired only the `ended_max` that were made last, where that is said."""
         with self._transaction() as tx:
             if account is not None and project is not None:
                 _find_project(tx, account, project)
             elif account is not None:
                 _find_account(tx, account)
-            rows = tx.execute(
-                _KEYS + " WHERE p.deleted_at IS NULL"
-                "   AND (%(account)s::text IS NULL OR a.name = %(account)s)"
-                "   AND (%(project)s::text IS NULL OR p.name = %(project)s)"
-                " ORDER BY k.key_id",
-                {"account": account, "project": project},
-            )
-            return [_key(row) for row in rows]
+            asked = {"account": account, "project": project, "ended_max": ended_max}
+            return [_key(row) for row in tx.execute(_LIST_KEYS, asked)]
 
     def find_key(self, account: str, key_id: int) -> Key:
         """A key of an account, revoked or not."""

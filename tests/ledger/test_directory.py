@@ -202,6 +202,27 @@ def test_keys_are_listed_and_revoked(acme: Directory) -> None:
     assert acme.revoke_key(first.key_id) == revoked
 
 
+def test_of_keys_that_have_ended_only_the_newest_are_listed(acme: Directory) -> None:
+    acme.create_project("acme", "other")
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    maker, _ = acme.create_key("acme", "web", scopes=["keys"])
+    acme.create_key("acme", "web", made_by=maker.key_id)
+    acme.create_key("acme", "other", expires_at=past)
+    for project in ("web", "other", "web"):
+        acme.create_key("acme", project)
+    acme.revoke_key(maker.key_id)
+    acme.revoke_key(5)
+
+    def listed(ended_max: int | None, project: str | None = None) -> list[int]:
+        return [key.key_id for key in acme.list_keys("acme", project, ended_max=ended_max)]
+
+    assert listed(None) == listed(4) == [1, 2, 3, 4, 5, 6]
+    assert listed(3) == [2, 3, 4, 5, 6]
+    assert listed(1) == [4, 5, 6]
+    assert listed(0) == [4, 6]
+    assert listed(1, "web") == [2, 4, 6]
+
+
 def test_a_deleted_project_takes_its_keys_along_and_frees_its_name(acme: Directory) -> None:
     acme.create_key("acme", "web")
     version, _ = acme.changes_since(0)
