@@ -25,7 +25,7 @@ from console.access import Member, moment
 from console.bearers import SessionBearer
 from console.context import Console
 from console.errors import Refused
-from console.keys import called, require_room
+from console.keys import called, require_room, state_of
 from console.store import Connection
 from ledger.accounts import Project
 from ledger.directory import Directory
@@ -164,6 +164,8 @@ class DataPlane:
             if known is not None and known.key.revoked_at is None and lasts and lasts >= enough:
                 return  # nearly always
             with connection.transaction():
+                if known is None or state_of(known.key, now) != "live":
+                    require_room(connection, member.account)
                 key = directory.session_key(
                     plain,
                     project.project_id,
@@ -178,7 +180,6 @@ class DataPlane:
                         "permission_denied",
                         "The key of this session was revoked: sign in again, and use a new token.",
                     )
-                require_room(connection, member.account)
                 action = "key.renew" if known else "key.create"
                 audit.note(
                     connection, member, action, called(key), {"expires_at": until.isoformat()}

@@ -37,8 +37,14 @@ NAME_CHARACTERS_MAX = 100
 MODELS_MAX = 100
 LIVE_KEYS_MAX = 1000
 """Of an account: every worker has them in memory, and whoever opens an account may make some."""
+UNFUNDED_KEYS_MAX = 10
+"""Of an account that never had credit: one person can open many of them."""
 PROJECTS_MAX = 1000
 """Of an account, one for each key there may be: every page of keys shows them all."""
+MADE_A_DAY_MAX = 1000
+"""Keys, and projects, of an account: those that were revoked or deleted stay in the directory."""
+ENDED_LISTED_MAX = 300
+"""Of an account's keys that were revoked or have expired, the newest."""
 USED_WITHIN = timedelta(days=30)
 
 _MODEL_CHARACTERS_MAX = 200
@@ -142,7 +148,7 @@ class KeyMadeOut(BaseModel):
 
 
 class KeysOut(BaseModel):
-    """All keys of an account, revoked ones too; newest first."""
+    """An account's keys, newest first; of those that were revoked or have expired the newest 300."""
 
     keys: list[KeyOut]
 
@@ -194,8 +200,10 @@ async def keys_of(
     now = moment(console)
 
     def work(connection: Connection) -> KeysOut:
-        used = usage.use_of_keys(connection, account_id, now - USED_WITHIN)
-        found = Directory.within(connection).list_keys(account, project)
+        directory = Directory.within(connection)
+        found = directory.list_keys(account, project, ended_max=ENDED_LISTED_MAX)
+        key_ids = [each.key_id for each in found]
+        used = usage.use_of_keys(connection, account_id, now - USED_WITHIN, key_ids)
         return KeysOut(keys=[_key(each, used.get(each.key_id), now) for each in reversed(found)])
 
     return await console.database.run(work)
@@ -217,6 +225,7 @@ async def make_key(
 
     def work(connection: Connection) -> KeyMadeOut:
         with connection.transaction():
+            require_room(connection, account)
             directory = _directory(console, connection)
             key, secret = directory.create_key(
                 account,
@@ -228,7 +237,6 @@ async def make_key(
                 scopes=wanted.scopes,
                 made_by=made_by,
             )
-            require_room(connection, account)
             audit.note(connection, who, "key.create", called(key), _facts(key))
         return KeyMadeOut(secret=secret, key=_key(key, None, now))
 
@@ -245,12 +253,37 @@ def _require_future(expires_at: datetime | None, now: datetime) -> None:
 
 
 def require_room(connection: Connection, account: str) -> None:
-    """Refuse with 409 the key just made, or made live again, that is one too many."""
-    if usage.live_keys(connection, account) > LIVE_KEYS_MAX:
+    """Refuse with 409 a key that is yet to be made, and would be one too many.
+
+    Before the directory is changed: whoever changes it keeps all others waiting. So those who ask
+    at the same moment may each get theirs, at most as many as there are connections.
+    """
+    counts = usage.key_counts(connection, account)
+    if counts.made_today >= MADE_A_DAY_MAX:
         raise Refused(
             409,
             "too_many_keys",
-            f"{LIVE_KEYS_MAX} keys of the account are live: revoke some first.",
+            f"{MADE_A_DAY_MAX} keys of the account were made within 24 hours: use one of them, "
+            "or make this one later.",
+        )
+    _require_room_for(1, counts)
+
+
+def _require_room_for(more: int, counts: usage.KeyCounts) -> None:
+    """Refuse with 409 that so many keys more are live."""
+    if counts.live + more > LIVE_KEYS_MAX:
+        raise Refused(
+            409,
+            "too_many_keys",
+            f"{counts.live} keys of the account are live, of at most {LIVE_KEYS_MAX}: "
+            "revoke some first.",
+        )
+    if counts.live + more > UNFUNDED_KEYS_MAX and not counts.had_credit:
+        raise Refused(
+            409,
+            "too_many_keys",
+            f"An account that never had credit has at most {UNFUNDED_KEYS_MAX} live keys: "
+            "add credit, or revoke some first.",
         )
 
 
@@ -261,7 +294,7 @@ async def show_key(member: Reader, key_id: Id, console: ConsoleOf) -> KeyOut:
 
     def work(connection: Connection) -> KeyOut:
         key = _found(connection, member.account, key_id)
-        used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
+        used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN, [key_id])
         return _key(key, used.get(key_id), now)
 
     return await console.database.run(work)
@@ -282,6 +315,9 @@ async def change_key(
                 raise Refused(409, "key_revoked", "A revoked key stays as it is.")
             if wanted.expires_at != before.expires_at:
                 _require_future(wanted.expires_at, now)
+                if state_of(before, now) != "live":
+                    counts = usage.key_counts(connection, member.account)
+                    _require_room_for(usage.live_with(connection, key_id), counts)
             key = Directory.within(connection).update_key(
                 key_id,
                 name=wanted.name,
@@ -289,11 +325,9 @@ async def change_key(
                 expires_at=wanted.expires_at,
                 models=models,
             )
-            if state_of(before, now) != "live":
-                require_room(connection, member.account)
             if key != before:
                 audit.note(connection, member, "key.change", called(key), _facts(key))
-        used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN)
+        used = usage.use_of_keys(connection, member.account_id, now - USED_WITHIN, [key_id])
         return _key(key, used.get(key_id), now)
 
     return await console.database.run(work)
@@ -399,19 +433,30 @@ async def create_project(member: ProjectMaker, wanted: ProjectIn, console: Conso
 
     def work(connection: Connection) -> ProjectOut:
         with connection.transaction():
+            _require_room_for_project(usage.project_counts(connection, member.account))
             budget = wanted.budget.budget() if wanted.budget else None
-            directory = Directory.within(connection)
-            made = directory.create_project(member.account, wanted.name, budget)
-            if len(directory.list_projects(member.account)) > PROJECTS_MAX:
-                raise Refused(
-                    409,
-                    "too_many_projects",
-                    f"The account has {PROJECTS_MAX} projects: delete some first.",
-                )
+            made = Directory.within(connection).create_project(member.account, wanted.name, budget)
             audit.note(connection, member, "project.create", made.path, _budget_facts(budget))
             return _project(made, None)
 
     return await console.database.run(work)
+
+
+def _require_room_for_project(counts: usage.ProjectCounts) -> None:
+    """Refuse with 409 a project that is yet to be made, as `require_room` does a key."""
+    if counts.present >= PROJECTS_MAX:
+        raise Refused(
+            409,
+            "too_many_projects",
+            f"The account has {PROJECTS_MAX} projects: delete some first.",
+        )
+    if counts.made_today >= MADE_A_DAY_MAX:
+        raise Refused(
+            409,
+            "too_many_projects",
+            f"{MADE_A_DAY_MAX} projects of the account were made within 24 hours: use one of them, "
+            "or make this one later.",
+        )
 
 
 @projects.put("/{project}/budget", status_code=204, summary="Give a project another budget")

@@ -38,6 +38,8 @@ async def _page(visit: Visit, *, secret: str) -> Response:
             "keys": [key for key in matching if revoked or key.state != "revoked"],
             "hidden": 0 if revoked else sum(key.state == "revoked" for key in matching),
             "revoked": revoked,
+            "ended_max": keys.ENDED_LISTED_MAX,
+            "ended_left_out": sum(key.state != "live" for key in found) >= keys.ENDED_LISTED_MAX,
             "filter": by_name.typed,
             "is_long": by_name.is_offered(len(found)),
             "projects": projects,

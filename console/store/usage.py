@@ -15,6 +15,7 @@ from typing import Literal
 from psycopg.rows import class_row
 
 from console.store import Connection
+from ledger.directory import KEY_IS_LIVE
 from ledger.usage import Wanted
 
 _HOUR = timedelta(hours=1)
@@ -84,22 +85,44 @@ SELECT k.key_id, coalesce(u.charge, 0)::bigint AS charge,
                     sum(s.requests) FILTER (WHERE s.starts_at >= %(since)s) AS requests,
                     max(s.starts_at) AS last_used_at
                FROM console.usage_slice s
-              WHERE s.account_id = %(account_id)s AND s.span = 2 GROUP BY 1) u USING (key_id)
- WHERE p.account_id = %(account_id)s
+              WHERE s.account_id = %(account_id)s AND s.span = 2
+                AND s.key_id = ANY (%(key_ids)s::bigint[]) GROUP BY 1) u USING (key_id)
+ WHERE p.account_id = %(account_id)s AND k.key_id = ANY (%(key_ids)s::bigint[])
 """
-_OF_PROJECTS = """
+_OF_PROJECTS = f"""
 SELECT p.project_id, p.name AS project, coalesce(b.spent, 0)::bigint AS budget_spent,
        (SELECT count(*) FROM directory.api_key k
-         WHERE k.project_id = p.project_id AND k.revoked_at IS NULL
-           AND (k.expires_at IS NULL OR k.expires_at > now()))::bigint AS live_keys
+          LEFT JOIN directory.api_key m ON m.key_id = k.made_by
+         WHERE k.project_id = p.project_id AND {KEY_IS_LIVE})::bigint AS live_keys
   FROM directory.project p LEFT JOIN ledger.pool b ON b.pool_id = p.budget_pool_id
  WHERE p.account_id = %s AND p.deleted_at IS NULL
 """
-_LIVE_KEYS = """
-SELECT count(*) FROM directory.api_key k
-  JOIN directory.project p USING (project_id) JOIN directory.account a USING (account_id)
- WHERE a.name = %s AND p.deleted_at IS NULL
-   AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+# Whether an account ever had credit, its pool says nearly always; but all may have been taken back.
+_KEY_COUNTS = f"""
+SELECT (SELECT count(*) FROM directory.project p
+          JOIN directory.api_key k USING (project_id)
+          LEFT JOIN directory.api_key m ON m.key_id = k.made_by
+         WHERE p.account_id = a.account_id AND p.deleted_at IS NULL AND {KEY_IS_LIVE}
+       )::bigint AS live,
+       (SELECT count(*) FROM directory.project p JOIN directory.api_key k USING (project_id)
+         WHERE p.account_id = a.account_id AND k.created_at > now() - interval '1 day'
+       )::bigint AS made_today,
+       b.funded <> 0 OR b.spent <> 0 OR EXISTS (
+         SELECT FROM ledger.transfer t
+          WHERE t.account_id = a.account_id AND t.credit_account_id = b.gl_account_id
+       ) AS had_credit
+  FROM directory.account a JOIN ledger.pool b ON b.pool_id = a.account_id
+ WHERE a.name = %s
+"""
+_LIVE_WITH = """
+SELECT 1 + count(*) FROM directory.api_key k
+ WHERE k.made_by = %s AND k.revoked_at IS NULL AND coalesce(k.expires_at, 'infinity') > now()
+"""
+_PROJECT_COUNTS = """
+SELECT count(*) FILTER (WHERE p.deleted_at IS NULL)::bigint AS present,
+       count(*) FILTER (WHERE p.created_at > now() - interval '1 day')::bigint AS made_today
+  FROM directory.project p JOIN directory.account a USING (account_id)
+ WHERE a.name = %s AND (p.deleted_at IS NULL OR p.created_at > now() - interval '1 day')
 """
 _LAST_MINUTE = """
 SELECT count(*)::bigint AS requests, coalesce(sum(tok_in + tok_out), 0)::bigint AS tokens
@@ -167,6 +190,24 @@ class ProjectUse:
     project: str
     budget_spent: int
     live_keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCounts:
+    """How many keys of an account are served, and were made within 24 hours, in whatever project;
+    and whether it had credit at any time."""
+
+    live: int
+    made_today: int
+    had_credit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectCounts:
+    """How many projects an account has, and how many it made within 24 hours."""
+
+    present: int
+    made_today: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +292,12 @@ def latencies(
     return cursor.execute(_LATENCIES, asked).fetchall()
 
 
-def use_of_keys(connection: Connection, account_id: int, since: datetime) -> dict[int, KeyUse]:
-    """Of every key of an account, by its id."""
+def use_of_keys(
+    connection: Connection, account_id: int, since: datetime, key_ids: Sequence[int]
+) -> dict[int, KeyUse]:
+    """Of these keys of an account, by their ids."""
     cursor = connection.cursor(row_factory=class_row(KeyUse))
-    asked = {"account_id": account_id, "since": since}
+    asked = {"account_id": account_id, "since": since, "key_ids": list(key_ids)}
     return {each.key_id: each for each in cursor.execute(_OF_KEYS, asked)}
 
 
@@ -264,10 +307,24 @@ def use_of_projects(connection: Connection, account_id: int) -> dict[str, Projec
     return {each.project: each for each in cursor.execute(_OF_PROJECTS, [account_id])}
 
 
-def live_keys(connection: Connection, account: str) -> int:
-    """How many keys of an account are neither revoked nor expired."""
-    ((keys,),) = connection.execute(_LIVE_KEYS, [account]).fetchall()
+def key_counts(connection: Connection, account: str) -> KeyCounts:
+    """What decides whether an account may have another key."""
+    cursor = connection.cursor(row_factory=class_row(KeyCounts))
+    (counts,) = cursor.execute(_KEY_COUNTS, [account]).fetchall()
+    return counts
+
+
+def live_with(connection: Connection, key_id: int) -> int:
+    """How many keys are served again when an expired one is: itself, and those that it made."""
+    ((keys,),) = connection.execute(_LIVE_WITH, [key_id]).fetchall()
     return int(keys)
+
+
+def project_counts(connection: Connection, account: str) -> ProjectCounts:
+    """What decides whether an account may have another project."""
+    cursor = connection.cursor(row_factory=class_row(ProjectCounts))
+    (counts,) = cursor.execute(_PROJECT_COUNTS, [account]).fetchall()
+    return counts
 
 
 def last_minute(connection: Connection, account_id: int) -> Minute:
