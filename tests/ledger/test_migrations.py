@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -71,13 +72,38 @@ def test_a_failing_file_leaves_nothing_behind(database: str) -> None:
 
 
 def test_partitions_lie_ahead_and_are_made_once(database: str) -> None:
-    with psycopg.connect(database) as connection:
-        days = connection.execute(
-            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger.usage_event'::regclass"
-        ).fetchone()
-        assert days == (9,)  # today, seven days ahead, DEFAULT
-        assert connection.execute("SELECT ledger.create_partitions()").fetchone() == (0,)
-        assert connection.execute("SELECT ledger.create_partitions(8)").fetchone() == (1,)
+    with psycopg.connect(database) as connection:  # one transaction, so one moment
+
+        def made(days: int) -> object:
+            (count,) = fetched(connection, f"SELECT ledger.create_partitions({days})")
+            return count
+
+        made(7)  # a day may have begun since the database was migrated
+        before = partitions(connection)
+        (today,) = fetched(connection, "SELECT date_trunc('day', now() AT TIME ZONE 'UTC')")
+        assert isinstance(today, datetime)
+        ahead = {f"usage_event_{today + timedelta(days):%Y%m%d}" for days in range(8)}
+        assert ahead | {"usage_event_default", f"transfer_{today:%Y%m}"} <= before
+        assert made(7) == 0
+        count = made(8)
+        new = partitions(connection) - before
+        eighth = today + timedelta(8)
+        assert new - {f"transfer_{eighth:%Y%m}"} == {f"usage_event_{eighth:%Y%m%d}"}
+        assert count == len(new)
+
+
+def fetched(connection: psycopg.Connection, statement: str) -> tuple[object, ...]:
+    row = connection.execute(statement.encode()).fetchone()
+    assert row is not None
+    return row
+
+
+def partitions(connection: psycopg.Connection) -> set[str]:
+    rows = connection.execute(
+        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+        " WHERE i.inhparent IN ('ledger.usage_event'::regclass, 'ledger.transfer'::regclass)"
+    )
+    return {name for (name,) in rows}
 
 
 def test_a_range_with_rows_in_the_default_partition_is_left_there(database: str) -> None:
