@@ -75,6 +75,7 @@ class Seat:
     account_id: int
     account: str
     project: str | None
+    project_id: int | None
     who: Member | Actor
 
 
@@ -121,16 +122,17 @@ async def seat(console: Console, who: Bearer, account: str, action: Action) -> S
     name = account or await _only_account(console, who.caller)
     member = await member_of(name, who.caller, console)
     require_role(member.role, action, is_operator=member.caller.is_operator)
-    return Seat(member.account_id, member.account, None, member)
+    return Seat(member.account_id, member.account, None, None, member)
 
 
 def _seat_of_key(who: KeyBearer, account: str, action: Action) -> Seat:
-    key, account_id = who.holder.key, who.holder.account_id
+    holder, key, account_id = who.holder, who.holder.key, who.holder.account_id
     if account not in ("", key.account):
         raise no_such_account(account)
     if action != "read":
-        require_scope(who.holder)
-    return Seat(account_id, key.account, key.project, Actor(called(key), who.address, account_id))
+        require_scope(holder)
+    actor = Actor(called(key), who.address, account_id)
+    return Seat(account_id, key.account, key.project, holder.project_id, actor)
 
 
 async def _only_account(console: Console, who: Caller) -> str:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Annotated, Literal, ParamSpec, TypeVar
@@ -372,14 +373,12 @@ class Tools:
         at = await self._seat(_bearer(context), account)
         now = moment(self._console)
         since = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
-        wanted = filters(since=since, model=model or None, project=at.project)
+        wanted = replace(filters(since=since, model=model or None), project_id=at.project_id)
 
         def work(connection: Connection) -> tuple[Sequence[Slice], Sequence[UsageRecord]]:
-            chosen = None
-            if at.project is not None:
-                listed = Directory.within(connection).list_keys(at.account, at.project)
-                chosen = [key.key_id for key in listed]
-            slices = usage.slices(connection, at.account_id, Span.DAY, since, now, chosen)
+            slices = usage.slices(
+                connection, at.account_id, Span.DAY, since, now, project_id=at.project_id
+            )
             if not latest:
                 return slices, ()
             return slices, find(connection, at.account_id, wanted, latest).records

@@ -181,13 +181,13 @@ class Filters:
     project: str | None = None
     key_id: int | None = None
     outcome: Outcome | None = None
+    project_id: int | None = None
 
     @property
     def is_narrow(self) -> bool:
         """Whether most requests may not fit."""
-        return any(
-            asked is not None for asked in (self.model, self.project, self.key_id, self.outcome)
-        )
+        asked = (self.model, self.project, self.project_id, self.key_id, self.outcome)
+        return any(each is not None for each in asked)
 
     def wanted(self, account_id: int, limit: int, after: Position | None = None) -> Wanted:
         """As the books are asked."""
@@ -199,6 +199,7 @@ class Filters:
             until=_within(self.until, END),
             model=self.model or None,
             project=self.project or None,
+            project_id=self.project_id,
             key_id=self.key_id,
             statuses=_STATUSES[self.outcome] if self.outcome else None,
         )

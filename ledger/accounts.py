@@ -112,11 +112,13 @@ class Key:
 class Holder:
     """Who sends a key: the key's facts, and those of its account that decide what it may do.
 
-    `budget_left` is what was not spent yet of the key's own budget in its period.
+    `budget_left` is what was not spent yet of the key's own budget in its period. A deleted project's
+    name may be another's by now; its id is not.
     """
 
     key: Key
     account_id: int
+    project_id: int
     suspended: bool
     budget_left: int | None
 

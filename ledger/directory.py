@@ -142,7 +142,7 @@ WITH chosen AS (
 {_KEYS} WHERE k.key_id IN (SELECT key_id FROM listed) ORDER BY k.key_id
 """
 _FIND_HOLDER = f"""
-SELECT {_KEY_COLUMNS}, a.account_id, a.status = 2, b.funded - b.spent
+SELECT {_KEY_COLUMNS}, a.account_id, p.project_id, a.status = 2, b.funded - b.spent
   {_KEY_TABLES} LEFT JOIN ledger.pool b ON b.pool_id = k.budget_pool_id
  WHERE k.key_hash = %s
 """
@@ -483,8 +483,8 @@ class Directory:
             row = tx.execute(_FIND_HOLDER, [hashed]).fetchone()
             if row is None:
                 return None
-            *key, account_id, suspended, budget_left = row
-            return Holder(_key(tuple(key)), account_id, suspended, budget_left)
+            *key, account_id, project_id, suspended, budget_left = row
+            return Holder(_key(tuple(key)), account_id, project_id, suspended, budget_left)
 
     def session_key(
         self,

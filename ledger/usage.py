@@ -103,6 +103,8 @@ WITH chosen AS MATERIALIZED (
      AND (%(project)s::text IS NULL OR e.key_id = ANY (ARRAY(
            SELECT k.key_id FROM directory.api_key k JOIN directory.project p USING (project_id)
             WHERE p.account_id = %(account_id)s AND p.name = %(project)s)))
+     AND (%(project_id)s::bigint IS NULL OR e.key_id = ANY (ARRAY(
+           SELECT k.key_id FROM directory.api_key k WHERE k.project_id = %(project_id)s)))
      AND {ended}
    ORDER BY e.recorded_at {order}, e.holder_id {order}, e.seq {order}
    LIMIT %(rows)s
@@ -213,7 +215,8 @@ class Position(NamedTuple):
 class Wanted:
     """Which records, and how many at once. Times are those of posting, `until` is excluded.
 
-    `after` is the position of the last record that the caller has.
+    `after` is the position of the last record that the caller has. `project` is a name, perhaps of
+    several projects one after another, deleted ones too; `project_id` is one of them.
     """
 
     account_id: int
@@ -224,6 +227,7 @@ class Wanted:
     model: str | None = None
     key_id: int | None = None
     project: str | None = None
+    project_id: int | None = None
     statuses: Sequence[EventStatus] | None = None
     newest_first: bool = True
 
@@ -361,6 +365,7 @@ def _page_parameters(wanted: Wanted) -> Mapping[str, object]:
         "key_id": wanted.key_id,
         "model": wanted.model,
         "project": wanted.project,
+        "project_id": wanted.project_id,
         "statuses": None if wanted.statuses is None else [int(each) for each in wanted.statuses],
         "rows": wanted.limit + 1,
     }

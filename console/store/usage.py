@@ -32,6 +32,8 @@ SELECT s.starts_at, coalesce(m.name, '') AS model, sum(s.requests)::bigint AS re
  WHERE s.account_id = %(account_id)s AND s.span = %(span)s
    AND s.starts_at >= %(since)s AND s.starts_at < %(until)s
    AND (%(key_ids)s::bigint[] IS NULL OR s.key_id = ANY (%(key_ids)s))
+   AND (%(project_id)s::bigint IS NULL OR s.key_id = ANY (ARRAY(
+         SELECT k.key_id FROM directory.api_key k WHERE k.project_id = %(project_id)s)))
  GROUP BY 1, 2 ORDER BY 1, 2
 """
 # Once by time and once by model, rather than by both.
@@ -68,6 +70,8 @@ SELECT s.starts_at FROM console.usage_slice s
    AND (%(project)s::text IS NULL OR s.key_id = ANY (ARRAY(
          SELECT k.key_id FROM directory.api_key k JOIN directory.project p USING (project_id)
           WHERE p.account_id = %(account_id)s AND p.name = %(project)s)))
+   AND (%(project_id)s::bigint IS NULL OR s.key_id = ANY (ARRAY(
+         SELECT k.key_id FROM directory.api_key k WHERE k.project_id = %(project_id)s)))
    AND CASE %(outcome)s WHEN 'failed' THEN s.failed + s.attempts
                         WHEN 'cancelled' THEN s.cancelled + s.attempts
                         WHEN 'served' THEN s.requests - s.failed - s.cancelled
@@ -233,8 +237,9 @@ def slices(
     since: datetime,
     until: datetime,
     key_ids: Sequence[int] | None = None,
+    project_id: int | None = None,
 ) -> list[Slice]:
-    """By time and model; of all keys, or of some."""
+    """By time and model; of all keys, of some, or of those of a project."""
     cursor = connection.cursor(row_factory=class_row(Slice))
     asked = {
         "account_id": account_id,
@@ -242,6 +247,7 @@ def slices(
         "since": since,
         "until": until,
         "key_ids": None if key_ids is None else list(key_ids),
+        "project_id": project_id,
     }
     return cursor.execute(_SLICES, asked).fetchall()
 
@@ -271,6 +277,7 @@ def hours(
         "key_id": wanted.key_id,
         "model": wanted.model,
         "project": wanted.project,
+        "project_id": wanted.project_id,
         "outcome": outcome,
         "hours": hours_max,
     }

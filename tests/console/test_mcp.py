@@ -27,7 +27,7 @@ SERVING = replace(FACTS, catalogue=sandbox_catalogue())
 MODEL, OTHER_MODEL = sorted(SERVING.catalogue.models)[:2]
 URL = f"{PUBLIC_URL}/mcp"
 KEYS = "/console/api/accounts/acme/keys"
-PROJECTS = "/console/api/accounts/acme/projects"
+PROJECTS_OF = "/console/api/accounts/acme/projects"
 LISTING = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
 ACCEPT = {"accept": "application/json, text/event-stream"}
 
@@ -253,8 +253,9 @@ async def test_a_key_sees_nothing_of_a_deleted_project_of_the_same_name(database
         operator = await place.operator()
         async with calling(place, old) as box:
             assert len(await box.rows("latest", "get_usage")) == 2
-        assert (await operator.delete(f"{PROJECTS}/web")).is_success
-        assert (await operator.post(PROJECTS, json={"name": "web"})).is_success
+        gone = await operator.delete(f"{PROJECTS_OF}/web")
+        assert gone.is_success, gone.text
+        assert (await operator.post(PROJECTS_OF, json={"name": "web"})).is_success
         new, new_id = await key_of(operator)
         with psycopg.connect(database, autocommit=True) as connection:
             history.fill(connection, 1, [new_id], [1], 1, days=0)
@@ -337,7 +338,7 @@ def test_whatever_is_wanted_is_within_the_key_that_makes_it(
         and (left is None or left > 0)
         and (left is None or wanted.budget is None or parse_usd(wanted.budget.usd) <= left)
     )
-    holder = Holder(key, 1, False, left)
+    holder = Holder(key, 1, 1, False, left)
     if not (scopes and is_less):
         with pytest.raises(Refused, match="cannot m") as refused:
             delegated(holder, wanted)
