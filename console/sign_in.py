@@ -3,8 +3,9 @@
 A session is a random token in a cookie (`farebox_session`) or, for programs, in a bearer header. It
 ends 12 hours after its last use, 7 days after it began, and with the issuer's token that it was
 made from. Whoever signs in gets a new one, never one that came with the request. A token for
-programs is a session too, and ends with the one it was asked from. A cookie outlasts its session by
-a week, so that whoever comes back can be told that it has ended.
+programs is a session too, and ends with the one it was asked from. Of these a user has a hundred at
+most: one more is refused, since to end another would break the program that uses it. A cookie
+outlasts its session by a week, so that whoever comes back can be told that it has ended.
 
 A sign-in link makes whoever opens it the operator: once, within ten minutes, and on this machine
 only. Whoever can run `farebox console link` here has the database anyway. A request that another
@@ -40,6 +41,7 @@ from console.store import Connection, people
 from console.store.people import User
 
 SESSION_LASTS = timedelta(days=7)
+PROGRAMS_MAX = 100  # tokens for programs of one user
 
 _COOKIE_OUTLASTS = timedelta(days=7)
 _COOKIE_PATH = "/console"
@@ -108,18 +110,28 @@ async def with_link(console: Console, request: Request, token: str) -> Opened:
 async def for_program(console: Console, who: Caller) -> Opened:
     """Another session for who has one already, to be used as a bearer token. It ends with theirs.
 
-    Refuses with 400 who came with an issuer's token: that is one to use already.
+    Refuses with 400 who came with an issuer's token: that is one to use already. With 409 who has
+    as many as there may be, from whichever session: a token can be asked for another.
     """
     now, parent = moment(console), who.session_id
+    seen_after = now - SESSION_IDLE
 
     def work(connection: Connection) -> Opened | None:
         if parent is None:
             return None
         with connection.transaction():
+            people.lock_user(connection, who.user_id)
             people.hold_session(connection, parent)
-            theirs = people.find_session(connection, parent, now, now - SESSION_IDLE)
+            theirs = people.find_session(connection, parent, now, seen_after)
             if theirs is None:
                 return None
+            if people.has_programs(connection, who.user_id, PROGRAMS_MAX, now, seen_after):
+                raise Refused(
+                    409,
+                    "too_many_sessions",
+                    f"You have {PROGRAMS_MAX} tokens for programs already. One ends after 12 hours "
+                    "without use, or when the session it was asked from is signed out of.",
+                )
             return _open(connection, theirs.user, who.address, now, theirs.expires_at, parent)
 
     opened = await console.database.run(work)

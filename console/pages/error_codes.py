@@ -197,9 +197,9 @@ OF_CONSOLE = (
     ),
     ErrorCode(
         "409",
-        "too_many_invitations, too_many_keys, too_many_projects",
-        "The account has as many as are possible.",
-        "Take some back, revoke or delete them.",
+        "too_many_invitations, too_many_keys, too_many_projects, too_many_sessions",
+        "The account, or who signed in, has as many as are possible.",
+        "Take some back, revoke or delete them, or sign out where they were asked from.",
     ),
     ErrorCode("413", "request_too_large", "The request is too long.", "Send less."),
     ErrorCode(

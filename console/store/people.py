@@ -21,6 +21,8 @@ Role = Literal["owner", "admin", "developer", "viewer"]
 OUR_ISSUER = ""  # of users that this deployment itself signs in
 OPERATOR = "operator"
 
+SESSIONS_AT_ONCE = 1000  # that have ended are forgotten
+
 CALLED = "coalesce(nullif(u.email, ''), nullif(u.name, ''), 'user ' || u.user_id)"
 """What a user `u` is called where people read it."""
 
@@ -41,6 +43,22 @@ _OPEN_SESSION = """
 INSERT INTO console.session
   (token_hash, user_id, address, created_at, seen_at, expires_at, made_from)
 VALUES (%(token_hash)s, %(user_id)s, %(address)s, %(now)s, %(now)s, %(expires_at)s, %(made_from)s)
+"""
+# Those that nothing was made from: what ends with a session would make a piece larger. The array is
+# made once, so that the limit is one of the whole statement.
+_FORGET_SESSIONS = """
+DELETE FROM console.session WHERE token_hash = ANY (ARRAY(
+  SELECT s.token_hash FROM console.session s
+   WHERE s.expires_at <= %(now)s
+     AND NOT EXISTS (SELECT FROM console.session made WHERE made.made_from = s.token_hash)
+   LIMIT %(rows)s FOR UPDATE SKIP LOCKED))
+"""
+_HAS_PROGRAMS = """
+SELECT count(*) >= %(programs)s FROM (
+  SELECT FROM console.session
+   WHERE user_id = %(user_id)s AND made_from IS NOT NULL
+     AND expires_at > %(now)s AND seen_at > %(seen_after)s
+   LIMIT %(programs)s) AS lasting
 """
 _MEMBERSHIPS = """
 SELECT a.account_id, a.name AS account, m.role
@@ -149,8 +167,9 @@ def open_session(
     expires_at: datetime,
     made_from: bytes | None,
 ) -> None:
-    """Begin a session, and forget those that have ended. It ends with the one it is made from."""
-    connection.execute("DELETE FROM console.session WHERE expires_at <= %s", [now])
+    """Begin a session, and forget some of those that have ended: more than begin, and never so many
+    that whoever signs in would wait for it. It ends with the one it is made from."""
+    connection.execute(_FORGET_SESSIONS, {"now": now, "rows": SESSIONS_AT_ONCE})
     connection.execute(
         _OPEN_SESSION,
         {
@@ -162,6 +181,16 @@ def open_session(
             "made_from": made_from,
         },
     )
+
+
+def has_programs(
+    connection: Connection, user_id: int, programs: int, now: datetime, seen_after: datetime
+) -> bool:
+    """Whether so many sessions of a user, or more, that were made from others still last."""
+    facts = {"user_id": user_id, "programs": programs, "now": now, "seen_after": seen_after}
+    ((found,),) = connection.execute(_HAS_PROGRAMS, facts).fetchall()
+    assert isinstance(found, bool)
+    return found
 
 
 def hold_session(connection: Connection, token_hash: bytes) -> None:
@@ -283,8 +312,9 @@ def open_account(connection: Connection, name: str) -> int | None:
 
 
 def lock_user(connection: Connection, user_id: int) -> None:
-    """Let nobody else in who does the same for this user, until the transaction ends."""
-    connection.execute("SELECT FROM console.user WHERE user_id = %s FOR UPDATE", [user_id])
+    """Let nobody else in who does the same for this user, until the transaction ends. What only
+    names the user, such as an entry of the audit log, need not wait."""
+    connection.execute("SELECT FROM console.user WHERE user_id = %s FOR NO KEY UPDATE", [user_id])
 
 
 def lock_roles(connection: Connection, account_id: int) -> Mapping[int, Role]:
