@@ -18,10 +18,12 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from adapters import sandbox
 from farebox.embedded import EmbeddedPostgres
@@ -172,6 +174,17 @@ class GatewayProcess:
             error.close()
             threading.Event().wait(0.02)
             return False
+
+    def has_console(self) -> bool:
+        """Whether its console answers; that is loaded once the gateway serves."""
+        with (
+            closing(HTTPConnection(urlsplit(self.base_url).netloc, timeout=30)) as connection,
+            suppress(TimeoutError),
+        ):
+            connection.request("GET", "/console/sign-in")
+            with connection.getresponse() as answer:
+                return answer.status == 200
+        return False
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name with labels."""

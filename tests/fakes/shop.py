@@ -12,11 +12,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from http.client import HTTPConnection
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import openai
 
@@ -69,17 +67,6 @@ class Shop:
         self.gateway = gateway
         self.stripe = payments
         self.url = gateway.base_url
-
-    def has_console(self) -> bool:
-        """Whether its console answers."""
-        with (
-            closing(HTTPConnection(urlsplit(self.url).netloc, timeout=30)) as connection,
-            suppress(TimeoutError),
-        ):
-            connection.request("GET", "/console/sign-in")
-            with connection.getresponse() as answer:
-                return answer.status == 200
-        return False
 
     @property
     def conninfo(self) -> str:
@@ -136,7 +123,7 @@ def serving(directory: Path, *, people: bool = False, login_url: str = "") -> It
         gateway.start()
         payments.deliver_to(f"{gateway.base_url}/console/api/stripe/webhook")
         shop = Shop(gateway, payments)
-        eventually(shop.has_console, "a console, which loads once the gateway serves")
+        eventually(gateway.has_console, "a console, which loads once the gateway serves")
         yield shop
         assert gateway.stop() == 0, gateway.tail()
 
