@@ -389,12 +389,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 def test_a_body_that_wants_to_be_read_for_long_is_not(data: bytes) -> None:
-    """As many as a body has room for. Generous: this machine may be busy."""
+    """As many as a body has room for. Generous, and only what this process takes: this machine may
+    be busy."""
     make = pdf_part if data.startswith(b"%PDF") else image_part
     request = request_of("openai", *[make("openai", data)] * 40)
-    started = time.perf_counter()
+    started = time.process_time()
     expected_input(request, "openai", LARGE)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 5.0
 
 
 # -- at the sandbox -------------------------------------------------------------------------------
