@@ -37,6 +37,7 @@ from tests.fakes.gateway import (
     running,
 )
 from tests.fakes.provider import STREAM_END, STREAM_HEAD, ScriptedProvider, Step, chunk, delta
+from tests.fakes.scenes import logged
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
@@ -55,11 +56,11 @@ def speaking(name: str, protocol: Protocol) -> Provider:
 
 async def reserved(world: World, path: str, body: Json) -> float:
     """What was set aside for a request, in dollars, as its log line says."""
+    before = sum(lines.count(b"\n") for lines in world.log)
     answer = await world.connect().call(path, {"model": "gpt", **body})
     assert answer.status == 200, answer.body
-    await trio.sleep(1)  # until the log was written
-    line = json.loads(world.log[-1].splitlines()[-1])
-    return float(line["reserved_usd"])
+    *_, line = await logged(world, before + 1)
+    return float(str(line["reserved_usd"]))
 
 
 # -- paying less ----------------------------------------------------------------------------------
