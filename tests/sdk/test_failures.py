@@ -302,8 +302,8 @@ protocol = "{protocol}"
 base_url = "{base_url}"
 api_key = "sandbox"
 connect_seconds = 2
-first_byte_seconds = 3
-idle_seconds = 2.5
+first_byte_seconds = 6
+idle_seconds = 5
 """
 _MODEL = """
 [[models]]
