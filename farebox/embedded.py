@@ -176,6 +176,13 @@ def _tie(command: list[str]) -> list[str]:
     return ["setpriv", "--pdeathsig", "INT", "--", *command]
 
 
+def _after_requests(command: list[str]) -> list[str]:
+    """Run the command, and all that it forks, at the server's priority from its beginning."""
+    if shutil.which("nice") is None:
+        return command
+    return ["nice", "-n", str(NICE), *command]
+
+
 # -- processes and files --------------------------------------------------------------------------
 
 
@@ -473,7 +480,7 @@ class EmbeddedPostgres:
         }
         server = [str(binaries / "postgres"), "-D", str(self.cluster)]
         server += [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
-        command = identity + (_tie(server) if self._tied else server)
+        command = _after_requests(identity + (_tie(server) if self._tied else server))
         for _ in range(_LEFTOVER_ROUNDS):
             _disown_stale_pid(self.cluster)
             self._keeper = keeper = _Keeper(command, self.log)
@@ -574,8 +581,6 @@ class _Keeper:
                     env=_environment(),
                     start_new_session=True,
                 )
-            nice = os.getpriority(os.PRIO_PROCESS, 0) + NICE  # for all that it will fork as well
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
         except OSError as error:
             self._failure = error
         self._started.set()
