@@ -11,9 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from ledger import verify
 from tests.fakes import postgres
+
+# An example may take as long as a busy machine needs. All else is as the profile in use has it,
+# like the fixed seed of CI's.
+settings.register_profile(settings.get_current_profile_name(), settings.default, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
