@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.fakes import browser, shop
 from tests.fakes.browser import DESK, Scheme, Visitor
 from tests.fakes.shop import Shop
+
+expect.set_options(timeout=15_000)  # as for actions: seconds are few where cores are scarce
 
 
 class Visit(Protocol):

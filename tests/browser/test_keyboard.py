@@ -78,7 +78,7 @@ def test_the_first_key_skips_the_menu(operator: Visitor, account: str) -> None:
 
 
 def test_g_and_a_letter_go_to_every_page(operator: Visitor, account: str) -> None:
-    page = operator.open(f"/{account}")
+    page = operator.open(f"/{account}/settings")  # not the first: its title is awaited
     for letter, title in GOES.items():
         page.wait_for_load_state()
         page.keyboard.press("g")

@@ -134,6 +134,7 @@ class Visitor:
         self.open("/sign-in")
         self.page.get_by_label("Access token").fill(token(name))
         self.page.get_by_role("button", name="Sign in").click()
+        self.page.wait_for_url(lambda url: "/sign-in" not in url)
 
     def close(self) -> None:
         """Leave. Raises AssertionError where a page complained."""
