@@ -3,6 +3,7 @@ else's, with an error, or with none."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from urllib.parse import urlencode
 
@@ -13,8 +14,11 @@ from playwright.sync_api import APIRequestContext, Browser, Page, Route, expect
 from tests.browser.axe import findings
 from tests.browser.conftest import Visit
 from tests.fakes import login_page, shop
+from tests.fakes.browser import DESK, Scheme, Visitor
 from tests.fakes.login_page import LoginPage
 from tests.fakes.shop import Shop, token
+
+_ADDRESSES = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +35,22 @@ def guild(
     """A gateway whose people sign in there."""
     assert chromium.is_connected()
     directory = tmp_path_factory.mktemp("guild")
-    with shop.serving(directory, people=True, login_url=issuer.url) as serving:
+    with shop.serving(directory, people=True, login_url=issuer.url, behind_proxy=True) as serving:
         issuer.returns_to = f"{serving.url}/console/sign-in"
         yield serving
         serving.gateway.assert_sound_books()
+
+
+@pytest.fixture(name="visit")
+def visit_from_elsewhere(visit: Visit) -> Visit:
+    """Visitors come from an address each: only so many may sign in each minute from one."""
+
+    def make(of: Shop, size: tuple[int, int] = DESK, scheme: Scheme = "light") -> Visitor:
+        visitor = visit(of, size, scheme)
+        visitor.page.set_extra_http_headers({"x-forwarded-for": f"192.0.2.{next(_ADDRESSES)}"})
+        return visitor
+
+    return make
 
 
 @pytest.fixture(autouse=True)

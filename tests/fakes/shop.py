@@ -109,8 +109,13 @@ def token(name: str, seconds: int = 3600) -> str:
 
 
 @contextmanager
-def serving(directory: Path, *, people: bool = False, login_url: str = "") -> Iterator[Shop]:
-    """A shop for the time of the block; it has to end by itself when told to."""
+def serving(
+    directory: Path, *, people: bool = False, login_url: str = "", behind_proxy: bool = False
+) -> Iterator[Shop]:
+    """A shop for the time of the block; it has to end by itself when told to.
+
+    One that is `behind_proxy` believes this machine's `x-forwarded-for`.
+    """
     with ExitStack() as stack:
         origin = stack.enter_context(sandbox_process())
         payments = stack.enter_context(stripe.serving())
@@ -118,6 +123,8 @@ def serving(directory: Path, *, people: bool = False, login_url: str = "") -> It
         config = configuration(origin, payments.base_url) + (_PEOPLE if people else "")
         if login_url:
             config += f'login_url = "{login_url}"\n'
+        if behind_proxy:
+            config = config.replace("[server]\n", '[server]\ntrusted_proxies = ["127.0.0.1"]\n')
         gateway = GatewayProcess(directory, config)
         stack.callback(gateway.kill)
         gateway.start()
