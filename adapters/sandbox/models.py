@@ -153,6 +153,12 @@ MODELS: Mapping[str, Model] = MappingProxyType(
             first_seconds=0.3,
             delta_seconds=0.05,
         ),
+        "sandbox-slower": Model(
+            description="The same, with 0.5 seconds between words: some ten in all.",
+            write=partial(behaviours.count_to, 20),
+            first_seconds=0.3,
+            delta_seconds=0.5,
+        ),
         "sandbox-late": Model(
             description="Sends nothing for 2 seconds, not even a status, then answers at once.",
             head_seconds=2,

@@ -21,6 +21,7 @@ from tests.crash import harness
 from tests.crash.faults import Fault, children_of
 from tests.fakes.callers import Outcome, call
 from tests.fakes.process import LOOPBACK, GatewayProcess, serving
+from tests.rules.test_workers import open_streams, until
 
 CYCLES = int(os.environ.get("CRASH_CYCLES", "30"))
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "3"))
@@ -55,7 +56,9 @@ async def test_without_its_ledger_a_gateway_waits_a_little_and_then_says_so(
         done = trio.Event()
 
         async def stream() -> None:
-            outcome = await call(gateway.base_url, key, "sandbox-slow", stream=True, max_tokens=50)
+            outcome = await call(
+                gateway.base_url, key, "sandbox-slower", stream=True, max_tokens=50
+            )
             streams.append(outcome)
 
         async def ask() -> None:
@@ -69,10 +72,7 @@ async def test_without_its_ledger_a_gateway_waits_a_little_and_then_says_so(
         async with trio.open_nursery() as nursery:
             for _ in range(SLOW_STREAMS):
                 nursery.start_soon(stream)
-            while True:  # they have begun, and take another second
-                metrics = await trio.to_thread.run_sync(gateway.metrics)
-                if metrics["farebox_open_streams"] == SLOW_STREAMS:
-                    break
+            await until(lambda: open_streams(gateway) == SLOW_STREAMS, "all streams flow")
             os.kill(children_of(gateway.pid)["ledger 0"], signal.SIGKILL)
             killed = time.monotonic()
             for _ in range(ASKERS):

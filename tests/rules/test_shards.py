@@ -38,6 +38,7 @@ from tests.rules.test_workers import (
 CUSTOMERS = ("acme", "beta")
 STREAMS = 8
 CALLS = 20
+HANGS_SECONDS = 30  # four polls leave it ten; other tests may share the machine
 
 
 @dataclass
@@ -112,7 +113,7 @@ async def test_a_killed_ledger_holds_only_its_own_accounts_up(
         customers = await customers_of(gateway, database)
         held_up, undisturbed = customers
         async with (
-            streams(gateway, held_up.key, "sandbox-slow", STREAMS) as slow,
+            streams(gateway, held_up.key, "sandbox-slower", STREAMS) as slow,
             calling(gateway, customers),
         ):
             await served(customers)
@@ -181,7 +182,7 @@ async def test_a_worker_that_hangs_is_replaced(tmp_path: Path, database: str) ->
             hung = pid_of(processes(gateway)["worker 1"])
             os.kill(hung, signal.SIGSTOP)
             said = f"worker 1 (process {hung}) does not answer; killing it."
-            await until(lambda: said in gateway.tail(), "it is killed")
+            await until(lambda: said in gateway.tail(), "it is killed", HANGS_SECONDS)
             await until(
                 lambda: open_reservations(gateway) == 2 * STREAMS - len(ended) < 2 * STREAMS,
                 "what it had open is voided",
@@ -201,7 +202,7 @@ async def test_a_ledger_that_hangs_is_replaced(tmp_path: Path, database: str) ->
             hung = pid_of(processes(gateway)["ledger 1"])
             os.kill(hung, signal.SIGSTOP)
             said = f"ledger 1 (process {hung}) does not answer; killing it."
-            await until(lambda: said in gateway.tail(), "it is killed")
+            await until(lambda: said in gateway.tail(), "it is killed", HANGS_SECONDS)
             await served(customers)
         assert all(customer.statuses <= {200, 503} for customer in customers)
         assert await trio.to_thread.run_sync(gateway.stop) == 0, gateway.tail()
