@@ -95,7 +95,7 @@ def _api(console: Console) -> FastAPI:
                 (403, "The role does not allow it"),
                 (404, "There is no such thing"),
                 (409, "As things are, this cannot be done"),
-                (429, "Too many tries to sign in from one address"),
+                (429, "Too many tries within a minute"),
                 (503, "The database does not answer"),
             )
         },

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _CONNECTIONS_MAX = 8
 _SIGN_INS_A_MINUTE = 10
+CARD_PAGES_A_MINUTE = 10  # that are asked of Stripe for one account
+CARD_LOOKS_A_MINUTE = 30  # at one account's open payments there
 
 
 def wall_seconds() -> float:
@@ -98,6 +100,7 @@ class Console:
     """The parts of the process. `stripe` and `card_payments` are None where no `[stripe]` is
     configured.
 
+    `card_payments` is for what people ask for: what goes on by itself has connections of its own.
     `secret` makes API keys, and knows them by their hashes.
     """
 
@@ -119,6 +122,8 @@ class Console:
         self.database = Database(conninfo)
         self.card_payments = None if stripe is None else Stripe(stripe)
         self.sign_ins = RateLimit(_SIGN_INS_A_MINUTE, 60.0, trio.current_time)
+        self.card_pages = RateLimit(CARD_PAGES_A_MINUTE, 60.0, trio.current_time)
+        self.card_looks = RateLimit(CARD_LOOKS_A_MINUTE, 60.0, trio.current_time)
 
     async def aclose(self) -> None:
         """Let the database go, and Stripe."""

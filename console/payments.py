@@ -4,12 +4,16 @@ A top-up is a page at Stripe: the answer says where, the person pays there and c
 credit arrives through the inbox. Whoever waits for it asks for the payment again and again; that
 also works where no webhook reaches us, because an open payment is then looked up (`_look`).
 
+Stripe is asked only so much a minute for one account, so that none keeps the connections from the
+others: pages beyond that are refused, and payments are shown as they were known last.
+
 Amounts are decimal strings in dollars, as everywhere; cards pay whole cents.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -63,6 +67,7 @@ _PAGES: dict[int | str, dict[str, object]] = {
         "model": ErrorBody,
         "description": "Payments by card are not set up, or no card is saved",
     },
+    429: {"model": ErrorBody, "description": "Too many pages for the account within a minute"},
     502: {"model": ErrorBody, "description": "Stripe refuses"},
 }
 
@@ -174,6 +179,7 @@ async def start_top_up(body: NewTopUp, member: Payer, console: ConsoleOf) -> Sta
     """Begin to pay by card: the answer names a page at Stripe."""
     stripe = _stripe(console)
     amount = _amount("amount", body.amount, TOP_UP_MIN, TOP_UP_MAX)
+    _admit(console, member)
     payment_id = uuid4()
     now = moment(console)
 
@@ -239,7 +245,8 @@ async def show_payment(payment_id: UUID, member: BillingReader, console: Console
     """One payment; an open one is looked up at Stripe first, every few seconds at most."""
     row = await _payment(console, member, payment_id)
     if row.state in ("open", "processing") and moment(console) - row.fetched_at > _LOOK_AGAIN:
-        await _look(console, row)
+        if console.card_looks.admit(_counted(member)) == 0:
+            await _look(console, row)
         row = await _payment(console, member, payment_id)
     reversals = await console.database.run(lambda c: payments.reversals(c, [payment_id]))
     return _paid(row, reversals, moment(console))
@@ -252,6 +259,7 @@ async def go_on(payment_id: UUID, member: Payer, console: ConsoleOf) -> Started:
     stripe = _stripe(console)
     row = await _payment(console, member, payment_id)
     if row.state == "open" and row.session_id is not None:
+        _admit(console, member)
         try:
             page = await stripe.checkout(row.session_id)
         except StripeUnavailable as error:
@@ -301,6 +309,7 @@ async def show_card(member: BillingReader, console: ConsoleOf) -> SavedCardBody:
 async def start_saving_card(member: Payer, console: ConsoleOf) -> Started:
     """Begin to save a card without paying: the answer names a page at Stripe."""
     stripe = _stripe(console)
+    _admit(console, member)
     request_id = uuid4()
     instance = await console.database.run(payments.instance)
     back = _back(console, member)
@@ -452,6 +461,23 @@ def _stripe(console: Console) -> Stripe:
     if console.card_payments is None:
         raise Refused(409, "no_card_payments", "Payments by card are not set up here.")
     return console.card_payments
+
+
+def _admit(console: Console, member: Member) -> None:
+    """Count a page at Stripe. Refuses with 429 where the account has had its share."""
+    wait_seconds = math.ceil(console.card_pages.admit(_counted(member)))
+    if wait_seconds > 0:
+        raise Refused(
+            429,
+            "too_many_tries",
+            "The payment provider was asked too often for this account:"
+            f" try again in {wait_seconds} seconds.",
+            {"retry-after": str(wait_seconds)},
+        )
+
+
+def _counted(member: Member) -> str:
+    return f"account {member.account_id}"
 
 
 def _back(console: Console, member: Member) -> str:

@@ -12,7 +12,8 @@ a script. Approach, in one piece of ASGI around the whole app:
 - Nothing is kept by caches, but for what says so itself.
 - Who asks: only `proxy/control.py` can reach our socket, and says in a header from which address.
 
-Sign-in is limited to so many tries a minute from an address (`RateLimit`).
+Sign-in is limited to so many tries a minute from an address, and what is asked of Stripe to so many
+for an account (`RateLimit`).
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def origin_of(url: str) -> tuple[str, str] | None:
 
 
 class RateLimit:
-    """At most so many tries in so many seconds from an address; the oldest addresses are
-    forgotten."""
+    """At most so many tries in so many seconds from an address, or of whoever else is counted; the
+    oldest are forgotten."""
 
     def __init__(self, tries: int, seconds: float, clock: Callable[[], float]) -> None:
         self._tries = tries
@@ -127,10 +128,10 @@ class RateLimit:
         self._clock = clock
         self._since: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    def admit(self, address: str) -> float:
+    def admit(self, who: str) -> float:
         """Count a try. 0 where it is admitted, otherwise in how many seconds the next may be."""
         now = self._clock()
-        network = _network_of(address)
+        network = _network_of(who)
         began, made = self._since.get(network, (now, 0))
         if now - began >= self._seconds:
             began, made = now, 0

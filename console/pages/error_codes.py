@@ -209,7 +209,10 @@ OF_CONSOLE = (
         "Use a new one for each credit.",
     ),
     ErrorCode(
-        "429", "too_many_sign_ins", "Somebody tries to sign in too often.", "Wait for a minute."
+        "429",
+        "too_many_sign_ins, too_many_tries",
+        "Somebody tries to sign in too often, or to pay for this account.",
+        "Wait for a minute.",
     ),
     ErrorCode(
         "500, 502, 503",

@@ -232,7 +232,9 @@ async def _do(visit: Visit, show: Show, forms: Mapping[str, Form], path: str) ->
         refused = refusal_of(error)
         visit.notices.append(Notice(_told(refused), "bad"))
         visit.status = refused.status
-        return await show(visit)
+        shown = await show(visit)
+        shown.headers.update(refused.headers)
+        return shown
     if isinstance(done, Response):
         return done
     back = f"/console/{quote(visit.member.account)}{path.format_map(visit.request.path_params)}"

@@ -53,7 +53,7 @@ async def test_a_refund_before_its_payment_is_no_different(database: str) -> Non
         "refund.created",
         "checkout.session.completed",
     )
-    async with till(database) as place:
+    async with till(database, pages_a_minute=100) as place:
         for number, order in enumerate(itertools.permutations(wanted), start=1):
             _, intent_id = await place.pay("20")
             place.stripe.refund(intent_id, 500)
@@ -449,7 +449,7 @@ async def test_what_no_event_told_of_is_found(database: str) -> None:
 
 
 async def test_every_payment_at_stripe_has_one_transfer_of_its_amount(database: str) -> None:
-    async with till(database) as place:
+    async with till(database, pages_a_minute=200) as place:
         paid = {}
         for number in range(130):  # more than a page
             _, intent_id = await place.pay(f"{5 + number}")

@@ -196,7 +196,7 @@ class Fuzz:
 @pytest.mark.parametrize("seed", [SEED])
 async def test_the_account_has_what_was_paid(database: str, seed: int) -> None:
     random = Random(seed)
-    async with till(database) as place:
+    async with till(database, pages_a_minute=10_000) as place:
         fuzz = Fuzz(place, random)
         every = max(DELIVERIES // ACTIONS, 1)
         for number in range(DELIVERIES):

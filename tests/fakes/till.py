@@ -15,7 +15,8 @@ import psycopg
 import trio
 
 from console import inbox, recharger
-from console.context import Console
+from console.context import CARD_PAGES_A_MINUTE, Console
+from console.security import RateLimit
 from console.settings import StripeSettings
 from console.stripe_client import Stripe
 from ledger.directory import Directory
@@ -171,7 +172,7 @@ class Till:
 
 
 @asynccontextmanager
-async def till(conninfo: str) -> AsyncIterator[Till]:
+async def till(conninfo: str, pages_a_minute: int = CARD_PAGES_A_MINUTE) -> AsyncIterator[Till]:
     """A till for the time of the block."""
     wall = Wall()
     with stand_in.serving() as stripe:
@@ -189,6 +190,7 @@ async def till(conninfo: str) -> AsyncIterator[Till]:
             await trio.lowlevel.checkpoint()
 
         parts.card_payments = Stripe(settings, sleep=sleep)
+        parts.card_pages = RateLimit(pages_a_minute, 60.0, trio.current_time)
         async with running(parts) as served, AsyncExitStack() as browsers:
             town = Town(served, parts, conninfo, wall, browsers)
             anybody = await town.browser()
