@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -107,11 +108,11 @@ def subject_of(event: Event) -> str:
 
 
 async def run(console: Console) -> None:
-    """Look into what arrives, and compare once an hour, until cancelled."""
-    stripe = console.card_payments
-    if stripe is None:
+    """Look into what arrives, and compare once an hour, until cancelled; over connections of its
+    own, so that credit does not wait for whoever else asks Stripe for something."""
+    if console.stripe is None:
         return
-    async with trio.open_nursery() as nursery:
+    async with aclosing(Stripe(console.stripe)) as stripe, trio.open_nursery() as nursery:
         nursery.start_soon(_every, POLL_SECONDS, look_into_all, console, stripe)
         nursery.start_soon(_every, COMPARE_POLL_SECONDS, compare_if_due, console, stripe)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 
@@ -50,19 +51,19 @@ _CLOCKS_DIFFER = timedelta(hours=1)
 
 
 async def run(console: Console) -> None:
-    """Recharge whoever is due, until cancelled."""
-    stripe = console.card_payments
-    if stripe is None:
+    """Recharge whoever is due, until cancelled; over connections of its own, as the inbox."""
+    if console.stripe is None:
         return
-    polls = 0
-    while True:
-        try:
-            await open_due(console, sweep=polls % SWEEP_EVERY == 0)
-            await pursue_due(console, stripe)
-        except DatabaseUnavailable:
-            log.info("the database does not answer: recharges wait")
-        polls += 1
-        await trio.sleep(POLL_SECONDS)
+    async with aclosing(Stripe(console.stripe)) as stripe:
+        polls = 0
+        while True:
+            try:
+                await open_due(console, sweep=polls % SWEEP_EVERY == 0)
+                await pursue_due(console, stripe)
+            except DatabaseUnavailable:
+                log.info("the database does not answer: recharges wait")
+            polls += 1
+            await trio.sleep(POLL_SECONDS)
 
 
 async def open_due(console: Console, *, sweep: bool) -> None:

@@ -179,7 +179,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Stripe:
-    """One account at Stripe. Close it when done with it."""
+    """One account at Stripe, over connections of its own. Close it when done with it."""
 
     def __init__(self, settings: StripeSettings, *, sleep: Sleep = trio.sleep) -> None:
         self._secret = settings.webhook_secret
