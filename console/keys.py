@@ -148,7 +148,8 @@ class KeyMadeOut(BaseModel):
 
 
 class KeysOut(BaseModel):
-    """An account's keys, newest first; of those that were revoked or have expired the newest 300."""
+    """An account's keys, newest first: those that are live, and of those that were revoked or have
+    expired the newest 300."""
 
     keys: list[KeyOut]
 

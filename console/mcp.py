@@ -310,7 +310,7 @@ class Tools:
 
     async def list_api_keys(self, context: Call, account: AccountName = "") -> KeyListOut:
         """The account's API keys with their budgets and use, or with an API key those of its
-        project."""
+        project; of those that have ended only the newest."""
         at = await self._seat(_bearer(context), account)
         found = await keys.keys_of(self._console, at.account_id, at.account, at.project)
         return KeyListOut(keys=found.keys)

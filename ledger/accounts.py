@@ -112,8 +112,8 @@ class Key:
 class Holder:
     """Who sends a key: the key's facts, and those of its account that decide what it may do.
 
-    `budget_left` is what was not spent yet of the key's own budget in its period. A deleted project's
-    name may be another's by now; its id is not.
+    `budget_left` is what was not spent yet of the key's own budget in its period. The name of a
+    deleted project may be another's by now; `project_id` is not.
     """
 
     key: Key

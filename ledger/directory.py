@@ -140,7 +140,7 @@ WITH chosen AS (
     ORDER BY ended.created_at DESC, ended.key_id DESC LIMIT %(ended_max)s)
 )
 {_KEYS} WHERE k.key_id IN (SELECT key_id FROM listed) ORDER BY k.key_id
-"""
+"""  # noqa: S608
 _FIND_HOLDER = f"""
 SELECT {_KEY_COLUMNS}, a.account_id, p.project_id, a.status = 2, b.funded - b.spent
   {_KEY_TABLES} LEFT JOIN ledger.pool b ON b.pool_id = k.budget_pool_id
@@ -163,8 +163,8 @@ WITH touched AS (
   SELECT k.key_id, k.key_hash, k.name AS key_name, p.project_id, p.name AS project,
          a.account_id, a.name AS account, a.tier, a.status = 2 AS suspended,
          NOT {KEY_IS_LIVE} OR p.deleted_at IS NOT NULL
-           OR coalesce(k.models <> '{{}}' AND m.models <> '{{}}' AND NOT k.models && m.models, false)
-           AS revoked,  -- the last of them: no model is left
+           OR coalesce(k.models <> '{{}}' AND m.models <> '{{}}' AND NOT k.models && m.models,
+                       false) AS revoked,  -- the last of them: no model is left
          least(k.expires_at, m.expires_at) AS expires_at,
          CASE WHEN k.models = '{{}}' THEN coalesce(m.models, '{{}}')
               WHEN k.models && m.models
@@ -181,7 +181,7 @@ WITH touched AS (
 SELECT c.version, k.* FROM directory.change c
   LEFT JOIN credential k ON %(since)s > 0 OR NOT k.revoked
  ORDER BY k.key_id
-"""
+"""  # noqa: S608
 _CREATE_PRICES = """
 INSERT INTO directory.price (model, upstream, variant, margin_bps, components)
 SELECT w.model, w.upstream, w.variant, w.margin_bps, w.components

@@ -198,8 +198,10 @@ OF_CONSOLE = (
     ErrorCode(
         "409",
         "too_many_invitations, too_many_keys, too_many_projects, too_many_sessions",
-        "The account, or who signed in, has as many as are possible.",
-        "Take some back, revoke or delete them, or sign out where they were asked from.",
+        "The account, or who signed in, has as many as are possible: few keys before the first "
+        "credit, and a thousand new keys or projects within 24 hours.",
+        "Take some back, revoke or delete them, or sign out where they were asked from; add the "
+        "first credit; or wait. The message says which.",
     ),
     ErrorCode("413", "request_too_large", "The request is too long.", "Send less."),
     ErrorCode(

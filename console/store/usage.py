@@ -100,7 +100,7 @@ SELECT p.project_id, p.name AS project, coalesce(b.spent, 0)::bigint AS budget_s
          WHERE k.project_id = p.project_id AND {KEY_IS_LIVE})::bigint AS live_keys
   FROM directory.project p LEFT JOIN ledger.pool b ON b.pool_id = p.budget_pool_id
  WHERE p.account_id = %s AND p.deleted_at IS NULL
-"""
+"""  # noqa: S608
 # Whether an account ever had credit, its pool says nearly always; but all may have been taken back.
 _KEY_COUNTS = f"""
 SELECT (SELECT count(*) FROM directory.project p
@@ -117,7 +117,7 @@ SELECT (SELECT count(*) FROM directory.project p
        ) AS had_credit
   FROM directory.account a JOIN ledger.pool b ON b.pool_id = a.account_id
  WHERE a.name = %s
-"""
+"""  # noqa: S608
 _LIVE_WITH = """
 SELECT 1 + count(*) FROM directory.api_key k
  WHERE k.made_by = %s AND k.revoked_at IS NULL AND coalesce(k.expires_at, 'infinity') > now()

@@ -405,6 +405,21 @@ async def test_an_account_has_only_so_many_projects(
         assert (await browser.post(PROJECTS, json={"name": "more"})).status_code == 201
 
 
+async def test_an_account_makes_only_so_many_projects_a_day(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "MADE_A_DAY_MAX", 2)
+    async with acme(database) as (_, browser):
+        assert (await browser.post(PROJECTS, json={"name": "batch"})).status_code == 201
+        await browser.delete(f"{PROJECTS}/batch")
+        refused = await browser.post(PROJECTS, json={"name": "batch"})
+        assert code(refused) == (409, "too_many_projects")
+        assert "24 hours" in refused.json()["error"]["message"]
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE directory.project SET created_at = now() - interval '1 day'")
+        assert (await browser.post(PROJECTS, json={"name": "batch"})).status_code == 201
+
+
 async def test_two_who_change_a_key_at_once_leave_one_of_both_wishes(database: str) -> None:
     async with acme(database) as (place, browser):
         await make(browser, budget={"usd": "1"})
