@@ -36,6 +36,9 @@ RETRIES = 2  # the SDKs' own default
 AT_ONCE = 48
 TEXT = "seven words that only a reader repeats"
 HANDSHAKE_SECONDS = 5
+BUSY = re.compile("'reason': '(overloaded|ledger_unavailable)'")
+BUSY_TRIES = 20
+BUSY_SECONDS = 1
 ATTEMPTS = re.compile(
     r'farebox_upstream_attempts_total\{(?=.*provider="(?P<provider>[^"]*)")'
     r'(?=.*outcome="(?P<outcome>[^"]*)").*\}'
@@ -108,7 +111,19 @@ def _said(message: anthropic.types.Message) -> str:
 
 
 def gemini(sdks: Sdks, model: str, *, stream: bool, retry: bool) -> str:
-    """Google's package does not retry."""
+    """Google's package does not retry. What the gateway had no time for, before it asked anybody,
+    is asked again here, as the other packages do."""
+    for _ in range(BUSY_TRIES):
+        try:
+            return generated(sdks, model, stream=stream)
+        except gemini_errors.ServerError as error:
+            if not BUSY.search(str(error)):
+                raise
+        threading.Event().wait(BUSY_SECONDS)
+    return generated(sdks, model, stream=stream)
+
+
+def generated(sdks: Sdks, model: str, *, stream: bool) -> str:
     models = sdks.of_google.models
     if stream:
         return "".join(
