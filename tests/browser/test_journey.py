@@ -54,7 +54,7 @@ def say_hello(client: openai.OpenAI) -> str:
 def test_the_printed_link_signs_in_once(shop: Shop, visit: Visit) -> None:
     owner, other = visit(shop), visit(shop)
     owner.sign_in_as_operator(shop.printed_link())
-    expect(owner.page.get_by_role("heading", name="Overview")).to_be_visible()
+    expect(owner.page.get_by_role("button", name="Sign out")).to_be_visible()
     other.expect_complaint("401")
     other.sign_in_as_operator(shop.printed_link())
     expect(other.page.get_by_role("heading", name="Please sign in")).to_be_visible()
