@@ -32,7 +32,7 @@ from ledger import verify
 FAREBOX = (sys.executable, "-m", "farebox")
 START_SECONDS = 60
 STOP_SECONDS = 30
-EFFECTIVE_TRIES = 100
+EFFECTIVE_TRIES = 500
 EFFECTIVE_SECONDS = 1.0  # a change is effective everywhere
 SANDBOX = (sys.executable, "-m", "farebox.sandbox")
 
