@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -18,7 +19,7 @@ from playwright._impl._api_structures import SetCookieParam
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
 
 from tests.fakes.node import cannot_run
-from tests.fakes.shop import CHECKOUT, Shop, token
+from tests.fakes.shop import CHECKOUT, PATIENCE_SECONDS, PATIENCE_TRIES, Shop, token
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
@@ -106,8 +107,13 @@ class Visitor:
         self._expected.append(re.compile(pattern))
 
     def open(self, path: str) -> Page:
-        """Go to a page of the console."""
-        self.page.goto(f"{self._shop.url}/console{path}")
+        """Go to a page of the console; as people do, again where a busy gateway asks for that."""
+        for _ in range(PATIENCE_TRIES):
+            answer = self.page.goto(f"{self._shop.url}/console{path}")
+            if answer is None or answer.status != 503:
+                break
+            self.expect_complaint("status of 503")
+            threading.Event().wait(PATIENCE_SECONDS)
         return self.page
 
     def sign_in_as_operator(self, link: str = "") -> None:
