@@ -245,7 +245,7 @@ async def show_payment(payment_id: UUID, member: BillingReader, console: Console
     """One payment; an open one is looked up at Stripe first, every few seconds at most."""
     row = await _payment(console, member, payment_id)
     if row.state in ("open", "processing") and moment(console) - row.fetched_at > _LOOK_AGAIN:
-        if console.card_looks.admit(_counted(member)) == 0:
+        if console.card_looks.admit(member.account_id) == 0:
             await _look(console, row)
         row = await _payment(console, member, payment_id)
     reversals = await console.database.run(lambda c: payments.reversals(c, [payment_id]))
@@ -465,7 +465,7 @@ def _stripe(console: Console) -> Stripe:
 
 def _admit(console: Console, member: Member) -> None:
     """Count a page at Stripe. Refuses with 429 where the account has had its share."""
-    wait_seconds = math.ceil(console.card_pages.admit(_counted(member)))
+    wait_seconds = math.ceil(console.card_pages.admit(member.account_id))
     if wait_seconds > 0:
         raise Refused(
             429,
@@ -474,10 +474,6 @@ def _admit(console: Console, member: Member) -> None:
             f" try again in {wait_seconds} seconds.",
             {"retry-after": str(wait_seconds)},
         )
-
-
-def _counted(member: Member) -> str:
-    return f"account {member.account_id}"
 
 
 def _back(console: Console, member: Member) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,7 +33,7 @@ CLIENT_HEADER = "x-farebox-client"
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OUR_SITE = frozenset({"same-origin", "none"})  # none: typed in, or a bookmark
-_ADDRESSES_MAX = 10_000
+_COUNTED_MAX = 10_000
 _IPV6_PREFIX_BITS = 64  # of which one subscriber has all addresses
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -119,33 +119,37 @@ def origin_of(url: str) -> tuple[str, str] | None:
 
 
 class RateLimit:
-    """At most so many tries in so many seconds from an address, or of whoever else is counted; the
-    oldest are forgotten."""
+    """At most so many tries in so many seconds of whoever is counted; the oldest are forgotten.
+
+    Who it is, is up to the caller: an account's number, or for an address its `network_of`.
+    """
 
     def __init__(self, tries: int, seconds: float, clock: Callable[[], float]) -> None:
         self._tries = tries
         self._seconds = seconds
         self._clock = clock
-        self._since: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._since: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
 
-    def admit(self, who: str) -> float:
+    def admit(self, who: Hashable) -> float:
         """Count a try. 0 where it is admitted, otherwise in how many seconds the next may be."""
         now = self._clock()
-        network = _network_of(who)
-        began, made = self._since.get(network, (now, 0))
+        began, made = self._since.get(who, (now, 0))
         if now - began >= self._seconds:
             began, made = now, 0
         if made >= self._tries:
             return began + self._seconds - now
-        self._since[network] = (began, made + 1)
-        self._since.move_to_end(network)
-        if len(self._since) > _ADDRESSES_MAX:
+        self._since[who] = (began, made + 1)
+        self._since.move_to_end(who)
+        if len(self._since) > _COUNTED_MAX:
             self._since.popitem(last=False)
         return 0.0
 
 
-def _network_of(address: str) -> str:
-    """What counts as one address."""
+def network_of(address: str) -> str:
+    """What counts as one address: of IPv6 the network of which one subscriber has every address.
+
+    What is no address stays as it is.
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -36,7 +36,7 @@ from console.access import (
 from console.context import Console
 from console.errors import Refused
 from console.links import is_local
-from console.security import SESSION_COOKIE
+from console.security import SESSION_COOKIE, network_of
 from console.store import Connection, people
 from console.store.people import User
 
@@ -195,7 +195,7 @@ def _open(
 
 
 def _admit(console: Console, request: Request) -> None:
-    wait_seconds = console.sign_ins.admit(address_of(request))
+    wait_seconds = console.sign_ins.admit(network_of(address_of(request)))
     if wait_seconds > 0:
         raise Refused(
             429,

@@ -10,7 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from console.security import CLIENT_HEADER, SESSION_COOKIE, Guard, RateLimit, origin_of
+from console.security import (
+    CLIENT_HEADER,
+    SESSION_COOKIE,
+    Guard,
+    RateLimit,
+    network_of,
+    origin_of,
+)
 from tests.fakes.console import ADDRESS, PUBLIC_URL, Browser
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -197,8 +204,8 @@ def test_so_many_tries_in_so_many_seconds() -> None:
 )
 def test_an_address_is_what_one_subscriber_has(one: str, other: str, *, same: bool) -> None:
     limit = RateLimit(1, 60.0, Clock())
-    assert limit.admit(one) == 0
-    assert (limit.admit(other) > 0) is same
+    assert limit.admit(network_of(one)) == 0
+    assert (limit.admit(network_of(other)) > 0) is same
 
 
 def test_no_more_addresses_are_remembered_than_there_is_room_for() -> None:
