@@ -12,11 +12,10 @@ import pytest
 import trio
 
 from console.links import sign_in_link
-from farebox.embedded import EmbeddedPostgres
 from tests.fakes.issuer import AUDIENCE, ISSUER, SECRET, by_secret
 from tests.fakes.process import WITH_CONSOLE, GatewayProcess, serving
-from tests.fakes.shop import eventually
 from tests.fakes.tools import TOOLS, ToolFailed, toolbox_at
+from tests.fakes.waiting import eventually, until
 
 CONFIG = f"""
 [console]
@@ -32,20 +31,21 @@ rpm = 1
 MODEL = "sandbox"
 HELLO = [{"role": "user", "content": "Hello!"}]
 FAR = 4_000_000_000
+PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """`farebox serve` with its console, in front of the sandbox."""
     with serving(tmp_path_factory.mktemp("tools"), CONFIG) as process:
-        eventually(process.has_console, "a console, which loads once the gateway serves")
+        loaded = "a console, which loads once the gateway serves"
+        eventually(process.has_console, loaded, PATIENCE_SECONDS)
         yield process
 
 
 async def session_token(gateway: GatewayProcess) -> str:
     """The token of a session of the operator, as the integrations page gives it."""
-    books = EmbeddedPostgres(gateway.directory / ".farebox").conninfo
-    link = await trio.to_thread.run_sync(sign_in_link, books, "", datetime.now(UTC))
+    link = await trio.to_thread.run_sync(sign_in_link, gateway.conninfo, "", datetime.now(UTC))
     async with httpx2.AsyncClient(
         base_url=gateway.base_url, headers={"sec-fetch-site": "same-origin"}, timeout=60
     ) as browser:
@@ -63,10 +63,9 @@ def balance(gateway: GatewayProcess, account: str) -> Decimal:
 
 async def until_balance(gateway: GatewayProcess, account: str, usd: Decimal) -> None:
     """Until all that the account was charged is in the books, and nothing more."""
-    seen = [await trio.to_thread.run_sync(balance, gateway, account)]
-    while seen[-1] > usd and len(seen) < 100:
-        seen.append(await trio.to_thread.run_sync(balance, gateway, account))
-    assert seen[-1] == usd
+    posted = "what was charged is in the books"
+    await until(lambda: balance(gateway, account) <= usd, posted, PATIENCE_SECONDS)
+    assert await trio.to_thread.run_sync(balance, gateway, account) == usd
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -105,7 +104,8 @@ async def test_a_key_calls_all_seven_tools(gateway: GatewayProcess, mode: str) -
             "key_id": child_id,
             "revoked": True,
         }
-        eventually(lambda: not gateway.knows(str(child["secret"])), "the key's refusal")
+        secret = str(child["secret"])
+        eventually(lambda: not gateway.knows(secret), "the key's refusal", PATIENCE_SECONDS)
 
 
 async def test_a_session_calls_all_seven_tools(gateway: GatewayProcess) -> None:
@@ -185,8 +185,8 @@ async def test_who_leaves_is_not_answered_any_more(gateway: GatewayProcess, mode
         async with toolbox_at(gateway.base_url, key, mode) as box, trio.open_nursery() as nursery:
             asked = {"model": "sandbox-silent", "messages": HELLO}
             nursery.start_soon(partial(box.call, "chat_completion", **asked))
-            running = partial(runs, gateway)
-            await trio.to_thread.run_sync(eventually, running, "the request at a provider")
+            asking = "the request is at a provider"
+            await until(partial(runs, gateway), asking, PATIENCE_SECONDS)
             leaving.cancel()
     assert await trio.to_thread.run_sync(partial(gateway.calls_since, started, **cut)) == 1
 

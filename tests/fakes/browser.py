@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -19,7 +18,7 @@ from playwright._impl._api_structures import SetCookieParam
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
 
 from tests.fakes.node import cannot_run
-from tests.fakes.shop import CHECKOUT, PATIENCE_SECONDS, PATIENCE_TRIES, Shop, token
+from tests.fakes.shop import CHECKOUT, Shop, eventually, token
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
@@ -108,12 +107,15 @@ class Visitor:
 
     def open(self, path: str) -> Page:
         """Go to a page of the console; as people do, again where a busy gateway asks for that."""
-        for _ in range(PATIENCE_TRIES):
+
+        def shown() -> bool:
             answer = self.page.goto(f"{self._shop.url}/console{path}")
             if answer is None or answer.status != 503:
-                break
+                return True
             self.expect_complaint("status of 503")
-            threading.Event().wait(PATIENCE_SECONDS)
+            return False
+
+        eventually(shown, f"the page {path} of a gateway that has time for it")
         return self.page
 
     def sign_in_as_operator(self, link: str = "") -> None:

@@ -70,6 +70,15 @@ class GatewayProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def conninfo(self) -> str:
+        """Of the database that it brought along."""
+        return self._postgres.conninfo
+
+    @property
+    def _postgres(self) -> EmbeddedPostgres:
+        return EmbeddedPostgres(self.directory / ".farebox")
+
     def start(self) -> None:
         """Start it and wait for its greeting."""
         greeted = threading.Event()
@@ -152,9 +161,8 @@ class GatewayProcess:
 
         As `farebox ledger verify`, without a second for starting that.
         """
-        embedded = EmbeddedPostgres(self.directory / ".farebox")
-        if embedded.socket_directory.exists():
-            found = [each for check in verify.run(embedded.conninfo) for each in check.violations]
+        if self._postgres.socket_directory.exists():
+            found = [each for check in verify.run(self.conninfo) for each in check.violations]
             assert not found, self.tail()
 
     def new_key(self, account: str, credit: str = "10.00", *options: str) -> str:

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import openai
 
 from console.links import sign_in_link
-from farebox.embedded import EmbeddedPostgres
 from ledger.directory import Directory
 from ledger.money import parse_usd
-from tests.fakes import stripe
+from tests.fakes import stripe, waiting
 from tests.fakes.issuer import AUDIENCE, ISSUER, SECRET, by_secret
 from tests.fakes.process import WITH_CONSOLE, GatewayProcess, sandbox_process, wait_until_effective
 
-PATIENCE_TRIES = 300
-PATIENCE_SECONDS = 0.1
+eventually = partial(waiting.eventually, seconds=60, pause_seconds=0.1)
+"""Patient, and without haste: what is waited for is a page as a rule."""
 
 MODELS: Mapping[str, tuple[str, ...]] = {
     "openai": ("gpt-5.4", "gpt-5.4-mini", "text-embedding-3-small"),
@@ -71,7 +70,7 @@ class Shop:
     @property
     def conninfo(self) -> str:
         """Of its database."""
-        return EmbeddedPostgres(self.gateway.directory / ".farebox").conninfo
+        return self.gateway.conninfo
 
     def printed_link(self) -> str:
         """The sign-in link that it printed when it started."""
@@ -191,15 +190,6 @@ def _known(provider: str, name: str) -> dict[str, object]:
     (found,) = (model for model in listed if model["id"] == name)
     assert isinstance(found, dict)
     return found
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Until it is so; raises AssertionError where it does not come about."""
-    for _ in range(PATIENCE_TRIES):
-        if condition():
-            return
-        threading.Event().wait(PATIENCE_SECONDS)
-    raise AssertionError(f"it did not come about: {what}")
 
 
 __all__ = [

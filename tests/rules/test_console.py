@@ -13,7 +13,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Self
@@ -25,8 +26,9 @@ from farebox.config import load
 from farebox.console_child import without_keys
 from farebox.served import Settings, packed
 from tests.fakes.process import LOOPBACK, WITH_CONSOLE, GatewayProcess, serving
+from tests.fakes.waiting import eventually
 
-PATIENCE_TRIES = 1200
+PATIENCE_SECONDS = 60
 DOCUMENT = "/console/api/openapi.json"
 CHAT = {"model": "sandbox", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 CALLERS = 2
@@ -60,12 +62,8 @@ def console_of(gateway: GatewayProcess) -> dict[str, object]:
     return found
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(PATIENCE_TRIES):
-        if condition():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("it did not come about in time")
+def gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 def ready_console(gateway: GatewayProcess, after: int = 0) -> int:
@@ -79,7 +77,7 @@ def ready_console(gateway: GatewayProcess, after: int = 0) -> int:
             found.append(pid)
         return bool(found)
 
-    wait_until(there)
+    eventually(there, f"a console other than process {after} is ready", PATIENCE_SECONDS)
     return found[0]
 
 
@@ -169,7 +167,11 @@ def test_a_gateway_without_its_console_is_ready_and_says_so(gateway: GatewayProc
     pid = ready_console(gateway)
     assert get(f"{gateway.admin_url}/readyz")[1] == b"ready\n"
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: b"console: starting" in get(f"{gateway.admin_url}/readyz")[1])
+
+    def told() -> bool:
+        return b"console: starting" in get(f"{gateway.admin_url}/readyz")[1]
+
+    eventually(told, "it tells that its console starts", PATIENCE_SECONDS)
     assert get(f"{gateway.admin_url}/readyz")[0] == 200
     ready_console(gateway, after=pid)
 
@@ -190,7 +192,7 @@ def test_it_ends_with_the_gateway(tmp_path: Path, workers: int) -> None:
     with serving(tmp_path, f"{WITH_CONSOLE}workers = {workers}\n") as gateway:
         pid = ready_console(gateway)
         get(f"{gateway.base_url}{DOCUMENT}")
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    eventually(partial(gone, pid), "the console has ended", PATIENCE_SECONDS)
     assert list((tmp_path / ".farebox" / "run").glob("*.sock")) == []
 
 
@@ -199,7 +201,7 @@ def test_a_gateway_that_is_killed_takes_it_along(tmp_path: Path) -> None:
     gateway.start()
     pid = ready_console(gateway)
     gateway.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    eventually(partial(gone, pid), "the console has ended", PATIENCE_SECONDS)
 
 
 def test_without_one_there_is_nothing_at_its_paths(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from tests.crash import harness
 from tests.crash.faults import Fault, children_of
 from tests.fakes.callers import Outcome, call
 from tests.fakes.process import LOOPBACK, GatewayProcess, serving
-from tests.rules.test_workers import open_streams, until
+from tests.fakes.waiting import until
+from tests.rules.test_workers import open_streams
 
 CYCLES = int(os.environ.get("CRASH_CYCLES", "30"))
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "3"))

@@ -12,7 +12,7 @@ from farebox.embedded import EmbeddedPostgres
 from tests.fakes.callers import call
 from tests.fakes.process import LOOPBACK, GatewayProcess, serving
 from tests.fakes.valkey import serve
-from tests.rules.test_workers import until
+from tests.fakes.waiting import until
 
 LIMIT = 40
 CALLS = 60

@@ -8,8 +8,6 @@ import json
 import os
 import random
 import signal
-import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -20,6 +18,8 @@ import trio
 
 from tests.fakes.callers import Outcome, call
 from tests.fakes.process import LOOPBACK, GatewayProcess
+from tests.fakes.waiting import until
+from tests.rules.test_workers import open_streams, pid_of, processes
 
 ROUNDS = int(os.environ.get("IDEMPOTENCY_CRASH_ROUNDS", "1"))
 CALLERS = 16
@@ -52,18 +52,9 @@ def charged(gateway: GatewayProcess) -> Counter[str]:
 
 def busiest_worker(gateway: GatewayProcess) -> int:
     """The process of the worker that has most of the streams."""
-    with urllib.request.urlopen(f"{gateway.admin_url}/status", timeout=10) as answer:  # noqa: S310 - loopback
-        children = json.load(answer)["processes"]
-    workers = [each for each in children if each["name"].startswith("worker")]
-    return int(max(workers, key=lambda each: each["open_streams"])["pid"])
-
-
-def until_open(gateway: GatewayProcess, streams: int) -> None:
-    for _ in range(TRIES):
-        if gateway.metrics()["farebox_open_streams"] == streams:
-            return
-        threading.Event().wait(PAUSE_SECONDS)
-    raise AssertionError(f"there are never {streams} streams")
+    children = processes(gateway)
+    workers = [each for name, each in children.items() if name.startswith("worker")]
+    return pid_of(max(workers, key=lambda each: int(str(each["open_streams"]))))
 
 
 async def test_many_at_once_make_one_answer(gateway: GatewayProcess) -> None:
@@ -126,7 +117,7 @@ async def test_a_killed_worker_s_keys_can_be_used_again_at_once(gateway: Gateway
     async with trio.open_nursery() as nursery:
         for number in range(CALLERS):
             nursery.start_soon(ask, str(number))
-        await trio.to_thread.run_sync(until_open, gateway, CALLERS)
+        await until(lambda: open_streams(gateway) == CALLERS, "all streams flow")
         os.kill(busiest_worker(gateway), signal.SIGKILL)
     broken = [name for name, outcome in outcomes.items() if not outcome.complete]
     assert broken

@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
@@ -26,14 +26,14 @@ import trio
 from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
-from farebox.embedded import EmbeddedPostgres
 from ledger.directory import Directory
 from proxy.listener import bind
 from tests.fakes.callers import Outcome, call
 from tests.fakes.process import FAREBOX, LOOPBACK, GatewayProcess, serving, wait_until_effective
+from tests.fakes.waiting import eventually, until
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello, gateway!"}]
-SOON_SECONDS = 10
+DATABASE_BACK_SECONDS = 60
 SECOND_START_SECONDS = 5.0 * 3  # the promise is five; other tests may share the machine
 
 
@@ -57,13 +57,6 @@ def fetch(url: str) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SOON_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SOON_SECONDS} seconds: {what}"
-        time.sleep(0.02)  # noqa: TID251 - no event loop runs here
 
 
 def answers(gateway: GatewayProcess) -> bool:
@@ -293,8 +286,7 @@ def test_a_key_that_is_revoked_just_before_a_reload_stays_revoked(tmp_path: Path
         gateway.record("account", "create", "acme")
         made = [gateway.record("key", "create", "acme/web") for _ in range(8)]
         assert all(gateway.knows(str(each["key"])) for each in made)
-        conninfo = EmbeddedPostgres(gateway.directory / ".farebox").conninfo
-        with Directory(conninfo) as directory:
+        with Directory(gateway.conninfo) as directory:
             for count, each in enumerate(made, start=1):
                 directory.revoke_key(int(str(each["id"])))
                 gateway.signal(signal.SIGHUP)
@@ -438,21 +430,20 @@ async def test_a_killed_postgres_is_revived_while_calls_go_on(tmp_path: Path) ->
                 outcomes.append(await call(gateway.base_url, key, "sandbox"))
                 await trio.sleep(0.02)
 
-        async def until(condition: Callable[[], bool]) -> None:
-            with trio.fail_after(60):
-                while not condition():  # noqa: ASYNC110 - another process's file
-                    await trio.sleep(0.05)
+        def ready() -> bool:
+            return fetch(f"{gateway.admin_url}/readyz") == (200, b"ready\n")
 
+        wait = partial(until, seconds=DATABASE_BACK_SECONDS)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(caller)
             nursery.start_soon(caller)
-            await until(lambda: len(outcomes) > 40)  # spending is known by then
+            await wait(lambda: len(outcomes) > 40, "so many calls that spending is known")
             killed = postmaster()
             os.kill(killed, signal.SIGKILL)
-            await until(lambda: postmaster() not in (0, killed))
+            await wait(lambda: postmaster() not in (0, killed), "another postmaster is ready")
             after = len(outcomes)
-            await until(lambda: len(outcomes) > after + 10)
-            await until(lambda: fetch(f"{gateway.admin_url}/readyz") == (200, b"ready\n"))
+            await wait(lambda: len(outcomes) > after + 10, "calls are served again")
+            await wait(ready, "the gateway is ready again")
             done.set()
         assert {outcome.status for outcome in outcomes} == {200}
 

@@ -12,17 +12,19 @@ import signal
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
 
-from farebox.embedded import EmbeddedPostgres
 from tests.fakes import stripe as stand_in
 from tests.fakes.process import WITH_CONSOLE, GatewayProcess, serving
+from tests.fakes.waiting import eventually
 
 PATIENCE_TRIES = 1200
+PATIENCE_SECONDS = 60
 API = "/console/api/accounts/acme"
 CHAT = {"model": "sandbox", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 CALLERS = 3
@@ -91,8 +93,7 @@ class _StayHere(urllib.request.HTTPErrorProcessor):
 
 def ask(gateway: GatewayProcess, statement: str) -> list[tuple[object, ...]]:
     """Rows of the gateway's own database."""
-    embedded = EmbeddedPostgres(gateway.directory / ".farebox")
-    with psycopg.connect(embedded.conninfo, autocommit=True) as connection:
+    with psycopg.connect(gateway.conninfo, autocommit=True) as connection:
         return connection.execute(statement.encode()).fetchall()
 
 
@@ -100,12 +101,8 @@ def balance(gateway: GatewayProcess) -> float:
     return float(str(gateway.record("account", "show", "acme")["balance_usd"]))
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(PATIENCE_TRIES):
-        if condition():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("it did not come about in time")
+def has(gateway: GatewayProcess, usd: int) -> bool:
+    return balance(gateway) == usd
 
 
 def call(gateway: GatewayProcess, key: str) -> None:
@@ -158,18 +155,20 @@ def test_an_account_pays_and_is_recharged_once_under_load(tmp_path: Path) -> Non
         key = gateway.new_key("acme", "5")
         console = Console(gateway)
         console.pay(stripe, "5")
-        wait_until(lambda: console.payments() == [("top_up", "succeeded")])
+        topped_up = [("top_up", "succeeded")]
+        eventually(lambda: console.payments() == topped_up, "the top-up", PATIENCE_SECONDS)
         assert balance(gateway) == 10
         console.ask("PUT", f"{API}/recharge", RECHARGE)
         load(gateway, key)
-        wait_until(lambda: ("recharge", "succeeded") in console.payments())
+        recharge = ("recharge", "succeeded")
+        eventually(lambda: recharge in console.payments(), "the recharge", PATIENCE_SECONDS)
         load(gateway, key)
-        assert console.payments() == [("recharge", "succeeded"), ("top_up", "succeeded")]
+        assert console.payments() == [recharge, *topped_up]
         assert 29 < balance(gateway) < 30
         assert len(stripe.charges) == 2
         unfinished = "SELECT count(*)::int FROM console.stripe_event WHERE state <> 'done'"
         # One that met who recharges at the same payment is tried again after a second.
-        wait_until(lambda: ask(gateway, unfinished) == [(0,)])
+        eventually(lambda: ask(gateway, unfinished) == [(0,)], "no event is left", PATIENCE_SECONDS)
 
 
 def test_a_console_that_is_killed_loses_no_payment(tmp_path: Path) -> None:
@@ -179,7 +178,8 @@ def test_a_console_that_is_killed_loses_no_payment(tmp_path: Path) -> None:
         for paid in range(1, 4):
             console.pay(stripe, "5")
             os.kill(console_process(gateway), signal.SIGKILL)
-            wait_until(lambda paid=paid: balance(gateway) == 5 + 5 * paid)  # type: ignore[misc]  # a default
+            credited = partial(has, gateway, 5 + 5 * paid)
+            eventually(credited, f"payment {paid} on the balance", PATIENCE_SECONDS)
         assert ask(gateway, "SELECT count(*)::int FROM ledger.transfer WHERE code = 1") == [(3,)]
 
 

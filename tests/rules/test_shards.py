@@ -20,10 +20,10 @@ from farebox.books import shard_directories
 from ledger.directory import Directory
 from tests.fakes.callers import Outcome, call
 from tests.fakes.process import FAREBOX, GatewayProcess
+from tests.fakes.waiting import eventually, until
 from tests.rules.sharded import SHARDED
 from tests.rules.test_workers import (
     assert_books_agree,
-    eventually,
     open_reservations,
     open_streams,
     pid_of,
@@ -32,7 +32,6 @@ from tests.rules.test_workers import (
     several,
     started,
     streams,
-    until,
 )
 
 CUSTOMERS = ("acme", "beta")

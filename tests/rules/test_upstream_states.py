@@ -17,7 +17,8 @@ import trio
 
 from tests.fakes.callers import call
 from tests.fakes.process import LOOPBACK, GatewayProcess, sandbox_process, serving
-from tests.rules.test_workers import eventually, new_key, pid_of, processes, readiness, until
+from tests.fakes.waiting import eventually, until
+from tests.rules.test_workers import new_key, pid_of, processes, readiness
 
 FAILURES_TO_OPEN = 3
 ASKED = 12

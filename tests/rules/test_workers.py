@@ -24,8 +24,8 @@ import trio
 from farebox.books import shard_directories
 from tests.fakes.callers import Outcome, call
 from tests.fakes.process import FAREBOX, LOOPBACK, GatewayProcess, serving
+from tests.fakes.waiting import eventually, until
 
-SOON_SECONDS = 10
 EFFECTIVE_SECONDS = 3.0  # the promise is one; other tests may share the machine
 ASKED = 12  # so often that each of two workers has surely been asked
 ORPHANS_SECONDS = 15
@@ -86,18 +86,6 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
-
-
-def eventually(condition: Callable[[], bool], what: str, seconds: float = SOON_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        threading.Event().wait(0.01)
-
-
-async def until(condition: Callable[[], bool], what: str, seconds: float = SOON_SECONDS) -> None:
-    """As `eventually`, while clients run."""
-    await trio.to_thread.run_sync(eventually, condition, what, seconds)
 
 
 def accepts(gateway: GatewayProcess) -> bool:
