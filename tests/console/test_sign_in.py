@@ -458,6 +458,18 @@ async def test_tries_to_sign_in_are_limited_for_each_address(database: str) -> N
         assert SECRET not in answers[0].text
 
 
+async def test_one_subscriber_s_addresses_have_their_tries_together(database: str) -> None:
+    async with town(database) as place:
+        bad = {"authorization": f"Bearer {by_secret('x' * 40)}"}
+        statuses: list[int] = []
+        for number in range(12):  # of one /64
+            browser = await place.browser(f"2001:db8::{number:x}")
+            statuses.append((await browser.post(SESSION, headers=bad)).status_code)
+        assert statuses == [401] * 10 + [429] * 2
+        neighbour = await place.browser("2001:db8:0:1::1")
+        assert (await neighbour.post(SESSION, headers=bad)).status_code == 401
+
+
 async def test_sessions_that_have_ended_are_forgotten(database: str) -> None:
     async with town(database) as place:
         await place.person("ann", seconds=60)
