@@ -67,6 +67,24 @@ def test_only_growth_beyond_the_band_fails(there: float, percent: float) -> None
         assert ("!" in str(comparison)) == comparison.exceeded
 
 
+@pytest.mark.parametrize(("again", "exceeded"), [(1.0, False), (1.2, True)])
+def test_what_seems_to_have_grown_is_counted_once_more(again: float, *, exceeded: bool) -> None:
+    def counts(part: float) -> list[dict[str, float]]:
+        return [{name: count * part for name, count in COUNTS.items()}]
+
+    runs = [(counts(1.2), counts(1)), (counts(again), counts(1.1))]
+    compared = instructions.compare(lambda: runs.pop(0))
+    assert {comparison.exceeded for comparison in compared} == {exceeded}
+    assert compared[0].percent == pytest.approx((again - 1) * 100)
+    assert not runs
+
+
+def test_what_has_not_grown_is_counted_once() -> None:
+    runs = [([COUNTS], [COUNTS])]
+    compared = instructions.compare(lambda: runs.pop(0))
+    assert not any(comparison.exceeded for comparison in compared)
+
+
 def test_a_request_with_a_key_is_another_one_each_time() -> None:
     keyed = next(scenario for scenario in SCENARIOS if scenario.keyed)
     first, second = keyed.request("sk", 1), keyed.request("sk", 2)
