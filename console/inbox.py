@@ -445,7 +445,9 @@ def _keep_card(connection: Connection, account_id: int, card: Card) -> None:
 
 
 async def refresh_card(console: Console, stripe: Stripe, payment_method: str) -> str:
-    """A saved card that was renewed by its bank, or removed at Stripe."""
+    """A saved card that was renewed by its bank, or removed at Stripe. While Stripe answers its
+    owner may remove or replace it: it is not saved again then, or recharges would be made with it.
+    """
     owners = await console.database.run(lambda c: payments.owners_of_card(c, payment_method))
     if not owners:
         return "not ours"
@@ -461,7 +463,15 @@ async def refresh_card(console: Console, stripe: Stripe, payment_method: str) ->
             if card is None or customer_id != owner:
                 payments.forget_card(connection, account_id, payment_method)
             else:
-                _keep_card(connection, account_id, card)
+                payments.refresh_card(
+                    connection,
+                    account_id,
+                    payment_method,
+                    card.brand,
+                    card.last4,
+                    card.exp_month,
+                    card.exp_year,
+                )
 
     await console.database.run(write)
     return "card refreshed"

@@ -14,9 +14,9 @@ from console import inbox
 from console.access import moment
 from console.errors import DatabaseUnavailable
 from console.store import payments, stripe_events
-from console.stripe_client import CENT, Stripe
-from tests.fakes.stripe import DECLINED, Event
-from tests.fakes.till import ACCOUNT, till
+from console.stripe_client import CENT, Card, Stripe
+from tests.fakes.stripe import DECLINED, DECLINED_LATER, Event
+from tests.fakes.till import ACCOUNT, API, till
 
 DOLLAR = 100 * CENT
 
@@ -575,6 +575,37 @@ async def test_a_card_that_was_renewed_or_removed_at_stripe(database: str) -> No
         await place.deliver()
         await place.look()
         assert await place.shown("/payment-method") == {"card": None}
+
+
+@pytest.mark.parametrize("meanwhile", ["removed", "replaced"])
+async def test_a_card_that_its_owner_gives_up_while_stripe_tells_of_it(
+    database: str, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    async with till(database) as place:
+        await place.top_up("20", save_card=True)
+        (old,) = place.stripe.methods.values()
+        fetch = Stripe.card
+
+        async def card(stripe: Stripe, payment_method: str) -> tuple[Card, str]:
+            answer = await fetch(stripe, payment_method)  # it was the customer's then
+            if meanwhile == "removed":
+                gone = await place.owner.delete(f"{API}/payment-method")
+                assert gone.status_code == 204
+            else:
+                started = await place.owner.post(f"{API}/payment-method")
+                session_id = started.json()["url"].rpartition("/")[2]
+                assert place.stripe.pay(session_id, DECLINED_LATER)
+                assert await inbox.settle_page(place.console, stripe, session_id) == "card saved"
+            return answer
+
+        with monkeypatch.context() as slow:
+            slow.setattr(Stripe, "card", card)
+            await inbox.refresh_card(place.console, place.client, old.id)
+        shown = (await place.shown("/payment-method"))["card"]
+        saved = {"brand": "visa", "last4": "0341", "exp_month": 12, "exp_year": 2030}
+        assert shown == (None if meanwhile == "removed" else saved)
+        ((method,),) = place.ask("SELECT payment_method FROM console.stripe_customer")
+        assert method != old.id
 
 
 # -- the loop -------------------------------------------------------------------------------------
