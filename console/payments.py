@@ -504,13 +504,19 @@ async def _open_page(
 
 
 async def _customer(console: Console, stripe: Stripe, member: Member) -> tuple[CustomerRow, str]:
+    """The account's customer, made where there is none.
+
+    Nothing that is sent depends on who asks: Stripe takes a key again with the same body only, and
+    where its answer was lost, any member gets the same customer with the next try. So there is no
+    e-mail address in it. That is for invoices and receipts, and the payer's to say: Stripe's page
+    asks for it where the customer has none, and does not let anybody change one that was given.
+    """
     row = await console.database.run(lambda c: payments.customer(c, member.account_id))
     if row.customer_id is not None:
         return row, row.customer_id
     instance = await console.database.run(payments.instance)
     customer_id = await stripe.create_customer(
         member.account,
-        member.caller.email,
         {inbox.INSTANCE: str(instance), inbox.ACCOUNT: str(member.account_id)},
         str(row.creation_key),
     )

@@ -201,11 +201,10 @@ class Stripe:
         _verify(body, signature, self._secret, now)
         return msgspec.json.decode(body, type=Event)
 
-    async def create_customer(self, name: str, email: str, metadata: Metadata, key: str) -> str:
-        """A new customer's id."""
+    async def create_customer(self, name: str, metadata: Metadata, key: str) -> str:
+        """A new customer's id. Without an e-mail address: Stripe's page asks for one, and keeps
+        it."""
         params: dict[str, object] = {"name": name, "metadata": dict(metadata)}
-        if email:
-            params["email"] = email
         created = await _answer(
             self._api.v1.customers.create_async(
                 cast("stripe.params.CustomerCreateParams", params), {"idempotency_key": key}

@@ -16,11 +16,24 @@ from console.context import CARD_LOOKS_A_MINUTE, CARD_PAGES_A_MINUTE, Console
 from console.settings import StripeSettings
 from console.stripe_client import CENT, EVENT_AGE_SECONDS_MAX, Stripe, StripeRefused
 from tests.fakes import stripe as stand_in
+from tests.fakes.console import Browser
 from tests.fakes.stripe import DECLINED, WEBHOOK_SECRET, Fault, sign
 from tests.fakes.till import API, WEBHOOK, Till, till
 
 DOLLAR = 100 * CENT
 NOBODYS = "00000000-0000-4000-8000-000000000000"
+
+
+async def member(place: Till, name: str, role: str) -> Browser:
+    """Somebody who has signed in and belongs to the account."""
+    person = await place.town.person(name)
+    place.ask(
+        "INSERT INTO console.member (account_id, user_id, role, created_at)"
+        " SELECT 1, user_id, %s, now() FROM console.user WHERE email = %s",
+        role,
+        f"{name}@example.test",
+    )
+    return person
 
 
 # -- top-ups --------------------------------------------------------------------------------------
@@ -72,6 +85,22 @@ async def test_an_account_is_one_customer(database: str) -> None:
         _, session_id = await place.start("30")
         (customer,) = place.stripe.customers
         assert place.stripe.sessions[session_id].customer == customer
+
+
+async def test_whoever_is_next_goes_on_where_a_customer_was_made_and_not_heard_of(
+    database: str,
+) -> None:
+    async with till(database) as place:
+        ann, bob = await member(place, "ann", "admin"), await member(place, "bob", "admin")
+        place.stripe.faults.extend(["broken_after"] * 3)
+        answer = await ann.post(f"{API}/top-ups", json={"amount": "10"})
+        assert answer.status_code == 503
+        (customer,) = place.stripe.customers
+        for person in (bob, ann, place.owner):
+            answer = await person.post(f"{API}/top-ups", json={"amount": "10"})
+            assert answer.status_code == 201, answer.text
+        assert list(place.stripe.customers) == [customer]
+        assert {each.customer for each in place.stripe.sessions.values()} == {customer}
 
 
 async def test_stripe_does_not_answer(database: str) -> None:
@@ -416,12 +445,7 @@ async def test_a_payment_is_its_accounts_own(database: str) -> None:
 @pytest.mark.parametrize("role", ["viewer", "developer", "admin", "owner"])
 async def test_who_may_pay(database: str, role: str) -> None:
     async with till(database) as place:
-        person = await place.town.person("pat")
-        place.ask(
-            "INSERT INTO console.member (account_id, user_id, role, created_at)"
-            " SELECT 1, user_id, %s, now() FROM console.user WHERE email = 'pat@example.test'",
-            role,
-        )
+        person = await member(place, "pat", role)
         payment_id, _ = await place.start("10")
         may = role in ("admin", "owner")
         for method, path, body in (

@@ -56,7 +56,7 @@ async def client(account: stand_in.Stripe, slept: list[float]) -> AsyncIterator[
 
 async def charge(api: Stripe, account: stand_in.Stripe, number: str, key: str = "k") -> str:
     """Charge a card that was saved; the PaymentIntent."""
-    customer_id = await api.create_customer("acme", "ann@example.test", {}, "customer")
+    customer_id = await api.create_customer("acme", {}, "customer")
     methods = [each.id for each in account.methods.values() if each.number == number]
     method = methods[0] if methods else account.saved_card(customer_id, number)
     intent_id, status = await api.charge(
@@ -84,7 +84,7 @@ async def test_a_moment_of_trouble_is_tried_again(account: stand_in.Stripe, faul
 @pytest.mark.parametrize("fault", ["broken_before", "broken_after", "500_before", "500_after"])
 async def test_trouble_that_lasts_has_no_outcome(account: stand_in.Stripe, fault: Fault) -> None:
     async with client(account, []) as api:
-        await api.create_customer("acme", "", {}, "customer")
+        await api.create_customer("acme", {}, "customer")
         account.faults.extend([fault] * 3)
         with pytest.raises(StripeUnavailable):
             await api.movements(0)
@@ -119,7 +119,7 @@ async def test_what_makes_no_sense_is_refused(account: stand_in.Stripe) -> None:
         assert (told.value.code, told.value.param) == ("resource_missing", "customer")
         await charge(api, account, stand_in.VISA, "once")
         with pytest.raises(StripeRefused) as told:
-            await api.create_customer("another", "", {}, "once")
+            await api.create_customer("another", {}, "once")
         assert told.value.code == "idempotency_error"
 
 
@@ -139,10 +139,10 @@ async def test_a_key_in_use_has_no_outcome(
 
     monkeypatch.setattr(account, "_answer", slow)
     async with client(account, []) as api, trio.open_nursery() as nursery:
-        nursery.start_soon(api.create_customer, "acme", "", {}, "key")
+        nursery.start_soon(api.create_customer, "acme", {}, "key")
         await trio.to_thread.run_sync(entered.wait, 10)
         with pytest.raises(StripeUnavailable):
-            await api.create_customer("acme", "", {}, "key")
+            await api.create_customer("acme", {}, "key")
         leave.set()
     assert len(account.customers) == 1
 
