@@ -9,7 +9,7 @@ configured, all known models of the configured presets are served under their ow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,6 +24,8 @@ from farebox.config import Config, ConfigError, groups
 from farebox.decode import nearest
 from farebox.presets import PRESETS
 from farebox.prices import KnownModel, known_models
+from ledger.money import Price
+from proxy.route import BookIds, Snapshot
 
 _REASONING_OUTPUT_TOKENS = 32_768
 _BUILT_IN_PRICE: Mapping[str, object] = {
@@ -132,6 +134,40 @@ def priced(model: Model) -> bool:
     return any(upstream.prices is not None for upstream in model.upstreams)
 
 
+def sold(config: Config, served: Catalogue) -> Catalogue:
+    """What of `served` the data plane answers to: for whoever lists models, or takes their names.
+
+    What has no price is left out. `find` knows whatever may be asked for, so that virtual models
+    are among the pinned names: each is the model that it means before anything is proven.
+    """
+    routes = _snapshot(config, served).routes
+    return replace(
+        served,
+        models={name: model for name, model in served.models.items() if name in routes},
+        pinned={
+            name: (route.model, route.groups[0][0].upstream)
+            for name, route in routes.items()
+            if name not in served.models
+        },
+    )
+
+
+def _snapshot(config: Config, served: Catalogue) -> Snapshot:
+    """What workers build of `served`, with ids that mean nothing: no book is asked."""
+    margin = config.billing.margin_bps
+    prices = {
+        (upstream.name, rates): Price(0, dict(rates.components), margin)
+        for model in served.models.values()
+        for upstream in model.upstreams
+        if upstream.prices is not None
+        for rates in upstream.prices.variants.values()
+    }
+    ids = BookIds(dict.fromkeys(served.models, 0), dict.fromkeys(served.providers, 0), prices)
+    return Snapshot.build(
+        served, ids, brand=config.server.brand, reference=config.routing.default_reference
+    )
+
+
 def provider_of(settings: ProviderSettings) -> Provider:
     """A completed provider, as the data plane uses it."""
     assert settings.name is not None, "completed by farebox.config"
@@ -195,6 +231,7 @@ class _Composer:
         self._check_kinds(settings)
         known = self._known(next(ref for group in groups(settings) for ref in group))
         facts = settings if known is None else _completed(settings, known)
+        listed = [upstream for group in upstreams for upstream in group]
         return Model(
             id=facts.id,
             groups=upstreams,
@@ -207,7 +244,7 @@ class _Composer:
             rpm=facts.rpm,
             tpm=facts.tpm,
             capabilities=facts.capabilities,
-            prices=upstreams[0][0].prices,
+            prices=next((each.prices for each in listed if each.prices is not None), None),
         )
 
     def _check_kinds(self, model: ModelSettings) -> None:

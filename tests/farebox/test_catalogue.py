@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 
 from adapters.catalogue import Catalogue, PriceSchedule
-from farebox.catalogue import catalogue, demo_provider, priced, remarks, sandbox_provider
+from farebox.catalogue import (
+    catalogue,
+    demo_provider,
+    priced,
+    remarks,
+    sandbox_provider,
+    sold,
+)
 from farebox.config import Config, ConfigError, load
+from farebox.console_part import console_of
+from farebox.control import BeConsole, Served
 from farebox.presets import PRESETS
 from farebox.prices import known_models
+from farebox.served import Settings, packed
 
 ENVIRON = {"OPENAI_API_KEY": "sk-1", "DEEPSEEK_API_KEY": "sk-2", "GROQ_API_KEY": "sk-3"}
 OWN = '[[providers]]\nname = "own"\nbase_url = "http://127.0.0.1:1/v1"\n'
@@ -189,6 +199,64 @@ def test_a_price_that_is_not_exact_is_a_problem(config_of: ConfigOf) -> None:
     )
     with pytest.raises(ConfigError, match=r'models\["m"\]\.price: .* finer than a nano-dollar'):
         served(config)
+
+
+PARTLY_PRICED = (
+    OWN
+    + """
+[[models]]
+id = "noprice"
+upstreams = ["own/a"]
+price = { input = "1" }
+
+[[models]]
+id = "talks"
+upstreams = ["own/b", "own/c"]
+upstream_price = { "own/c" = { input = "1", output = "2" } }
+"""
+)
+
+
+def test_what_is_sold_is_what_can_be_asked_for(config_of: ConfigOf) -> None:
+    config = config_of(PARTLY_PRICED)
+    found = sold(config, served(config))
+    assert list(found.models) == ["talks"]
+    for name in ("talks", "own/c", "farebox/auto", "farebox-cost-saver"):
+        assert found.find(name) is not None, name
+    for name in ("noprice", "own/a", "own/b", "farebox/else", "talk"):
+        assert found.find(name) is None, name
+
+
+def test_virtual_models_are_sold_under_the_brand_and_with_a_model_only(
+    config_of: ConfigOf,
+) -> None:
+    branded = config_of(PARTLY_PRICED + '[server]\nbrand = "acme"\n')
+    found = sold(branded, served(branded))
+    assert found.find("acme/auto") is not None
+    assert found.find("farebox/auto") is None
+    empty = config_of(OWN)
+    assert sold(empty, served(empty)).find("farebox/auto") is None
+
+
+def test_a_model_s_price_is_that_of_the_first_upstream_that_has_one(config_of: ConfigOf) -> None:
+    assert input_price(served(config_of(PARTLY_PRICED)).models["talks"].prices) == DOLLAR
+
+
+def test_the_console_knows_what_is_sold(config_of: ConfigOf) -> None:
+    settings = packed(Settings(config=config_of(PARTLY_PRICED), built_in=None))
+    console = console_of(
+        BeConsole(
+            served=Served(version=1, settings=settings),
+            conninfo="",
+            secret=b"",
+            listening=0,
+            public_url="",
+            gateway_url="",
+            admin_url="",
+        )
+    )
+    assert list(console.server.catalogue.models) == ["talks"]
+    assert console.server.catalogue.find("noprice") is None
 
 
 # -- caps and details -----------------------------------------------------------------------------
