@@ -8,7 +8,8 @@ store before it is durable (`sync`). Prior art: the write-ahead logs of database
 
 What is on disk, and how it is read back, is told in `ledger.segments`. Rules of writing
 1. One writer per directory, one system call per `append`, records never change.
-2. A finished segment is kept until the store has acknowledged its events, and a while longer.
+2. A finished segment is kept until the store has acknowledged its events, and a while longer. One
+   that cannot be removed then only takes room: it is told once and tried again now and then.
 3. After a failed fsync the kernel may have dropped the pages, so a second try could succeed
    without them. The file is abandoned and the state goes from memory into a new segment.
 4. A reservation is admitted only while everything needed to settle it fits (`headroom`).
@@ -16,6 +17,8 @@ What is on disk, and how it is read back, is told in `ledger.segments`. Rules of
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import time
 import uuid
@@ -67,6 +70,8 @@ __all__ = [
     "verify",
 ]
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 SEGMENT_BYTES = 64 << 20
@@ -75,6 +80,7 @@ RETENTION_BYTES = 2 << 30
 GROUP_BYTES = 256 << 10  # so much unsynced data does not wait for the interval
 SETTLEMENT_BYTES = 512  # what one reservation may still write: its settlement and some attempts
 SPARE_RETRY_SECONDS = 1.0
+REMOVAL_RETRY_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -175,6 +181,7 @@ class Journal:
         self._number = last_number  # of the newest segment file, spare included
         self._noted = 0  # the durable position that the log itself knows of
         self._retired = deque(history)
+        self._unremoved: dict[Path, float] = {}  # files of no use, and when to try them again
         self._spare: _Segment | None = None
         self._failure: JournalFailed | None = None
         self._rescuing = False
@@ -235,7 +242,10 @@ class Journal:
             )
             journal.flush()
             for path in paths[len(born) :]:  # spares, and segments torn at birth
-                files.remove(path)
+                try:
+                    files.remove(path)
+                except OSError as error:
+                    journal._keep(path, error, again_at=0.0)
         except BaseException:
             files.close(lock)
             raise
@@ -365,7 +375,8 @@ class Journal:
             self._failure = self._failure or JournalFailed("the journal is closed")
             if self._spare is not None:
                 self._files.close(self._spare.file)
-                self._files.remove(self._spare.path)
+                with contextlib.suppress(OSError):  # the next start removes it
+                    self._files.remove(self._spare.path)
             for segment in self._unsynced:
                 self._files.close(segment.file)
             self._unsynced = []
@@ -526,9 +537,11 @@ class Journal:
         """A part of it, as what is written in the meantime waits; the rest in so many seconds."""
         if self._spare_room() < self._segment_bytes // 2:
             await self._prepare_spare()
-        if await self._drop_oldest(trio.current_time()):
+        now = trio.current_time()
+        if await self._drop_oldest(now):
             return 0.0
-        return SPARE_RETRY_SECONDS if self._spare is None else math.inf
+        pauses = [again_at - now for again_at in self._unremoved.values()]
+        return min([math.inf if self._spare else SPARE_RETRY_SECONDS, *pauses])
 
     async def _prepare_spare(self) -> None:
         """Allocate the next segment ahead of time; a full disk shows in `headroom`."""
@@ -542,19 +555,36 @@ class Journal:
             useless, self._spare = self._spare, fresh
         if useless is not None:
             self._files.close(useless.file)
-            self._files.remove(useless.path)
+            await self._remove(useless.path)
 
     async def _drop_oldest(self, now: float) -> bool:
-        """Whether there was a finished segment to remove."""
+        """Whether there was a file to remove: the oldest finished segment, or one that stayed."""
         for retired in self._retired:
             if retired.last_seq > self._state.acked_seq:
                 break
             retired.acked_at = min(retired.acked_at, now)
-        if not self._retired or not self._expired(self._retired[0], now):
-            return False
-        path = self._retired.popleft().path
-        await self._blocking(partial(self._files.remove, path))
-        return True
+        if self._retired and self._expired(self._retired[0], now):
+            await self._remove(self._retired.popleft().path)
+            return True
+        for path, again_at in self._unremoved.items():
+            if again_at <= now:
+                await self._remove(path)
+                return True
+        return False
+
+    async def _remove(self, path: Path) -> None:
+        """A file that nothing needs; where the disk refuses, `_drop_oldest` tries it again."""
+        try:
+            await self._blocking(partial(self._files.remove, path))
+        except OSError as error:
+            self._keep(path, error, trio.current_time() + REMOVAL_RETRY_SECONDS)
+        else:
+            self._unremoved.pop(path, None)
+
+    def _keep(self, path: Path, error: OSError, again_at: float) -> None:
+        if path not in self._unremoved:
+            log.warning("cannot remove %s, which only takes room now: %s", path, error.strerror)
+        self._unremoved[path] = again_at
 
     def _expired(self, oldest: _Retired, now: float) -> bool:
         if oldest.acked_at > now or any(each.path == oldest.path for each in self._unsynced):

@@ -8,6 +8,7 @@ records that holds everything promised.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import multiprocessing
@@ -123,6 +124,12 @@ async def running(journal: Journal) -> AsyncIterator[None]:
             nursery.start_soon(journal.run)
             yield
             nursery.cancel_scope.cancel()
+
+
+async def at_once(work: Callable[[], T]) -> T:
+    """What waits for the disk, without a thread."""
+    await trio.lowlevel.checkpoint()
+    return work()
 
 
 # -- what is remembered -------------------------------------------------------------------------
@@ -727,10 +734,6 @@ class BusyDisk(MemoryDisk):
 
 
 async def test_what_is_written_waits_for_one_removal_at_most() -> None:
-    async def at_once(work: Callable[[], T]) -> T:
-        await trio.lowlevel.checkpoint()
-        return work()
-
     disk = BusyDisk()
     journal, _ = recover(files=disk, retention_seconds=0.0, fsync_interval=0.0, blocking=at_once)
     number = 0
@@ -800,6 +803,104 @@ async def test_retention_is_bounded_in_bytes() -> None:
         with trio.fail_after(PATIENCE_SECONDS):
             while journal.statistics().retained_segments > 4:
                 await trio.lowlevel.checkpoint()
+
+
+class StickyDisk(MemoryDisk):
+    """Files in `stuck` cannot be removed; `tries` is how often that was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stuck: set[str] = set()
+        self.tries = 0
+
+    def remove(self, path: Path) -> None:
+        if path.name in self.stuck:
+            self.tries += 1
+            raise OSError(errno.EPERM, "Operation not permitted")
+        super().remove(path)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+async def test_a_segment_that_cannot_be_removed_stays_and_harms_nothing(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = StickyDisk()
+    disk.stuck = {"000000000001.journal"}
+    journal, _ = recover(files=disk, retention_seconds=0.0, blocking=at_once)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.run)
+        for number in range(1, 201):
+            await journal.sync(journal.append(request(number)))
+            journal.acknowledge(number)
+        await trio.sleep(1000)
+        assert not journal.statistics().retained_segments
+        assert journal.statistics().segment > 3
+        assert disk.segments(HOME)[0].name == "000000000001.journal"
+        assert len(disk.segments(HOME)) == 3  # that one, the current one and the spare
+        assert 10 < disk.tries < 30
+        disk.stuck.clear()
+        await trio.sleep(100)
+        assert len(disk.segments(HOME)) == 2
+        nursery.cancel_scope.cancel()
+    assert warnings(caplog) == [
+        "cannot remove /ledger/000000000001.journal, which only takes room now: "
+        "Operation not permitted"
+    ]
+
+
+async def test_a_spare_that_cannot_be_removed_stays_and_harms_nothing(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = StickyDisk()
+    disk.stuck = {"000000000002.journal"}
+    journal, _ = recover(files=disk, blocking=at_once)
+    later = itertools.count(1)
+
+    def roll() -> None:
+        while journal.statistics().segment < 3:
+            journal.append(request(next(later)))
+
+    disk.after_create = roll
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.run)
+        await journal.sync(journal.append(request(next(later))))
+        await trio.sleep(1000)
+        assert 10 < disk.tries < 30
+        disk.stuck.clear()
+        await trio.sleep(100)
+        assert HOME / "000000000002.journal" not in disk.segments(HOME)
+        nursery.cancel_scope.cancel()
+    assert len(warnings(caplog)) == 1
+    disk.kill()
+    assert len(recover(files=disk)[1].events) == next(later) - 1
+
+
+async def test_a_spare_that_its_owner_could_not_remove_keeps_nobody_from_starting(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = StickyDisk()
+    disk.stuck = {"000000000002.journal"}
+    journal, _ = recover(files=disk, blocking=at_once)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.run)
+        await journal.sync(journal.append(request(1)))
+        nursery.cancel_scope.cancel()
+    journal.close()
+    assert HOME / "000000000002.journal" in disk.segments(HOME)
+    again, state = recover(files=disk, blocking=at_once)
+    assert state == sum_of(request(1))
+    assert len(warnings(caplog)) == 1
+    disk.stuck.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.run)
+        await again.sync(again.append(request(2)))
+        nursery.cancel_scope.cancel()
+    assert HOME / "000000000002.journal" not in disk.segments(HOME)
+    disk.kill()
+    assert recover(files=disk)[1] == sum_of([*request(1), *request(2)])
 
 
 # -- one process --------------------------------------------------------------------------------
