@@ -98,10 +98,12 @@ def _example(config: Config, models: Sequence[Model]) -> str:
 
 def remarks(config: Config, served: Catalogue) -> list[str]:
     """What an operator should know of the models, one sentence each."""
+    settings = {model.id: model for model in config.models}
     found = [
-        f'models["{model.id}"] has no price and is left out; add [models.price]'
+        sentence
         for model in served.models.values()
         if not priced(model)
+        for sentence in _why_unpriced(settings[model.id])
     ]
     reference = config.routing.default_reference
     if reference and reference not in served.models:
@@ -117,6 +119,21 @@ def remarks(config: Config, served: Catalogue) -> list[str]:
         if model.kind == "embedding" and len(different := _different(model, presets)) > 1
     ]
     return found
+
+
+def _why_unpriced(model: ModelSettings) -> Iterator[str]:
+    """What the prices of a model that is left out lack, one sentence each."""
+    needed = ("input", "output") if model.kind == "chat" else ("input",)
+    written = {"price": model.price} if model.price else {}
+    written |= {f'upstream_price."{name}"': each for name, each in model.upstream_price.items()}
+    if not written:
+        yield f'models["{model.id}"] has no price and is left out; add [models.price]'
+    for where, price in written.items():
+        if lacking := [unit for unit in needed if getattr(price, unit) is None]:
+            yield (
+                f'models["{model.id}"].{where} has no {" and no ".join(lacking)}, so the model is '
+                "left out; write what a million tokens cost"
+            )
 
 
 def _different(model: Model, presets: Mapping[str | None, str]) -> list[str]:

@@ -169,14 +169,47 @@ def test_the_packaged_price_is_found_by_upstream_also_by_its_alias(config_of: Co
     assert model.max_output_tokens == 16_384
 
 
-@pytest.mark.parametrize("price", ["", '[models.price]\ninput = "1"\n'])
-def test_an_unpriced_model_is_never_sold_and_said(config_of: ConfigOf, price: str) -> None:
+@pytest.mark.parametrize(
+    ("price", "sentence"),
+    [
+        ("", " has no price and is left out; add [models.price]"),
+        (
+            '[models.price]\ninput = "1"\n',
+            ".price has no output, so the model is left out; write what a million tokens cost",
+        ),
+        (
+            '[models.price]\noutput = "1"\n',
+            ".price has no input, so the model is left out; write what a million tokens cost",
+        ),
+        (
+            '[models.price]\ncached_input = "1"\n',
+            ".price has no input and no output, so the model is left out; write what a million "
+            "tokens cost",
+        ),
+        (
+            'kind = "embedding"\n[models.price]\noutput = "1"\n',
+            ".price has no input, so the model is left out; write what a million tokens cost",
+        ),
+        (
+            '[models.upstream_price."own/x"]\ninput = "1"\n',
+            '.upstream_price."own/x" has no output, so the model is left out; write what a million '
+            "tokens cost",
+        ),
+        (
+            '[models.price]\ninput = "1"\noutput = "2"\n'
+            '[models.upstream_price."own/x"]\noutput = "1"\n',
+            '.upstream_price."own/x" has no input, so the model is left out; write what a million '
+            "tokens cost",
+        ),
+    ],
+)
+def test_an_unpriced_model_is_never_sold_and_said(
+    config_of: ConfigOf, price: str, sentence: str
+) -> None:
     config = config_of(OWN + '[[models]]\nid = "m"\nupstreams = ["own/x"]\n' + price)
     found = served(config)
     assert not priced(found.models["m"])
-    assert remarks(config, found) == [
-        'models["m"] has no price and is left out; add [models.price]'
-    ]
+    assert remarks(config, found) == [f'models["m"]{sentence}']
 
 
 def test_allow_unpriced_sells_it_for_nothing(config_of: ConfigOf) -> None:
