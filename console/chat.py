@@ -5,8 +5,8 @@ With an API key it is that key that asks. A session has no key that the data pla
 gets one in the project that its user names, called "MCP of EMAIL", which ends with the session and
 within a day. That key is made of the session's token and this server's secret, so that every
 console finds the same one, no copy of it is kept anywhere, and whoever revokes it has ended it for
-that session. Workers know a new one within a second; until then they answer 401, and are asked
-again.
+that session. A new one works at once: a worker that does not know it yet waits until it has asked
+the books again (`proxy.authenticate`). So every answer is final here, and told as it is.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from ledger.keys import of_session
 _CONNECTIONS_MAX = 100
 _IDLE_SECONDS = 30.0
 _ANSWER_SECONDS = 1000.0  # longer than the data plane lets any request last
-_EFFECTIVE_SECONDS = 3.0  # in which every worker has heard of a new key
-_ASK_AGAIN_SECONDS = 0.1
 _KEY_LASTS = timedelta(hours=24)
 _KEY_LASTS_MIN = timedelta(hours=12)  # or until the session's end: what is left when it is renewed
 _NAME_CHARACTERS_MAX = 100
@@ -124,13 +122,7 @@ class DataPlane:
         self, who: SessionBearer, member: Member, project: Project, question: Question
     ) -> Reply:
         """Ask with the session's key of a project. Refuses with 403 where that was revoked."""
-        key = await self._key(who, member, project)
-        by = trio.current_time() + _EFFECTIVE_SECONDS
-        response = await self._post(key, question)
-        while response.status == 401 and trio.current_time() < by:
-            await trio.sleep(_ASK_AGAIN_SECONDS)
-            response = await self._post(key, question)
-        return _read(response)
+        return await self.ask(await self._key(who, member, project), question)
 
     async def _post(self, key: str, question: Question) -> httpcore2.Response:
         headers = [("authorization", f"Bearer {key}"), ("content-type", "application/json")]

@@ -7,16 +7,22 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import httpcore2
+import msgspec
 import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.errors import APIError, InvalidAPIKey, LedgerUnavailable
+from adapters.refusals import message_of, retry_headers
 from console import rollup
+from console.chat import DataPlane, Question
 from console.errors import Refused
 from console.keys import BudgetIn, KeyIn, delegated
 from ledger.accounts import Budget, Holder, Key, KeyScope
 from ledger.directory import Directory
+from ledger.keys import is_minted
 from ledger.money import format_usd, parse_usd
 from tests.fakes import history
 from tests.fakes.console import FACTS, PUBLIC_URL, Browser, sandbox_catalogue
@@ -184,6 +190,42 @@ async def test_a_viewer_looks_and_no_more(database: str) -> None:
             ("dev@example.test", "key.revoke", f"key {key_id} of acme/web"),
             ("dev@example.test", "key.create", f"key {key_id + 1} of acme/web (made)"),
         ]
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (InvalidAPIKey("The API key is unknown, expired or revoked."), None),
+        (LedgerUnavailable("the database cannot be asked for new keys"), 1.0),
+    ],
+)
+async def test_a_refused_session_is_told_at_once_and_in_the_data_plane_s_words(
+    database: str, monkeypatch: pytest.MonkeyPatch, error: APIError, seconds: float | None
+) -> None:
+    """Whether its key is known there is for the data plane to wait for."""
+    error.retry_after = seconds
+    said = message_of(error, "req_1")
+    keys = []
+
+    async def post(_: DataPlane, key: str, question: Question) -> httpcore2.Response:
+        keys.append(key)
+        body = {"error": {"message": said, "code": error.code}}
+        headers = [(name.encode(), value.encode()) for name, value in retry_headers(error)]
+        content = msgspec.json.encode(body)
+        response = httpcore2.Response(error.status, headers=headers, content=content)
+        await response.aread()
+        return response
+
+    monkeypatch.setattr(DataPlane, "_post", post)
+    async with acme(database) as place:
+        token = (await (await place.operator()).post("/console/api/session/token")).json()["token"]
+        async with calling(place, token) as box:
+            chat = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+            refused = await box.refusal("chat_completion", **chat, account="acme", project="web")
+    assert f"{said} ({error.status} {error.code})" in refused
+    assert ("Try again after 1 seconds." in refused) == (seconds is not None)
+    assert len(keys) == 1
+    assert is_minted(keys[0]), "or nobody waits for it"
 
 
 # -- what a key may -------------------------------------------------------------------------------
