@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from farebox import cli
-from farebox.embedded import EmbeddedPostgres, has_cluster, running
+from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError, has_cluster, running
 from ledger.journal import Journal
 from ledger.postgres import PostgresStore
 from ledger.records import Reserve
@@ -512,8 +512,42 @@ def test_check_says_what_is_fine_and_what_has_no_effect(farebox: Farebox, tmp_pa
 def test_check_says_when_the_database_does_not_answer(farebox: Farebox, tmp_path: Path) -> None:
     (tmp_path / "farebox.toml").write_text('[database]\nurl = "host=/nowhere dbname=x"\n')
     done = farebox("check")
-    assert done.code == 0
+    assert (done.code, done.out) == (1, "")
     assert done.err.startswith("database.url: the database does not answer: ")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        ("", "models: no price list knows any of these providers'; add [[models]], with prices"),
+        (
+            '[[models]]\nid = "m"\nupstreams = ["own/x"]\n',
+            "models: none is left to serve; write the price of one at least",
+        ),
+    ],
+)
+def test_check_says_when_nothing_is_left_to_serve(
+    farebox: Farebox, tmp_path: Path, models: str, sentence: str
+) -> None:
+    (tmp_path / "farebox.toml").write_text(
+        f'[[providers]]\nname = "own"\nbase_url = "http://127.0.0.1:1/v1"\n{models}'
+    )
+    done = farebox("check")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.splitlines()[-1] == sentence
+
+
+def test_check_says_when_there_is_no_embedded_database(
+    farebox: Farebox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> Path:
+        raise EmbeddedPostgresError("no PostgreSQL server found: install one")
+
+    monkeypatch.setattr("farebox.embedded.find_binaries", none)
+    done = farebox("check")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "database: no PostgreSQL server found: install one\n"
 
 
 def test_check_refuses_a_price_that_is_not_exact(farebox: Farebox, tmp_path: Path) -> None:
