@@ -69,13 +69,13 @@ def _checked(config_path: Path | None) -> _Found:
     check_secret(config, os.environ)
     served = catalogue(config)
     models = sum(priced(model) for model in served.models.values())
-    away = tuple(_database_problems(config))
+    database = _database_problems(config)
     return _Found(
-        problems=(*_model_problems(config, models), *away),
+        problems=(*_model_problems(config, models), *database),
         remarks=(
             *config.warnings,
             *remarks(config, served),
-            *(() if away else _database_remarks(config)),
+            *(() if database else _database_remarks(config)),
         ),
         sandbox=config.sandbox,
         models=models,
@@ -93,24 +93,60 @@ def _model_problems(config: Config, models: int) -> Iterator[str]:
         yield "models: no price list knows any of these providers'; add [[models]], with prices"
 
 
-def _database_problems(config: Config) -> Iterator[str]:
-    """Why there is no database, if there is none: `farebox serve` would not start."""
-    from farebox.embedded import EmbeddedPostgresError, find_binaries
-    from ledger.connection import connect, is_away
+def _database_problems(config: Config) -> list[str]:
+    """Why `farebox serve` would not start with this database. Where there is none yet, none is
+    made; an embedded one that is down is started for the time that this takes."""
+    from farebox.embedded import EmbeddedPostgresError, find_binaries, has_cluster, running
+    from ledger.connection import is_away
     from ledger.errors import brief
 
-    if not config.database.url:
-        try:
-            find_binaries()
-        except EmbeddedPostgresError as error:
-            yield f"database: {error}"
-        return
     try:
-        connect(config.database.url).close()
+        if config.database.url:
+            return _secret_problems(config, config.database.url)
+        if has_cluster(config.data_dir):
+            with running(config.data_dir) as conninfo:
+                return _secret_problems(config, conninfo)
+        find_binaries()
+    except EmbeddedPostgresError as error:
+        return [f"database: {error}"]
     except Exception as error:
         if not is_away(error):
             raise
-        yield f"database.url: the database does not answer: {brief(error)}"
+        return [f"database.url: the database does not answer: {brief(error)}"]
+    return []
+
+
+_MARKED = "SELECT to_regclass('directory.secret') IS NOT NULL"
+_MARK = "SELECT mark FROM directory.secret"
+
+
+def _secret_problems(config: Config, conninfo: str) -> list[str]:
+    """Whether the database's keys were made with another secret than the configuration's."""
+    from ledger.connection import connect
+    from ledger.keys import secret_mark
+
+    with connect(conninfo) as connection:
+        known = connection.execute(_MARKED).fetchone() == (True,)
+        mark = connection.execute(_MARK).fetchone() if known else None
+    secret = _secret(config)
+    if mark is None or (secret is not None and mark == (secret_mark(secret),)):
+        return []
+    what = "the one is gone that" if secret is None else "is another one than"
+    return [
+        f"server.secret: {what} this database's keys were made with; bring that back, or begin "
+        'with a new one as docs/operating.md says ("A lost secret")'
+    ]
+
+
+def _secret(config: Config) -> bytes | None:
+    """The secret, which is well formed; None where the first start has yet to make it."""
+    from farebox.config import resolve
+
+    reference = config.server.secret or f"file:{config.data_dir / 'secret'}"
+    try:
+        return bytes.fromhex(resolve(reference, config.root, os.environ).strip())
+    except ValueError:
+        return None
 
 
 def _database_remarks(config: Config) -> Iterator[str]:

@@ -561,6 +561,38 @@ def test_check_refuses_a_price_that_is_not_exact(farebox: Farebox, tmp_path: Pat
     assert done.err.startswith('models["a"].price: ')
 
 
+@pytest.mark.parametrize("embedded", [True, False])
+def test_check_says_that_the_database_belongs_to_another_secret(
+    farebox: Farebox, database: str, tmp_path: Path, embedded: bool
+) -> None:
+    secret = tmp_path / ".farebox" / "secret"
+    if not embedded:
+        (tmp_path / "farebox.toml").write_text(f"[database]\nurl = {json.dumps(database)}\n")
+    farebox.ok("account", "create", "acme")
+    farebox.ok("check")  # no key yet, and so no secret
+    assert not secret.exists()
+    farebox.ok("key", "create", "acme/web")
+    farebox.ok("check")
+    kept = secret.rename(tmp_path / "kept")
+
+    gone = farebox("check")
+    assert (gone.code, gone.out) == (1, "")
+    assert gone.err.startswith("server.secret: the one is gone that this database's keys")
+    assert not secret.exists()  # another one would be of no use
+
+    secret.write_text("ab" * 32)
+    other = farebox("check")
+    assert (other.code, other.out) == (1, "")
+    assert other.err.startswith("server.secret: is another one than this database's keys")
+    kept.replace(secret)
+    farebox.ok("check")
+
+
+def test_check_makes_nothing(farebox: Farebox, tmp_path: Path) -> None:
+    farebox.ok("check")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_check_without_a_file_is_the_sandbox(farebox: Farebox) -> None:
     assert "the sandbox serves" in farebox.ok("check")
 
