@@ -11,7 +11,8 @@ What is on disk, and how it is read back, is told in `ledger.segments`. Rules of
 2. A finished segment is kept until the store has acknowledged its events, and a while longer. One
    that cannot be removed then only takes room: it is told once and tried again now and then.
 3. After a failed fsync the kernel may have dropped the pages, so a second try could succeed
-   without them. The file is abandoned and the state goes from memory into a new segment.
+   without them. The file is abandoned and the state goes from memory into a new segment. So it
+   is where a write broke off; with no room for another segment the journal has failed.
 4. A reservation is admitted only while everything needed to settle it fits (`headroom`).
 """
 
@@ -272,7 +273,7 @@ class Journal:
                 self._noted = synced
             except OSError:  # a bad place on this disk: what was written of it is a torn tail
                 self._rescues += 1
-                segment = self._go_on(records)
+                segment = self._leave(records)
         for record in records:
             self._state.apply(record)
         position = segment.start + segment.offset
@@ -400,6 +401,17 @@ class Journal:
         )
 
     # frames into the current segment, or the next one
+
+    def _leave(self, records: Sequence[Record]) -> _Segment:
+        """`_go_on` where these records broke off, which nothing may follow in the same segment.
+
+        Good frames of theirs may lie there already. Shorter records, written over the first of
+        them, would leave the others behind a bad one: damage, from which no start recovers.
+        """
+        try:
+            return self._go_on(records)
+        except JournalFull as error:
+            raise self._fail(error) from error
 
     def _go_on(self, records: Sequence[Record]) -> _Segment:
         """Write into the next segment, which becomes the current one."""

@@ -8,6 +8,7 @@ records that holds everything promised.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import functools
 import itertools
@@ -446,7 +447,7 @@ class History:
     st.integers(min_value=0, max_value=2**32),
     st.lists(
         st.sampled_from(
-            ["append", "append", "append", "bad-write", "sync", "ack", "kill", "power"]
+            ["append", "append", "append", "bad-write", "no-room", "sync", "ack", "kill", "power"]
         ),
         min_size=5,
         max_size=60,
@@ -464,6 +465,20 @@ def test_every_crash_leaves_a_prefix_with_all_that_was_promised(
             records = history.next_records(draw)
             journal.append(records)
             history.records += records
+        elif step == "no-room":
+            before = copy.deepcopy(history)
+            records = history.next_records(draw)
+            disk.full, disk.refuse_writes = True, 1
+            try:
+                journal.append(records)
+            except JournalFull:  # nothing was written, and other records may follow
+                history = before
+            except JournalFailed:  # whatever was written of them, nothing follows
+                history.records += records
+                disk.full = False
+                disk.kill()
+                journal = judged(disk, history, len(before.records), boot)
+            disk.full, disk.refuse_writes = False, 0
         elif step == "sync":
             journal.flush()
             history.synced = len(history.records)
@@ -480,11 +495,17 @@ def test_every_crash_leaves_a_prefix_with_all_that_was_promised(
             else:
                 disk.cut_power(lambda: draw.random() < 0.5)
                 boot += 1
-            journal, state = recover(files=disk, boot_id=str(boot))
-            candidates = range(promised, len(history.records) + 1)
-            kept = [n for n in candidates if sum_of(history.records[:n]) == state]
-            assert kept, "the recovered state is the sum of no allowed prefix"
-            history.lost_after(kept[-1])
+            journal = judged(disk, history, promised, boot)
+
+
+def judged(disk: MemoryDisk, history: History, promised: int, boot: int) -> Journal:
+    """The journal of who comes after a crash that may have taken all but so many records."""
+    journal, state = recover(files=disk, boot_id=str(boot))
+    candidates = range(promised, len(history.records) + 1)
+    kept = [n for n in candidates if sum_of(history.records[:n]) == state]
+    assert kept, "the recovered state is the sum of no allowed prefix"
+    history.lost_after(kept[-1])
+    return journal
 
 
 def _write_until_killed(directory: Path, pipe: Connection[int, int]) -> None:
@@ -631,6 +652,28 @@ def test_write_errors_everywhere_are_final() -> None:
         journal.append(request(1))
     with pytest.raises(JournalFailed):
         journal.flush()
+
+
+@pytest.mark.parametrize("crash", ["kill", "power"])
+def test_a_batch_that_breaks_off_with_no_next_segment_is_final(crash: str) -> None:
+    disk = MemoryDisk()
+    journal, _ = recover(files=disk)
+    journal.append([reserve(1)])
+    journal.flush()
+    batch = [reserve(number) for number in range(2, 10)]
+    disk.full, disk.refuse_writes = True, 1
+    with pytest.raises(JournalFailed, match="No space left on device"):
+        journal.append(batch)
+    assert not journal.headroom(0)
+    with pytest.raises(JournalFailed):  # shorter than what the batch left behind the log's end
+        journal.append([Settle(1, event(1))])
+    if crash == "kill":
+        disk.kill()
+    else:
+        disk.cut_power(lambda: True)
+    disk.full = False
+    _, state = recover(files=disk, boot_id=BOOT if crash == "kill" else "second-boot")
+    assert state == sum_of([reserve(1), *batch[: len(state.open) - 1]])
 
 
 # -- room ---------------------------------------------------------------------------------------
