@@ -9,20 +9,21 @@ refresh. Keys themselves are never held, only their keyed hashes.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 import trio
 
-from adapters.errors import AccountSuspended, InvalidAPIKey
+from adapters.errors import AccountSuspended, InvalidAPIKey, LedgerUnavailable
 from ledger.client import LimitRef
 from ledger.keys import is_minted, keyed_hash
 from proxy.request_head import Head
 
 _OUTDATED_MAX = 1000  # ends of keys that were moved since
 REFRESH_SECONDS = 5.0  # so long a key that the ring does not know is waited for
+_RETRY_AFTER_SECONDS = 1.0
 _WEBSOCKET = b"sec-websocket-protocol"
 _WEBSOCKET_PREFIX = "openai-insecure-api-key."
 _API_KEY_HEADERS = (b"x-api-key", b"x-goog-api-key")
@@ -84,6 +85,11 @@ class Keyring:
             self._expiring = [(each.expires_at, each.key_id) for each in ring if each.expires_at]
             heapq.heapify(self._expiring)
 
+    def keep(self, known: Container[int]) -> None:
+        """Forget all keys but these, by their ids."""
+        for key_id in [each for each in self._hashes if each not in known]:
+            self._forget(key_id)
+
     def forget_expired(self, now: float) -> None:
         """Give the memory of keys back that nobody can use any more."""
         while self._expiring and self._expiring[0][0] <= now:
@@ -102,12 +108,14 @@ class Keyring:
         self._refreshed.set()
         self._refreshed = trio.Event()
 
-    async def refreshed(self) -> None:
-        """Wait until the ring knows what is in the books now, a few seconds at most."""
+    async def refreshed(self) -> bool:
+        """Wait until the ring knows what is in the books now; whether that came to pass within a
+        few seconds."""
         wanted = self._begun + 1
         with trio.move_on_after(REFRESH_SECONDS):
             while self._done < wanted:
                 await self._refreshed.wait()
+        return self._done >= wanted
 
     def _forget(self, key_id: int) -> None:
         key_hash = self._hashes.pop(key_id, None)
@@ -137,12 +145,17 @@ async def newcomer(keyring: Keyring, head: Head, now: float) -> Principal:
     """The caller of a request whose key may be newer than the ring.
 
     What has no checksum is no key, and is not waited for. Raises InvalidAPIKey (unknown, expired or
-    revoked) and AccountSuspended.
+    revoked), AccountSuspended, and LedgerUnavailable where nobody can know now.
     """
     if is_minted(_key(head.headers, head.query)):
-        await keyring.refreshed()
+        came = await keyring.refreshed()
         if (known := principal(keyring, head, now)) is not None:
             return known
+        if not came:
+            raise LedgerUnavailable(
+                "The API key is unknown here, and the database cannot be asked for new ones now.",
+                retry_after=_RETRY_AFTER_SECONDS,
+            )
     raise InvalidAPIKey("The API key is unknown, expired or revoked.")
 
 

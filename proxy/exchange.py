@@ -142,7 +142,7 @@ async def serve_exchange(
     record.operation, record.refusals = operation, operation.refusals
     principal = authenticate.principal(gateway.keyring, head, record.came_at)
     if principal is None:
-        principal = await authenticate.newcomer(gateway.keyring, head, record.came_at)
+        principal = await _newcomer(gateway, head, record)
     record.principal = principal
     ask = Ask(name, head.query, head.headers)
     if operation.codec is None:
@@ -161,6 +161,15 @@ async def serve_exchange(
                 await idempotency.replay(connection, record, claim.replay)
         if connection.client_gone:
             record.status = CLIENT_CLOSED
+
+
+async def _newcomer(gateway: Gateway, head: Head, record: Record) -> Principal:
+    """The caller, whose key is waited for. That is nobody's work."""
+    began = record.clock()
+    try:
+        return await authenticate.newcomer(gateway.keyring, head, record.came_at)
+    finally:
+        record.client_seconds += record.clock() - began
 
 
 async def _read(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from adapters.errors import AccountSuspended, InvalidAPIKey
+from adapters.errors import AccountSuspended, InvalidAPIKey, LedgerUnavailable
 from ledger.keys import keyed_hash, mint
 from proxy import authenticate
 from proxy.authenticate import Keyring
@@ -169,14 +169,35 @@ async def let_in(keyring: Keyring, head: Head, key_id: int) -> None:
     assert (await authenticate.newcomer(keyring, head, NOW)).key_id == key_id
 
 
-@pytest.mark.parametrize(("key", "waits"), [(UNKNOWN, 0.0), (NEW, 5.0)])
-async def test_only_what_may_be_a_key_is_waited_for_and_not_for_long(
-    key: str, waits: float, autojump_clock: MockClock
-) -> None:
+async def test_what_cannot_be_a_key_is_not_waited_for(autojump_clock: MockClock) -> None:
     began = trio.current_time()
     with pytest.raises(InvalidAPIKey, match="unknown"):
-        await authenticate.newcomer(ring(), asked({"bearer": key}), NOW)
-    assert trio.current_time() - began == pytest.approx(waits)
+        await authenticate.newcomer(ring(), asked({"bearer": UNKNOWN}), NOW)
+    assert trio.current_time() == began
+
+
+async def test_a_key_that_is_in_no_books_is_refused(autojump_clock: MockClock) -> None:
+    keyring = ring()
+
+    async def refresh() -> None:
+        await wait_all_tasks_blocked()
+        with keyring.refreshing():
+            await trio.sleep(0.1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refresh)
+        with pytest.raises(InvalidAPIKey, match="unknown"):
+            await authenticate.newcomer(keyring, asked({"bearer": NEW}), NOW)
+    assert trio.current_time() == pytest.approx(0.1)
+
+
+async def test_who_cannot_look_says_so_and_does_not_refuse_a_key(autojump_clock: MockClock) -> None:
+    """401 would be for good: no client tries that again."""
+    began = trio.current_time()
+    with pytest.raises(LedgerUnavailable) as refusal:
+        await authenticate.newcomer(ring(), asked({"bearer": NEW}), NOW)
+    assert trio.current_time() - began == pytest.approx(5.0)
+    assert (refusal.value.status, refusal.value.retry_after) == (503, 1.0)
 
 
 async def test_a_refresh_that_fails_is_waited_out(autojump_clock: MockClock) -> None:
