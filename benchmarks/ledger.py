@@ -171,7 +171,7 @@ def books(accounts: int = POOLS) -> Iterator[Books]:
                 ]
                 directory.create_project("a0", "budgeted", Budget(CREDIT))
                 directory.create_key("a0", "budgeted")
-                _, (credential,) = directory.changes_since(0)
+                _, (credential,) = directory.live_keys()
             assert server.pid is not None
             yield Books(folder, conninfo, server.pid, made, credential.pools[1])
         finally:

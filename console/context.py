@@ -19,7 +19,6 @@ from console.errors import DatabaseUnavailable
 from console.security import RateLimit
 from console.sessions import Verifier
 from console.settings import ConsoleSettings, StripeSettings
-from console.store import Connection, tell_times_in_utc
 from console.stripe_client import Stripe
 from ledger.connection import Connections, Work, is_away
 from ledger.directory import DirectoryUnavailable
@@ -77,14 +76,9 @@ class Database:
 
         Raises DatabaseUnavailable, and whatever else `work` raises.
         """
-
-        def work_in_utc(connection: Connection) -> T:
-            tell_times_in_utc(connection)
-            return work(connection)
-
         try:
             return await trio.to_thread.run_sync(
-                self._connections.run_once, work_in_utc, limiter=self._threads
+                self._connections.run_once, work, limiter=self._threads
             )
         except Exception as error:
             if is_away(error) or isinstance(error, DirectoryUnavailable):

@@ -188,8 +188,6 @@ async def _serve_alone(
         nursery.start_soon(admin.serve, admin.Alone(worker, console), private)
         await nursery.start(worker.run)
         key = await trio.to_thread.run_sync(_first_key, directory)
-        if key:
-            await worker.refresh()  # it works from the moment it is shown
         await _greet(start, addresses, key, worker.catalogue.example)
         if console:
             nursery.start_soon(console.run)

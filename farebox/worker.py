@@ -9,14 +9,11 @@ several workers share them, in another (`farebox.books`).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import select
 import socket
-import sys
 import time
-from collections.abc import Mapping
 from functools import partial
 
 import trio
@@ -25,14 +22,13 @@ from adapters.catalogue import Catalogue, Rates, Upstream
 from farebox.books import Books
 from farebox.catalogue import BuiltIn, catalogue
 from farebox.config import Config
+from farebox.follower import Follower
 from farebox.interpreter import collect_when_idle, settle_in
-from ledger.accounts import Credential
-from ledger.directory import Directory, DirectoryUnavailable, PriceRow
-from ledger.limits import LimitKind, LimitRef
+from ledger.directory import Directory, PriceRow
 from ledger.money import Price
 from proxy.admit import Load
 from proxy.answers import PostgresAnswers
-from proxy.authenticate import Keyring, Principal
+from proxy.authenticate import Keyring
 from proxy.budget import Budget
 from proxy.control import Control, unix_dial
 from proxy.exchange import serve_connection
@@ -47,7 +43,7 @@ from proxy.outputs import Outputs
 from proxy.receipts import PostgresUsage
 from proxy.record import Log
 from proxy.route import BookIds, Snapshot
-from proxy.settings import ServerSettings, TierSettings
+from proxy.settings import ServerSettings
 from proxy.shared_rows import Rows
 from proxy.state import PostgresResponses
 from proxy.stored import Responses
@@ -56,56 +52,8 @@ from proxy.turn import Means
 from proxy.upstream import Upstreams
 from proxy.watch import platform_watch
 
-_REFRESH_SECONDS = 0.25
-_KEYS_A_TURN = 500  # taken over between two turns of other tasks
 _DAY_SECONDS = 86_400
 _LOG_FD = 1
-
-
-def principals(
-    credentials: list[Credential], tiers: Mapping[str, TierSettings], default_tier: str
-) -> list[tuple[bytes, Principal]]:
-    """What the data plane needs of live keys, with their hashes and the limits of their tiers.
-
-    There may be a hundred thousand: what is equal in many is one object, and `credentials` are
-    taken away one by one, as no thread can do anything while a long list is freed.
-    """
-    limits: dict[tuple[str, str], tuple[LimitRef, ...]] = {}
-    same: dict[tuple[int, ...], tuple[int, ...]] = {}
-    found: list[tuple[bytes, Principal]] = []
-    while credentials:
-        each = credentials.pop()
-        if each.revoked:
-            continue
-        tier = each.tier or default_tier
-        scope = f"account:{each.account_id}"
-        if (scope, tier) not in limits:
-            limits[scope, tier] = _limits(scope, tiers.get(tier, TierSettings()))
-        principal = Principal(
-            key_id=each.key_id,
-            key_name=each.key_name,
-            account_id=each.account_id,
-            account=sys.intern(each.account),
-            project_id=each.project_id,
-            project=sys.intern(each.project),
-            tier=sys.intern(tier),
-            suspended=each.suspended,
-            expires_at=each.expires_at.timestamp() if each.expires_at else 0,
-            models=each.models,
-            pools=same.setdefault(each.pools, each.pools),
-            limits=limits[scope, tier],
-        )
-        found.append((each.key_hash, principal))
-    return found
-
-
-def _limits(scope: str, settings: TierSettings) -> tuple[LimitRef, ...]:
-    sizes: list[tuple[LimitKind, int]] = [
-        ("rpm", settings.rpm),
-        ("tpm", settings.tpm),
-        ("concurrent", settings.concurrent),
-    ]
-    return tuple(LimitRef(scope, kind, size) for kind, size in sizes if size)
 
 
 def snapshot(config: Config, served: Catalogue, directory: Directory) -> Snapshot:
@@ -168,8 +116,8 @@ class Worker:
         self._listener = listener
         self._responses = responses
         self._answers = answers
-        self._version = 0
-        self._refreshing = trio.Lock()
+        self._follower = Follower(directory, gateway.keyring, config, gateway.wall)
+        self._reloading = trio.Lock()
         self._draining = trio.Event()
         self._connections = trio.CancelScope()
         self.metrics = gateway.metrics
@@ -260,12 +208,12 @@ class Worker:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained."""
-        await self.refresh()
+        await self._follower.refresh()
         gateway = self._gateway
         async with trio.open_nursery() as services:
             await services.start(self._books.run)
-            services.start_soon(self._keep_fresh)
             for service in (
+                self._follower,
                 gateway.watch,
                 gateway.deadlines,
                 gateway.upstreams,
@@ -303,12 +251,17 @@ class Worker:
     async def reload(self, config: Config, built_in: BuiltIn | None) -> None:
         """Take over models, prices, providers, tiers and limits for new requests.
 
-        What needs a restart (addresses, the database) keeps its old value.
+        What needs a restart (addresses, the database) keeps its old value. Raises ConfigError and
+        DirectoryUnavailable, and has taken over nothing then.
         """
-        served = catalogue(config, built_in)
-        self._gateway.snapshot = await trio.to_thread.run_sync(
-            snapshot, config, served, self._directory
-        )
+        async with self._reloading:
+            served = catalogue(config, built_in)
+            known = await trio.to_thread.run_sync(snapshot, config, served, self._directory)
+            await self._follower.refresh(config)  # tiers may mean other limits
+            self._take_over(config, served, known)
+
+    def _take_over(self, config: Config, served: Catalogue, known: Snapshot) -> None:
+        self._gateway.snapshot = known
         self._gateway.means.health.serve(sold(served))
         self._gateway.settings = config.server
         workers = worker_count(self._config.server)  # as many as there are until a restart
@@ -320,45 +273,11 @@ class Worker:
         elif self._gateway.outputs is None:
             self._gateway.outputs = Outputs()
         self._config = config
-        await self.refresh(anew=True)  # tiers may mean other limits
 
     async def _cut_when_late(self) -> None:
         await self._draining.wait()
         await trio.sleep(self._config.server.drain_seconds)
         self._connections.cancel()
-
-    async def _keep_fresh(self) -> None:
-        """Follow the directory: a change of a key or an account is effective within a second."""
-        while True:
-            await trio.sleep(_REFRESH_SECONDS)
-            with contextlib.suppress(DirectoryUnavailable):  # the keys we know go on working
-                await self.refresh()
-
-    async def refresh(self, *, anew: bool = False) -> None:
-        """Take over what has changed in the directory since the last time, or all that it has.
-
-        One at a time, or what was true before could come after what is true now.
-        """
-        keyring = self._gateway.keyring
-        async with self._refreshing:
-            with keyring.refreshing():
-                since = 0 if anew else self._version
-                version, keys, revoked = await trio.to_thread.run_sync(self._changes, since)
-                keyring.update((), removed=revoked)
-                keyring.forget_expired(self._gateway.wall())
-                while keys:
-                    keyring.update(keys[-_KEYS_A_TURN:])
-                    del keys[-_KEYS_A_TURN:]
-                    await trio.lowlevel.checkpoint()
-            if not anew:  # all that there is does not tell what is no more
-                self._version = version
-
-    def _changes(self, since: int) -> tuple[int, list[tuple[bytes, Principal]], list[int]]:
-        """Since a version of the directory: its version, live keys, ids of others. Blocks."""
-        version, changed = self._directory.changes_since(since)
-        revoked = [each.key_id for each in changed if each.revoked]
-        keys = principals(changed, self._config.tiers, self._config.limits.default_tier)
-        return version, keys, revoked
 
 
 def worker_count(server: ServerSettings) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ledger.store import PoolId
 
@@ -121,6 +121,16 @@ class Holder:
     project_id: int
     suspended: bool
     budget_left: int | None
+
+
+class Edition(NamedTuple):
+    """A state of the directory that somebody knows: its version, and the database's timeline.
+
+    A standby that takes over may lack the newest versions, and gives their numbers to others.
+    """
+
+    version: int
+    timeline: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ SELECT set_config('role', r.rolname, false)
    AND pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::integer < 160000
                                THEN 'MEMBER' ELSE 'SET' END)
 """
+TIMELINE = "substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
+"""SQL: which history of the database this is; a standby that takes over begins another. It fails on
+one that still follows."""
 _LIMITS = """
 SELECT set_config('lock_timeout', '2s', false),
        set_config('statement_timeout', '10s', false),
@@ -51,8 +54,8 @@ SELECT set_config('lock_timeout', '2s', false),
 def connect(
     conninfo: str, *, limited: bool = False, connect_seconds: int = _CONNECT_SECONDS
 ) -> psycopg.Connection:
-    """A connection that commits each statement. `limited` is for statements that must be short:
-    they give up after 10 seconds, or after 2 without a lock.
+    """A connection that commits each statement, and tells times in UTC. `limited` is for statements
+    that must be short: they give up after 10 seconds, or after 2 without a lock.
 
     Raises psycopg.Error.
     """
@@ -62,6 +65,8 @@ def connect(
         prepare_threshold=None,  # poolers that switch sessions lose prepared statements
     )
     try:
+        if connection.info.parameter_status("TimeZone") != "UTC":
+            connection.execute("SET TIME ZONE 'UTC'")  # in others, year 9999 may have no end
         connection.execute(_BECOME)
         if limited:
             connection.execute(_LIMITS)

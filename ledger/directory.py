@@ -31,13 +31,14 @@ from ledger.accounts import (
     AccountStatus,
     Budget,
     Credential,
+    Edition,
     Holder,
     Key,
     KeyScope,
     Project,
     Statement,
 )
-from ledger.connection import announce, connect
+from ledger.connection import TIMELINE, announce, connect, is_away
 from ledger.errors import brief
 from ledger.money import AMOUNT_MAX, format_usd
 
@@ -182,6 +183,10 @@ SELECT c.version, k.* FROM directory.change c
   LEFT JOIN credential k ON %(since)s > 0 OR NOT k.revoked
  ORDER BY k.key_id
 """  # noqa: S608
+_EDITION = f"""
+SELECT version, {TIMELINE}, budget_month < date_trunc('month', now(), 'UTC') FROM directory.change
+"""  # noqa: S608
+_OPEN_MONTH = "SELECT directory.roll_budgets()"
 _CREATE_PRICES = """
 INSERT INTO directory.price (model, upstream, variant, margin_bps, components)
 SELECT w.model, w.upstream, w.variant, w.margin_bps, w.components
@@ -566,32 +571,32 @@ class Directory:
 
     # -- what workers ask -----------------------------------------------------------------------
 
-    def changes_since(self, version: int) -> tuple[int, list[Credential]]:
-        """The directory's version, and every key that changed after `version` (0: all that live).
-        A key that has expired is a revoked one.
+    def live_keys(self) -> tuple[Edition, list[Credential]]:
+        """Every key that lives, and the edition of the directory that says so. It also opens the
+        month's budgets when a month begins."""
+        with self._transaction() as tx:
+            edition, month_over = _edition(tx)
+            if month_over:
+                tx.execute(_OPEN_MONTH)
+            return _credentials(tx, edition, since=0)
+
+    def changes_since(self, known: Edition) -> tuple[Edition, list[Credential]] | None:
+        """The directory's edition, and every key that changed after `known`; one that has expired
+        is a revoked one. None where `known` is not of this database's past, so that nobody can
+        tell: ask for `live_keys`.
 
         Cheap where nothing changed, so it may be asked several times a second. It also opens the
         month's budgets when a month begins.
         """
         with self._transaction() as tx:
-            current, month_over = _one(
-                tx.execute(
-                    "SELECT version, budget_month < date_trunc('month', now(), 'UTC')"
-                    " FROM directory.change"
-                ).fetchone()
-            )
+            edition, month_over = _edition(tx)
+            if edition.timeline != known.timeline or edition.version < known.version:
+                return None
             if month_over:
-                tx.execute("SELECT directory.roll_budgets()")
-            elif current == version:
-                return version, []
-            # Version and keys come from one statement, hence from one moment.
-            # Read one by one: `fetchall` lets no other thread run until the last is there.
-            found: list[Credential] = []
-            for row in tx.execute(_CREDENTIALS, {"since": version}):
-                current = row[0]
-                if row[1] is not None:
-                    found.append(_credential(row[1:]))
-            return current, found
+                tx.execute(_OPEN_MONTH)
+            elif edition == known:
+                return known, []
+            return _credentials(tx, edition, since=known.version)
 
     def register_catalogue(
         self, models: Sequence[str], providers: Sequence[str], prices: Sequence[PriceRow]
@@ -617,7 +622,9 @@ class Directory:
                 connection = self._connect()
                 with connection.transaction():
                     yield connection
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            except psycopg.Error as error:
+                if not (isinstance(error, psycopg.OperationalError) or is_away(error)):
+                    raise  # what was asked is at fault
                 self._disconnect()
                 raise DirectoryUnavailable(
                     f"The database does not answer: {brief(error)}"
@@ -640,6 +647,26 @@ class Directory:
 def _one(row: TupleRow | None) -> TupleRow:
     assert row is not None, "this statement always returns a row"
     return row
+
+
+def _edition(tx: psycopg.Connection) -> tuple[Edition, bool]:
+    """The directory's edition now; whether a month has begun since its budgets were opened."""
+    version, timeline, month_over = _one(tx.execute(_EDITION).fetchone())
+    return Edition(version, timeline), month_over
+
+
+def _credentials(
+    tx: psycopg.Connection, edition: Edition, since: int
+) -> tuple[Edition, list[Credential]]:
+    """Keys that changed after a version (0: all that live), and the edition of that moment."""
+    version, found = edition.version, []
+    # Version and keys come from one statement, hence from one moment.
+    # Read one by one: `fetchall` lets no other thread run until the last is there.
+    for row in tx.execute(_CREDENTIALS, {"since": since}):
+        version = row[0]
+        if row[1] is not None:
+            found.append(_credential(row[1:]))
+    return edition._replace(version=version), found
 
 
 def _account(row: TupleRow) -> Account:

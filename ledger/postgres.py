@@ -31,7 +31,7 @@ from psycopg.types.json import Jsonb
 
 from ledger import verify
 from ledger.arrays import BIGINT, INTEGER, SMALLINT, UUID
-from ledger.connection import announce, connect
+from ledger.connection import TIMELINE, announce, connect
 from ledger.errors import brief
 from ledger.store import (
     MAX_REQUEST_SECONDS,
@@ -118,12 +118,11 @@ SELECT h.holder_id, h.node_name, h.state, h.epoch, p.heartbeat, h.validity_s, h.
  WHERE h.state IN (1, 2) ORDER BY h.holder_id
 """
 
-_TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
-_OPEN_SESSION = """
-SELECT epoch, applied_seq, lease_pool, lease_outstanding, state,
-       substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+_TIMELINE = f"SELECT {TIMELINE}"
+_OPEN_SESSION = f"""
+SELECT epoch, applied_seq, lease_pool, lease_outstanding, state, {TIMELINE}
   FROM ledger.open_session(%s, %s)
-"""
+"""  # noqa: S608
 _SESSION_LANES = ("exchange", "grant")
 
 _LISTEN = "LISTEN ledger_recall; LISTEN ledger_account"

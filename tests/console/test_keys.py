@@ -62,7 +62,7 @@ async def test_a_key_is_shown_once_and_works(database: str) -> None:
     assert listed[0]["models"] == [MODEL]
     assert secret not in str(listed)
     with Directory(database) as directory:
-        _, (credential,) = directory.changes_since(0)
+        _, (credential,) = directory.live_keys()
     assert credential.key_hash == keyed_hash(SECRET, secret)
 
 
@@ -89,7 +89,7 @@ async def test_a_revoked_key_stays_revoked(database: str) -> None:
         refused = await browser.put(f"{KEYS}/1", json={"name": "x"})
     assert code(refused) == (409, "key_revoked")
     with Directory(database) as directory:
-        assert directory.changes_since(0)[1] == []
+        assert directory.live_keys()[1] == []
 
 
 async def test_a_key_expires_by_the_clock(database: str) -> None:
@@ -388,7 +388,7 @@ async def test_projects_are_made_limited_and_deleted(database: str) -> None:
             "not_found",
         )
     with Directory(database) as directory:
-        assert directory.changes_since(0)[1] == []
+        assert directory.live_keys()[1] == []
 
 
 async def test_an_account_has_only_so_many_projects(

@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from ledger import verify
-from ledger.accounts import AccountStatus, Budget, Credential, Key
+from ledger.accounts import AccountStatus, Budget, Credential, Edition, Key
 from ledger.directory import (
     Directory,
     DirectoryRefused,
@@ -43,6 +44,16 @@ def acme(directory: Directory) -> Directory:
 def execute(database: str, statement: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(statement.encode())
+
+
+def changes(directory: Directory, known: Edition) -> tuple[Edition, list[Credential]]:
+    found = directory.changes_since(known)
+    assert found is not None, "the database has the same past"
+    return found
+
+
+def name_of(database: str) -> str:
+    return str(conninfo_to_dict(database)["dbname"])
 
 
 def clean(database: str) -> bool:
@@ -184,7 +195,7 @@ def test_a_key_is_stored_as_its_hash_only(database: str, acme: Directory) -> Non
     key, plain = acme.create_key("acme", "web", "laptop", models=["b", "a", "a"])
     assert plain.startswith("sk_farebox_")
     assert (key.account, key.project, key.name, key.models) == ("acme", "web", "laptop", ("a", "b"))
-    (credential,) = acme.changes_since(0)[1]
+    (credential,) = acme.live_keys()[1]
     assert credential.key_hash == keyed_hash(SECRET, plain)
     with psycopg.connect(database) as connection:
         (row,) = connection.execute("SELECT k::text FROM directory.api_key k").fetchall()
@@ -225,9 +236,9 @@ def test_of_keys_that_have_ended_only_the_newest_are_listed(acme: Directory) -> 
 
 def test_a_deleted_project_takes_its_keys_along_and_frees_its_name(acme: Directory) -> None:
     acme.create_key("acme", "web")
-    version, _ = acme.changes_since(0)
+    edition, _ = acme.live_keys()
     acme.delete_project("acme", "web")
-    _, (credential,) = acme.changes_since(version)
+    _, (credential,) = changes(acme, edition)
     assert credential.revoked
     assert (acme.list_projects(), acme.list_keys()) == ([], [])
     assert acme.create_project("acme", "web").path == "acme/web"
@@ -236,32 +247,32 @@ def test_a_deleted_project_takes_its_keys_along_and_frees_its_name(acme: Directo
 # -- what workers hear ----------------------------------------------------------------------------
 
 
-def only(directory: Directory, since: int) -> tuple[int, Credential]:
-    version, (credential,) = directory.changes_since(since)
-    return version, credential
+def only(directory: Directory, known: Edition | None = None) -> tuple[Edition, Credential]:
+    edition, (credential,) = changes(directory, known) if known else directory.live_keys()
+    return edition, credential
 
 
 def test_a_worker_hears_of_everything_that_concerns_a_key(acme: Directory) -> None:
     key, _ = acme.create_key("acme", "web", "laptop", models=["m"])
-    version, first = only(acme, 0)
+    edition, first = only(acme)
     account_id = acme.show_account("acme").account.account_id
     assert (first.key_id, first.key_name, first.project) == (key.key_id, "laptop", "web")
     assert (first.account_id, first.account, first.tier) == (account_id, "acme", "pro")
     assert (first.suspended, first.revoked, first.expires_at) == (False, False, None)
     assert (first.models, first.pools) == (frozenset({"m"}), (account_id,))
 
-    assert acme.changes_since(version) == (version, [])
+    assert changes(acme, edition) == (edition, [])
     acme.set_tier("acme", "free")
-    version, changed = only(acme, version)
+    edition, changed = only(acme, edition)
     assert changed == replace(first, tier="free")
     acme.suspend("acme")
-    version, changed = only(acme, version)
+    edition, changed = only(acme, edition)
     assert changed.suspended
     acme.revoke_key(key.key_id)
-    version, changed = only(acme, version)
+    edition, changed = only(acme, edition)
     assert changed.revoked
-    assert acme.changes_since(version) == (version, [])
-    assert acme.changes_since(0) == (version, [])  # whoever starts now need not know it
+    assert changes(acme, edition) == (edition, [])
+    assert acme.live_keys() == (edition, [])  # whoever starts now need not know it
 
 
 def test_no_change_is_missed_between_concurrent_writers(database: str, acme: Directory) -> None:
@@ -276,10 +287,10 @@ def test_no_change_is_missed_between_concurrent_writers(database: str, acme: Dir
     writers = [threading.Thread(target=write) for _ in range(4)]
     for writer in writers:
         writer.start()
-    seen: list[int] = []
-    version = 0
-    while any(writer.is_alive() for writer in writers) or acme.changes_since(version)[1]:
-        version, credentials = acme.changes_since(version)
+    edition, credentials = acme.live_keys()
+    seen = [credential.key_id for credential in credentials]
+    while any(writer.is_alive() for writer in writers) or changes(acme, edition)[1]:
+        edition, credentials = changes(acme, edition)
         seen += [credential.key_id for credential in credentials]
     assert len(seen) == len(set(seen)) == 4 * per_writer
 
@@ -295,6 +306,42 @@ def test_a_lost_connection_is_said_and_replaced(database: str, acme: Directory) 
     assert len(acme.list_accounts()) == 1
 
 
+def test_a_standby_that_lacks_the_newest_changes_says_that_nobody_can_tell(
+    database: str, acme: Directory
+) -> None:
+    """It gives their numbers to others: "nothing has changed since" would be untrue."""
+    acme.create_key("acme", "web")
+    edition, _ = acme.live_keys()
+    assert acme.changes_since(edition._replace(timeline="0000000F")) is None
+    assert acme.changes_since(edition._replace(version=edition.version + 1)) is None
+    assert acme.changes_since(edition) == (edition, [])
+
+
+def test_a_key_may_live_until_the_last_moment_there_is(database: str, acme: Directory) -> None:
+    """East of Greenwich it is in the year 10000, which no datetime can say."""
+    execute(database, f"ALTER DATABASE \"{name_of(database)}\" SET timezone = 'Europe/Berlin'")
+    end = datetime.max.replace(tzinfo=UTC)
+    with Directory(database, secret=SECRET) as directory:
+        key, _ = directory.create_key("acme", "web", expires_at=end)
+        assert only(directory)[1].expires_at == end
+        assert [each.expires_at for each in directory.list_keys("acme")] == [end]
+        assert directory.revoke_key(key.key_id).expires_at == end
+
+
+def test_a_database_that_only_reads_is_one_that_is_away(database: str) -> None:
+    read_only = 'ALTER DATABASE "{}" SET default_transaction_read_only = on'
+    with Directory(database, secret=SECRET) as directory:
+        directory.create_account("acme")
+    execute(database, "UPDATE directory.change SET budget_month = '2020-01-01'")
+    execute(database, read_only.format(name_of(database)))
+    with Directory(database, secret=SECRET) as directory:
+        assert len(directory.list_accounts()) == 1
+        with pytest.raises(DirectoryUnavailable, match="read-only"):
+            directory.live_keys()  # the month's budgets are to be opened
+        with pytest.raises(DirectoryUnavailable, match="read-only"):
+            directory.register_catalogue(["m"], [], [])
+
+
 # -- budgets --------------------------------------------------------------------------------------
 
 
@@ -307,7 +354,7 @@ def pools_of(database: str) -> dict[int, tuple[int, datetime | None]]:
 def test_budgets_are_pools_behind_the_account(database: str, acme: Directory) -> None:
     acme.create_project("acme", "tight", Budget(50))
     acme.create_key("acme", "tight", budget=Budget(20))
-    _, credential = only(acme, 0)
+    _, credential = only(acme)
     account, project, key = credential.pools
     assert account == credential.account_id
     assert min(project, key) >= 2**40
@@ -330,7 +377,7 @@ def test_a_budget_that_is_changed_keeps_what_was_spent(database: str, acme: Dire
     def change(budget: Budget | None) -> Key:
         return acme.update_key(key.key_id, name=key.name, budget=budget, expires_at=None, models=())
 
-    _, credential = only(acme, 0)
+    _, credential = only(acme)
     pool = credential.pools[-1]
     spend(database, pool, 15)
 
@@ -340,13 +387,13 @@ def test_a_budget_that_is_changed_keeps_what_was_spent(database: str, acme: Dire
     assert pools_of(database)[pool] == (-5, None)
 
     change(None)
-    assert only(acme, 0)[1].pools == (credential.account_id,)
+    assert only(acme)[1].pools == (credential.account_id,)
     change(Budget(30))
-    assert only(acme, 0)[1].pools == credential.pools
+    assert only(acme)[1].pools == credential.pools
     assert pools_of(database)[pool] == (15, None)
 
     change(Budget(30, "month"))
-    monthly = only(acme, 0)[1].pools[-1]
+    monthly = only(acme)[1].pools[-1]
     assert monthly != pool
     assert pools_of(database)[monthly][0] == 30
 
@@ -354,10 +401,10 @@ def test_a_budget_that_is_changed_keeps_what_was_spent(database: str, acme: Dire
 def test_a_project_gets_another_budget(database: str, acme: Directory) -> None:
     acme.create_key("acme", "web")
     acme.set_project_budget("acme", "web", Budget(70, "month"))
-    _, credential = only(acme, 0)
+    _, credential = only(acme)
     assert pools_of(database)[credential.pools[-1]][0] == 70
     acme.set_project_budget("acme", "web", None)
-    assert only(acme, 0)[1].pools == (credential.account_id,)
+    assert only(acme)[1].pools == (credential.account_id,)
     with pytest.raises(DirectoryRefused, match="above 0"):
         acme.set_project_budget("acme", "web", Budget(0))
     with pytest.raises(DirectoryRefused, match="no project"):
@@ -371,7 +418,7 @@ def test_a_key_that_is_changed_stays_the_same_key(acme: Directory) -> None:
         key.key_id, name="new", budget=Budget(20), expires_at=expiry, models=["c", "b", "c"]
     )
     assert changed == replace(key, name="new", expires_at=expiry, models=("b", "c"))
-    assert only(acme, 0)[1].models == {"b", "c"}
+    assert only(acme)[1].models == {"b", "c"}
     assert acme.find_key("acme", key.key_id) == changed
     acme.create_account("other")
     with pytest.raises(DirectoryRefused, match="no key"):
@@ -391,8 +438,8 @@ def test_a_directory_within_a_transaction_stands_and_falls_with_it(database: str
 def test_a_monthly_budget_gets_a_new_pool_each_month(database: str, acme: Directory) -> None:
     acme.create_project("acme", "tight", Budget(50, "month"))
     acme.create_key("acme", "tight", budget=Budget(20, "month"))
-    version, first = only(acme, 0)
-    assert acme.changes_since(version) == (version, [])
+    edition, first = only(acme)
+    assert changes(acme, edition) == (edition, [])
 
     # The month ends: as if the budgets so far had been made for an earlier one.
     execute(
@@ -400,11 +447,11 @@ def test_a_monthly_budget_gets_a_new_pool_each_month(database: str, acme: Direct
         "UPDATE directory.change SET budget_month = budget_month - interval '1 month';"
         "UPDATE directory.budget_pool SET starts_at = starts_at - interval '1 month'",
     )
-    version, second = only(acme, version)
+    edition, second = only(acme, edition)
     assert second.pools[0] == first.pools[0]
     assert not set(second.pools[1:]) & set(first.pools[1:])
-    assert only(acme, 0)[1] == second
-    assert acme.changes_since(version) == (version, [])
+    assert only(acme)[1] == second
+    assert changes(acme, edition) == (edition, [])
 
     available, until = pools_of(database)[second.pools[1]]
     assert (available, until is not None and until > datetime.now(UTC)) == (50, True)
@@ -492,12 +539,12 @@ def test_a_key_says_who_sends_it(acme: Directory) -> None:
 def test_a_key_spends_from_the_budget_of_the_one_that_made_it(acme: Directory) -> None:
     maker, _ = acme.create_key("acme", "web", budget=Budget(DOLLAR, "month"), scopes=["keys"])
     made, _ = acme.create_key("acme", "web", budget=Budget(DOLLAR), made_by=maker.key_id)
-    version, (theirs, ours) = acme.changes_since(0)
+    edition, (theirs, ours) = acme.live_keys()
     account, makers_budget = theirs.pools
     assert (ours.pools[0], ours.pools[2]) == (account, makers_budget)
     assert len(ours.pools) == 3
     acme.update_key(maker.key_id, name="", budget=None, expires_at=None, models=[])
-    version, changed = acme.changes_since(version)
+    edition, changed = changes(acme, edition)
     assert [(each.key_id, len(each.pools)) for each in changed] == [
         (maker.key_id, 1),
         (made.key_id, 2),
@@ -509,28 +556,28 @@ def test_a_key_ends_with_the_one_that_made_it(acme: Directory) -> None:
     maker, _ = acme.create_key("acme", "web", expires_at=soon, scopes=["keys"])
     made, _ = acme.create_key("acme", "web", made_by=maker.key_id)
     assert made.expires_at == soon
-    version, found = acme.changes_since(0)
+    edition, found = acme.live_keys()
     assert [each.expires_at for each in found] == [soon, soon]
     acme.revoke_key(maker.key_id)
-    _, found = acme.changes_since(version)
+    _, found = changes(acme, edition)
     assert [each.revoked for each in found] == [True, True]
     assert acme.find_key("acme", made.key_id).revoked_at is not None
-    assert acme.changes_since(0)[1] == []
+    assert acme.live_keys()[1] == []
 
 
 def test_a_key_that_has_expired_is_none_to_workers(acme: Directory) -> None:
     maker, _ = acme.create_key("acme", "web", scopes=["keys"])
     acme.create_key("acme", "web", made_by=maker.key_id)
-    version, _ = acme.changes_since(0)
+    edition, _ = acme.live_keys()
 
-    def expire(expires_at: datetime | None) -> tuple[int, list[bool]]:
+    def expire(expires_at: datetime | None) -> tuple[Edition, list[bool]]:
         acme.update_key(maker.key_id, name="", budget=None, expires_at=expires_at, models=[])
-        later, found = acme.changes_since(version)
+        later, found = changes(acme, edition)
         return later, [each.revoked for each in found]
 
-    version, revoked = expire(datetime.now(UTC) - timedelta(seconds=1))
+    edition, revoked = expire(datetime.now(UTC) - timedelta(seconds=1))
     assert revoked == [True, True]
-    assert acme.changes_since(0) == (version, [])  # whoever starts now need not know them
+    assert acme.live_keys() == (edition, [])  # whoever starts now need not know them
     _, revoked = expire(datetime.now(UTC) + timedelta(hours=1))
     assert revoked == [False, False]
     _, revoked = expire(None)
@@ -552,9 +599,9 @@ def test_a_key_uses_no_model_that_was_taken_from_the_one_that_made_it(
 ) -> None:
     maker, _ = acme.create_key("acme", "web", scopes=["keys"])
     made, _ = acme.create_key("acme", "web", models=its_own, made_by=maker.key_id)
-    version, _ = acme.changes_since(0)
+    edition, _ = acme.live_keys()
     acme.update_key(maker.key_id, name="x", budget=None, expires_at=None, models=makers)
-    _, found = acme.changes_since(version)
+    _, found = changes(acme, edition)
     (credential,) = [each for each in found if each.key_id == made.key_id]
     assert (set(credential.models), credential.revoked) == (models, revoked)
 

@@ -21,10 +21,12 @@ from functools import partial
 from pathlib import Path
 
 import openai
+import psycopg
 import pytest
 import trio
 from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
+from psycopg import sql
 
 from ledger.directory import Directory
 from proxy.listener import bind
@@ -294,6 +296,42 @@ def test_a_key_that_is_revoked_just_before_a_reload_stays_revoked(tmp_path: Path
                 eventually(told, "the reload is told")
         wait_until_effective()
         assert not any(gateway.knows(str(each["key"])) for each in made)
+
+
+def test_a_reload_while_the_database_only_reads_changes_nothing(tmp_path: Path) -> None:
+    """A managed database whose disk is full is set so, and so is one that is demoted."""
+    with (
+        sandbox_server() as provider,
+        serving(tmp_path, relay_to(provider, sandbox="1.00")) as gateway,
+        client_of(gateway, gateway.new_key("acme")) as client,
+    ):
+
+        def listed() -> set[str]:
+            return {model.id for model in client.models.list()}
+
+        set_read_only(gateway, read_only=True)
+        gateway.config.write_text(relay_to(provider, **{"sandbox-long": "1.00"}))
+        gateway.signal(signal.SIGHUP)
+        kept = "Not reloaded, the old configuration stays: The database does not answer"
+        eventually(lambda: kept in "".join(gateway.output), "that nothing was reloaded")
+        assert "sandbox" in listed()
+        set_read_only(gateway, read_only=False)
+        assert gateway.knows(gateway.new_key("later"))  # it has the database again
+        gateway.signal(signal.SIGHUP)
+        eventually(lambda: "sandbox-long" in listed(), "the next reload")
+
+
+def set_read_only(gateway: GatewayProcess, *, read_only: bool) -> None:
+    with psycopg.connect(gateway.conninfo, autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        name, state = sql.Identifier(connection.info.dbname), "on" if read_only else "off"
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}").format(name, state)
+        )
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
 
 
 def have_reloaded(gateway: GatewayProcess, count: int) -> bool:
