@@ -169,6 +169,14 @@ def sold(config: Config, served: Catalogue) -> Catalogue:
     )
 
 
+def known_somewhere(name: str) -> bool:
+    """Whether a preset's price list has this model: one that is served where its key is set."""
+    provider, _, model = name.partition("/")
+    if provider in PRESETS and model in known_models(provider):
+        return True
+    return any(name in known_models(preset) for preset in PRESETS)
+
+
 def _snapshot(config: Config, served: Catalogue) -> Snapshot:
     """What workers build of `served`, with ids that mean nothing: no book is asked."""
     margin = config.billing.margin_bps

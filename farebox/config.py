@@ -76,7 +76,8 @@ class Config:
 
     Relative paths start at `root`, the folder of the configuration file. Each of `providers` is
     complete (name, protocol, base URL, auth), and `models` is empty where the price list's known
-    models are to be served.
+    models are to be served. `from_environment`: the providers are those that this process has keys
+    of in its environment, where another may have others.
     """
 
     root: Path
@@ -91,6 +92,7 @@ class Config:
     console: ConsoleSettings
     stripe: StripeSettings
     warnings: tuple[str, ...] = ()
+    from_environment: bool = False
 
     @property
     def data_dir(self) -> Path:
@@ -163,6 +165,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
             *_idle_weights(file.models),
             *_idle_patience(providers, file.server.max_request_seconds),
         ),
+        from_environment=not file.providers,
     )
 
 

@@ -12,6 +12,7 @@ from farebox.commands.common import (
     PROJECT,
     USD,
     Record,
+    Refused,
     common_options,
     directory,
     load_begun,
@@ -22,8 +23,10 @@ from farebox.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import timedelta
 
+    from farebox.config import Config
     from ledger.accounts import Budget, Key, Project
     from ledger.directory import Directory
 
@@ -102,6 +105,8 @@ def create_key(
     """Make a key. A project that the account does not have yet is added."""
     limit = _budget(budget, budget_period)
     config = load_begun(config_path)
+    allowed = [model.strip() for model in models.split(",") if model.strip()]
+    _check_models(config, allowed)
     with directory(config, keys=True) as books:
         _ensure_project(books, *path)
         made, plain = books.create_key(
@@ -109,7 +114,7 @@ def create_key(
             name,
             budget=limit,
             expires_at=now() + expires if expires else None,
-            models=[model.strip() for model in models.split(",") if model.strip()],
+            models=allowed,
             scopes=scopes,
         )
     record = key_record(made)
@@ -185,6 +190,34 @@ def _budget(amount: int | None, period: Literal["month"] | None) -> Budget | Non
     from ledger.accounts import Budget
 
     return Budget(amount, period)
+
+
+def _check_models(config: Config, names: Sequence[str]) -> None:
+    """A key with a slip in its models would be of no use."""
+    if not names:
+        return
+    from farebox.catalogue import catalogue, demo_provider, known_somewhere, sold
+    from farebox.config import ConfigError
+    from farebox.decode import nearest
+
+    try:
+        served = catalogue(config)
+    except ConfigError as error:
+        raise Refused(error.problems[0]) from None
+    offers = [sold(config, served)]
+    if config.sandbox:  # or `farebox serve --demo`
+        offers.append(sold(config, catalogue(config, demo_provider(""))))
+    for name in names:
+        if any(offer.find(name) for offer in offers):
+            continue
+        if name in served.models:
+            raise Refused(f'The model "{name}" is left out; `farebox check` says why.')
+        if config.from_environment and known_somewhere(name):
+            say(f'No provider of "{name}" has its key in the environment of this command.')
+            continue
+        askable = [each for offer in offers for each in (*offer.models, *offer.pinned)]
+        hint = nearest(name, askable) or "; GET /v1/models lists what is"
+        raise Refused(f'There is no model "{name}"{hint}')
 
 
 def _ensure_project(books: Directory, account: str, name: str) -> None:

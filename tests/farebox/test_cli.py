@@ -233,10 +233,17 @@ def test_budget_expiry_and_models_of_a_key(books: Farebox) -> None:
     books.ok("account", "create", "acme")
     budget = ("--budget", "10.00", "--budget-period", "month")
     key = books.record(
-        "key", "create", "acme/chat", *budget, "--expires", "90d", "--models", "a, b,"
+        "key",
+        "create",
+        "acme/chat",
+        *budget,
+        "--expires",
+        "90d",
+        "--models",
+        "sandbox, farebox/auto,",
     )
     assert (key["budget_usd"], key["budget_period"]) == ("10", "month")
-    assert key["models"] == ["a", "b"]
+    assert key["models"] == ["farebox/auto", "sandbox"]
     expires_at = dt.datetime.fromisoformat(str(key["expires_at"]))
     created_at = dt.datetime.fromisoformat(str(key["created_at"]))
     assert abs(expires_at - created_at - dt.timedelta(days=90)) < dt.timedelta(seconds=5)
@@ -479,6 +486,67 @@ def test_a_broken_configuration_is_a_sentence(farebox: Farebox, tmp_path: Path) 
     (tmp_path / "farebox.toml").write_text('[server]\nlisen = "x"\nworkers = 700\n')
     assert farebox.refused("account", "list") == (
         'server.lisen: unknown key; did you mean "listen"? (and 1 more: see `farebox check`)'
+    )
+
+
+# -- the models of a key --------------------------------------------------------------------------
+
+MODELS = """
+[[providers]]
+name = "own"
+base_url = "http://127.0.0.1:1/v1"
+
+[[models]]
+id = "noprice"
+upstreams = ["own/a"]
+
+[[models]]
+id = "talks"
+upstreams = [["own/b", "own/c"]]
+price = { input = "1", output = "2" }
+"""
+
+
+@pytest.mark.parametrize("name", ["talks", "own/b", "own/c", "farebox/auto", "farebox-balanced"])
+def test_a_key_may_be_limited_to_what_can_be_asked_for(
+    books: Farebox, tmp_path: Path, name: str
+) -> None:
+    with (tmp_path / "farebox.toml").open("a") as file:
+        file.write(MODELS)
+    books.ok("account", "create", "acme")
+    assert books.record("key", "create", "acme/web", "--models", name)["models"] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("talk", 'There is no model "talk"; did you mean "talks"?'),
+        ("own/d", 'There is no model "own/d"; did you mean "own/c"?'),
+        ("farebox/outo", 'There is no model "farebox/outo"; did you mean "farebox/auto"?'),
+        ("zzz", 'There is no model "zzz"; GET /v1/models lists what is'),
+        ("gpt-4o", 'There is no model "gpt-4o"; GET /v1/models lists what is'),
+        ("noprice", 'The model "noprice" is left out; `farebox check` says why.'),
+    ],
+)
+def test_a_key_is_not_limited_to_what_does_not_exist(
+    books: Farebox, tmp_path: Path, name: str, sentence: str
+) -> None:
+    with (tmp_path / "farebox.toml").open("a") as file:
+        file.write(MODELS)
+    books.ok("account", "create", "acme")
+    assert books.refused("key", "create", "acme/web", "--models", f"talks,{name}") == sentence
+    assert books.ok("key", "list", "--json") == ""
+    assert books.ok("project", "create", "acme/web")  # nor was this made
+
+
+def test_a_model_may_be_of_a_provider_that_only_the_gateway_has_a_key_of(books: Farebox) -> None:
+    books.ok("account", "create", "acme")
+    for name in ("gpt-4o", "openai/gpt-4o"):
+        done = books("key", "create", "acme/web", "--models", name, "--json")
+        assert (done.code, json.loads(done.out)["models"]) == (0, [name])
+        assert f'No provider of "{name}" has its key' in done.err
+    assert books.refused("key", "create", "acme/web", "--models", "sandbxo") == (
+        'There is no model "sandbxo"; did you mean "sandbox"?'
     )
 
 
