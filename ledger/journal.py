@@ -182,6 +182,7 @@ class Journal:
         self._number = last_number  # of the newest segment file, spare included
         self._noted = 0  # the durable position that the log itself knows of
         self._retired = deque(history)
+        self._readers = 0
         self._unremoved: dict[Path, float] = {}  # files of no use, and when to try them again
         self._spare: _Segment | None = None
         self._failure: JournalFailed | None = None
@@ -316,11 +317,17 @@ class Journal:
 
         Reads segments from disk, newest first, as far back as needed and still retained.
         """
-        return await self._blocking(partial(self._events_after, applied_seq))
+        paths = [*(retired.path for retired in self._retired), self._segment.path]
+        paths.reverse()
+        self._readers += 1  # what was found here is not removed meanwhile
+        try:
+            return await self._blocking(partial(self._read_back, paths, applied_seq))
+        finally:
+            self._readers -= 1
 
-    def _events_after(self, applied_seq: int) -> list[UsageEvent]:
+    def _read_back(self, paths: Sequence[Path], applied_seq: int) -> list[UsageEvent]:
         found: dict[int, UsageEvent] = {}
-        for path in reversed([*(retired.path for retired in self._retired), self._segment.path]):
+        for path in paths:
             data = self._files.read(path)
             found.update((e.seq, e) for e in events_in(path, data) if e.seq > applied_seq)
             header, _ = read_header(data, segment_number(path))
@@ -599,7 +606,9 @@ class Journal:
         self._unremoved[path] = again_at
 
     def _expired(self, oldest: _Retired, now: float) -> bool:
-        if oldest.acked_at > now or any(each.path == oldest.path for each in self._unsynced):
+        if self._readers or oldest.acked_at > now:
+            return False
+        if any(each.path == oldest.path for each in self._unsynced):
             return False  # until its successor is durable, it is the log
         retained = sum(retired.size for retired in self._retired)
         return now - oldest.acked_at >= self._retention_seconds or retained > self._retention_bytes

@@ -16,7 +16,9 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
@@ -237,6 +239,60 @@ async def test_acknowledged_events_can_be_read_again() -> None:
     again, state = recover(files=disk)
     assert state.events == []
     assert [e.seq for e in await again.events_after(90)] == list(range(91, 101))
+
+
+class OwnedDeque(deque[T]):
+    """Only the thread that made it may look through it."""
+
+    def __init__(self, content: Iterable[T]) -> None:
+        super().__init__(content)
+        self._owner = threading.get_ident()
+
+    def __iter__(self) -> Iterator[T]:
+        assert threading.get_ident() == self._owner
+        return super().__iter__()
+
+
+async def test_segments_may_be_finished_while_events_are_read() -> None:
+    disk = MemoryDisk()
+    journal, _ = recover(files=disk)
+    for number in range(1, 101):
+        journal.append(request(number))
+        journal.acknowledge(number)
+    journal._retired = OwnedDeque(journal._retired)
+    assert [e.seq for e in await journal.events_after(40)] == list(range(41, 101))
+
+
+async def test_a_segment_is_kept_while_events_are_read(autojump_clock: object) -> None:
+    seconds = itertools.chain([10], itertools.repeat(1))  # of the reading, and of all later work
+
+    async def slowly(work: Callable[[], T]) -> T:
+        await trio.sleep(next(seconds))
+        return work()
+
+    disk = MemoryDisk()
+    journal, _ = recover(files=disk, retention_seconds=0.0, blocking=slowly)
+    for number in range(1, 101):
+        journal.append(request(number))
+        journal.acknowledge(number)
+    journal.flush()
+    assert journal.statistics().retained_segments > 2
+    read: list[UsageEvent] = []
+
+    async def read_all() -> None:
+        read.extend(await journal.events_after(0))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_all)
+        await trio.sleep(1)
+        await journal._keep_house()
+        await journal._keep_house()
+        assert not read
+        await trio.sleep(10)
+        assert [e.seq for e in read] == list(range(1, 101))
+        while await journal._keep_house() == 0.0:
+            pass
+    assert not journal.statistics().retained_segments
 
 
 # -- torn tails and damage ----------------------------------------------------------------------
