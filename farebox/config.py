@@ -29,7 +29,7 @@ from adapters.settings import (
 from console.links import is_loopback
 from console.settings import ConsoleSettings, StripeSettings
 from evals.settings import RoutingSettings
-from farebox.decode import Problems, map_strings, nearest, table
+from farebox.decode import Problems, homes, map_strings, nearest, table
 from farebox.presets import AUTH_BY_PROTOCOL, PRESETS
 from ledger.connection import understood
 from ledger.draws import LIMIT_MAX
@@ -60,6 +60,15 @@ _DEFAULTS = ProviderSettings()
 
 # Read where they are needed, not here: the file may not exist yet.
 _UNRESOLVED = frozenset({"server.secret"})
+
+
+# What others call a part of a setting, by the path where it is looked for.
+_LISTEN = '; it is a part of server.listen, such as "127.0.0.1:8080"'
+_URL = '; it is a part of database.url: "postgresql://user:password@host:5432/database"'
+_MEANT: Mapping[str, str] = {
+    **dict.fromkeys(("host", "port", "server.host", "server.port"), _LISTEN),
+    **{f"database.{part}": _URL for part in ("host", "port", "user", "password", "name")},
+}
 
 
 class ConfigError(Exception):
@@ -128,7 +137,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     if path is None and (here := Path(DEFAULT_FILE)).is_file():
         path = here
     root = (path.parent if path else Path()).resolve()
-    problems = Problems()
+    problems = Problems(homes(_File), _MEANT)
     raw = map_strings(
         _read(path) if path else {},
         "",

@@ -13,7 +13,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import msgspec
@@ -26,15 +26,27 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 class Problems:
     """Sentences by path, in order. Only the first problem of a path is kept: others follow it.
 
-    `unspeakable` are texts that no sentence may name.
+    `homes` say of keys which tables know them; `meant` of unknown ones, by their paths, what is
+    meant as a rule. `unspeakable` are texts that no sentence may name.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, homes: Mapping[str, Sequence[str]] = {}, meant: Mapping[str, str] = {}
+    ) -> None:
         self._by_path: dict[str, str] = {}
+        self._homes = homes
+        self._meant = meant
         self.unspeakable: set[str] = set()
 
     def add(self, path: str, sentence: str) -> None:
         self._by_path.setdefault(path, sentence)
+
+    def add_unknown(self, path: str, key: str, known: Iterable[str]) -> None:
+        """A key that its table does not know. The same word in another table goes before one that
+        is only like it: a header was forgotten, or the key stands below the wrong one."""
+        home = " or ".join(self._homes.get(key, ())[:_HOMES_MAX])
+        hint = self._meant.get(path, "") or (f"; it belongs in {home}" if home else "")
+        self.add(path, f"unknown key{hint or nearest(key, known) or _nearest_at_all(key, known)}")
 
     def __iter__(self) -> typing.Iterator[str]:
         return (f"{path}: {sentence}" for path, sentence in self._by_path.items())
@@ -49,6 +61,34 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
+def _nearest_at_all(word: str, known: Iterable[str]) -> str:
+    """The nearest of what is known, where nothing is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)
+    return f'; the nearest that is known here is "{close[0]}"' if close else ""
+
+
+def homes(cls: type[msgspec.Struct]) -> dict[str, list[str]]:
+    """For each key in the tables of a file, and in theirs, the headers of those that know it.
+
+    Outer tables go first. What a key at the top of the file names is not told.
+    """
+    found: dict[str, list[str]] = {}
+    waiting: list[tuple[type[msgspec.Struct], str, str]] = [(cls, "", "")]
+    for outer, path, header in waiting:
+        for field in msgspec.structs.fields(outer):
+            if header:
+                found.setdefault(field.name, []).append(header)
+            below = f"{path}.{field.name}" if path else field.name
+            item = typing.get_args(field.type)
+            if (inner := _struct(field.type)) is not None:
+                waiting.append((inner, below, f"[{below}]"))
+            elif typing.get_origin(field.type) is tuple and (inner := _struct(item[0])):
+                waiting.append((inner, below, f"[[{below}]]"))
+            elif typing.get_origin(field.type) is dict and (inner := _struct(item[1])):
+                waiting.append((inner, f"{below}.NAME", f"[{below}.NAME]"))
+    return found
+
+
 def table(cls: type[_T], raw: object, path: str, problems: Problems) -> _T | None:
     """Decode one table into `cls`, with the default for each key that has a problem.
 
@@ -58,8 +98,9 @@ def table(cls: type[_T], raw: object, path: str, problems: Problems) -> _T | Non
         problems.add(path, f"expected a table, found {_kind(raw)}")
         return None
     fields = {field.name: field for field in msgspec.structs.fields(cls)}
-    for key in raw.keys() - fields.keys():
-        problems.add(_join(path, key), f"unknown key{nearest(key, fields)}")
+    for key in raw:
+        if key not in fields:
+            problems.add_unknown(_join(path, key), key, fields)
     values: dict[str, object] = {}
     for name, field in fields.items():
         if name in raw:
@@ -98,6 +139,7 @@ def map_strings(
 
 _BAD = object()
 _NUMBER_MAX = 10**15  # no quantity has more, and what counts with it has room for 64 bits
+_HOMES_MAX = 2  # more would not help
 _NAMED_CHARACTERS_MAX = 32  # keys and passwords of machines are longer
 
 

@@ -147,6 +147,28 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             "[tiers.free]\nrmp = 1",
             'tiers.free.rmp: unknown key; did you mean "rpm"?',
         ),
+        ('listen = "127.0.0.1:1"', "listen: unknown key; it belongs in [server]"),
+        ("workers = 2", "workers: unknown key; it belongs in [server]"),
+        ('data_dir = "x"', "data_dir: unknown key; it belongs in [database]"),
+        ('api_key = "k"', "api_key: unknown key; it belongs in [[providers]] or [stripe]"),
+        ('[server]\nmargin = "0.1"', "server.margin: unknown key; it belongs in [billing]"),
+        (
+            "[limits]\nrpm = 1",
+            "limits.rpm: unknown key; it belongs in [tiers.NAME] or [[models]]",
+        ),
+        (
+            PRICED + 'input = "1"',
+            'models["m"].input: unknown key; it belongs in [models.price] or '
+            "[models.upstream_price.NAME]",
+        ),
+        (
+            "[server]\nport = 1",
+            'server.port: unknown key; it is a part of server.listen, such as "127.0.0.1:8080"',
+        ),
+        (
+            "[server]\nqqq = 1",
+            'server.qqq: unknown key; the nearest that is known here is "max_request_seconds"',
+        ),
         (
             PRICED + "[models.price]\ninput = 2.5",
             'models["m"].price.input: expected a decimal string in quotes, such as "2.50", '
