@@ -286,7 +286,7 @@ class Stripe:
         )
 
     async def saved_card(self, setup_intent_id: str) -> Card | None:
-        """The card that a page saved; None where it has not."""
+        """The card that a page saved; None where it has not, or where it was removed since."""
         found = await _answer(
             self._api.v1.setup_intents.retrieve_async(
                 setup_intent_id, {"expand": ["payment_method"]}
@@ -295,7 +295,7 @@ class Stripe:
         method = found.payment_method
         if found.status != "succeeded" or not isinstance(method, stripe.PaymentMethod):
             return None
-        return _card_of(method)
+        return _card_of(method) if _id(method.customer) else None
 
     async def card(self, payment_method: str) -> tuple[Card, str]:
         """A payment method as it is now, and whose it is ('' for nobody's)."""

@@ -553,6 +553,18 @@ async def test_an_older_payment_does_not_bring_its_card_back(database: str) -> N
         assert await place.shown("/payment-method") == {"card": None}
 
 
+async def test_a_page_that_is_told_of_late_does_not_bring_its_card_back(database: str) -> None:
+    async with till(database) as place:
+        await place.top_up("20")
+        started = await place.owner.post(f"{API}/payment-method")
+        session_id = started.json()["url"].rpartition("/")[2]
+        assert place.stripe.pay(session_id, DECLINED_LATER)
+        assert await inbox.settle_page(place.console, place.client, session_id) == "card saved"
+        assert (await place.owner.delete(f"{API}/payment-method")).status_code == 204
+        assert await inbox.settle_page(place.console, place.client, session_id) == "unchanged"
+        assert await place.shown("/payment-method") == {"card": None}
+
+
 async def test_a_card_that_was_renewed_or_removed_at_stripe(database: str) -> None:
     async with till(database) as place:
         await place.top_up("20", save_card=True)
