@@ -385,7 +385,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "ledger journal verify": (),
     "usage export": ("ACCOUNT", "--since", "--format"),
 }
-PRINT_NO_RECORD = {"serve", "check"}
+PRINT_NO_RECORD = {"serve"}
 
 
 @pytest.mark.parametrize("words", COMMANDS)

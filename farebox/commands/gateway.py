@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from farebox.commands.common import config_option, say
+from farebox.commands.common import common_options, config_option, say, show
 
 if TYPE_CHECKING:
     from farebox.config import Config
@@ -28,8 +28,8 @@ def serve(config_path: Path | None, demo: bool) -> None:
 
 
 @click.command(short_help="Say what is wrong with the configuration.")
-@config_option
-def check(config_path: Path | None) -> None:
+@common_options
+def check(config_path: Path | None, as_json: bool) -> None:
     """Validate the configuration: one line for each problem, exit code 1 if there is any."""
     from farebox.config import ConfigError
 
@@ -37,10 +37,19 @@ def check(config_path: Path | None) -> None:
         found = _checked(config_path)
     except ConfigError as error:
         found = _Found(problems=error.problems)
+    if as_json:
+        show({"ok": not found.problems, **asdict(found)}, as_json=True)
+    else:
+        _tell(found)
+    if found.problems:
+        raise SystemExit(1)
+
+
+def _tell(found: _Found) -> None:
     for sentence in (*found.remarks, *found.problems):
         say(sentence)
     if found.problems:
-        raise SystemExit(1)
+        return
     if found.sandbox:
         click.echo("The configuration is fine. No provider is configured: the sandbox serves.")
         return
@@ -50,7 +59,8 @@ def check(config_path: Path | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What there is to say of a configuration. With a problem the gateway is not fit to serve."""
+    """What there is to say of a configuration, as `--json` prints it. With a problem the gateway is
+    not fit to serve."""
 
     problems: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import trio
 
+from adapters import sandbox
 from farebox import cli
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError, has_cluster, running
 from ledger.journal import Journal
@@ -654,6 +655,22 @@ def test_check_says_that_the_database_belongs_to_another_secret(
     assert other.err.startswith("server.secret: is another one than this database's keys")
     kept.replace(secret)
     farebox.ok("check")
+
+
+def test_check_as_json_says_all_in_one_object(farebox: Farebox, tmp_path: Path) -> None:
+    assert farebox.record("check") == {
+        "ok": True,
+        "problems": [],
+        "remarks": [],
+        "sandbox": True,
+        "models": len(sandbox.MODELS),
+        "providers": ["sandbox"],
+    }
+    (tmp_path / "farebox.toml").write_text("[server]\nworkers = 700\n")
+    done = farebox("check", "--json")
+    assert (done.code, done.err) == (1, "")
+    found = json.loads(done.out)
+    assert (found["ok"], len(found["problems"])) == (False, 1)
 
 
 def test_check_makes_nothing(farebox: Farebox, tmp_path: Path) -> None:
