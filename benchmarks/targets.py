@@ -21,8 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import trustme
-
 from benchmarks import processes
 from benchmarks.answers import Protocol
 from benchmarks.processes import Cores
@@ -230,6 +228,8 @@ class Target:
 @contextlib.contextmanager
 def provider(cores: Cores) -> Iterator[Provider]:
     """The provider, beside the clients."""
+    import trustme  # a tool, which nobody needs who only reads results
+
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     with tempfile.TemporaryDirectory(prefix="farebox-bench-") as name:
