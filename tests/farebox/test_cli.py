@@ -7,7 +7,10 @@ import datetime as dt
 import io
 import json
 import os
+import re
+import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +43,7 @@ KEY_RECORD = [
     "expires_at",
     "revoked_at",
 ]
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 TIERS = '[limits]\ndefault_tier = "free"\n[tiers.free]\nrpm = 20\n[tiers.pro]\nrpm = 200\n'
 
 
@@ -683,6 +687,26 @@ def test_check_without_a_file_is_the_sandbox(farebox: Farebox) -> None:
 
 
 # -- the embedded database ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_a_lost_secret_is_replaced_as_the_documents_say(
+    farebox: Farebox, tmp_path: Path, up: bool
+) -> None:
+    farebox.ok("account", "create", "acme")
+    farebox.ok("key", "create", "acme/web")
+    (tmp_path / ".farebox" / "secret").unlink()
+    assert "another server.secret" in farebox.refused("key", "create", "acme/web")
+
+    text = OPERATING.read_text()
+    (helper,) = re.findall(r"```sh\n(sql\(\) \{\n.*?\n\}\n)", text, re.DOTALL)
+    (call,) = re.findall(r"`(sql -c \"DELETE FROM directory\.secret\")`", text)
+    script = helper.replace(".venv/bin/python", sys.executable) + call
+    with running(tmp_path / ".farebox") if up else nullcontext():
+        done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, "DELETE 1\n"), done.stderr
+    farebox.ok("key", "create", "acme/web")
+    farebox.ok("check")
 
 
 def test_commands_start_the_embedded_database_for_their_own_time(
