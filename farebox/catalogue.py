@@ -151,7 +151,7 @@ def priced(model: Model) -> bool:
     return any(upstream.prices is not None for upstream in model.upstreams)
 
 
-def sold(config: Config, served: Catalogue) -> Catalogue:
+def on_offer(config: Config, served: Catalogue) -> Catalogue:
     """What of `served` the data plane answers to: for whoever lists models, or takes their names.
 
     What has no price is left out. `find` knows whatever may be asked for, so that virtual models

@@ -12,7 +12,7 @@ import trio
 
 from console import serve
 from console.context import Console, ServerFacts, Tier
-from farebox.catalogue import catalogue, sold
+from farebox.catalogue import catalogue, on_offer
 from farebox.control import BeConsole, Served
 from farebox.served import unpacked
 from proxy.metrics import Metrics
@@ -77,7 +77,7 @@ def console_of(start: BeConsole) -> Console:
         },
         default_tier=config.limits.default_tier,
         margin_bps=config.billing.margin_bps,
-        catalogue=sold(config, catalogue(config, settings.built_in)),
+        catalogue=on_offer(config, catalogue(config, settings.built_in)),
     )
     stripe = config.stripe if config.stripe.api_key else None
     return Console(config.console, stripe, facts, start.conninfo, start.secret)

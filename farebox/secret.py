@@ -26,11 +26,10 @@ def ensure_secret(config: Config, environ: Mapping[str, str]) -> bytes:
     return _read(config, environ)
 
 
-def check_secret(config: Config, environ: Mapping[str, str]) -> None:
-    """Raises ConfigError where `ensure_secret` would; a file that is not there yet is none."""
+def find_secret(config: Config, environ: Mapping[str, str]) -> bytes | None:
+    """As `ensure_secret`, but a file that does not exist yet is not made: there is none then."""
     path = _path(config)
-    if path is None or path.exists():
-        _read(config, environ)
+    return None if path is not None and not path.exists() else _read(config, environ)
 
 
 def _reference(config: Config) -> str:

@@ -303,6 +303,15 @@ class Directory:
                 "machine that makes keys, a copy of the first one's. (docs/operating.md)"
             )
 
+    def has_other_secret(self) -> bool:
+        """Whether this database's keys are made with another secret; there may be none yet, nor a
+        directory."""
+        with self._transaction() as tx:
+            if tx.execute("SELECT to_regclass('directory.secret')").fetchone() == (None,):
+                return False
+            mark = tx.execute("SELECT mark FROM directory.secret").fetchone()
+            return mark not in (None, (keys.secret_mark(self._secret),))
+
     # -- accounts -------------------------------------------------------------------------------
 
     def create_account(self, name: str, tier: str = "", credit: int = 0) -> Account:

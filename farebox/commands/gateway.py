@@ -73,13 +73,13 @@ def _checked(config_path: Path | None) -> _Found:
     """Raises ConfigError."""
     from farebox.catalogue import catalogue, priced, remarks
     from farebox.config import load
-    from farebox.secret import check_secret
+    from farebox.secret import find_secret
 
     config = load(config_path, os.environ)
-    check_secret(config, os.environ)
+    secret = find_secret(config, os.environ)
     served = catalogue(config)
     models = sum(priced(model) for model in served.models.values())
-    database = _database_problems(config)
+    database = _database_problems(config, secret)
     return _Found(
         problems=(*_model_problems(config, models), *database),
         remarks=(
@@ -103,60 +103,38 @@ def _model_problems(config: Config, models: int) -> Iterator[str]:
         yield "models: no price list knows any of these providers'; add [[models]], with prices"
 
 
-def _database_problems(config: Config) -> list[str]:
+def _database_problems(config: Config, secret: bytes | None) -> list[str]:
     """Why `farebox serve` would not start with this database. Where there is none yet, none is
     made; an embedded one that is down is started for the time that this takes."""
     from farebox.embedded import EmbeddedPostgresError, find_binaries, has_cluster, running
-    from ledger.connection import is_away
-    from ledger.errors import brief
+    from ledger.directory import DirectoryUnavailable
 
     try:
         if config.database.url:
-            return _secret_problems(config, config.database.url)
+            return _secret_problems(config.database.url, secret)
         if has_cluster(config.data_dir):
             with running(config.data_dir) as conninfo:
-                return _secret_problems(config, conninfo)
+                return _secret_problems(conninfo, secret)
         find_binaries()
     except EmbeddedPostgresError as error:
         return [f"database: {error}"]
-    except Exception as error:
-        if not is_away(error):
-            raise
-        return [f"database.url: the database does not answer: {brief(error)}"]
+    except DirectoryUnavailable as error:
+        return [f"database.url: {error}"]
     return []
 
 
-_MARKED = "SELECT to_regclass('directory.secret') IS NOT NULL"
-_MARK = "SELECT mark FROM directory.secret"
-
-
-def _secret_problems(config: Config, conninfo: str) -> list[str]:
+def _secret_problems(conninfo: str, secret: bytes | None) -> list[str]:
     """Whether the database's keys were made with another secret than the configuration's."""
-    from ledger.connection import connect
-    from ledger.keys import secret_mark
+    from ledger.directory import Directory
 
-    with connect(conninfo) as connection:
-        known = connection.execute(_MARKED).fetchone() == (True,)
-        mark = connection.execute(_MARK).fetchone() if known else None
-    secret = _secret(config)
-    if mark is None or (secret is not None and mark == (secret_mark(secret),)):
-        return []
+    with Directory(conninfo, secret=secret or b"") as directory:
+        if not directory.has_other_secret():
+            return []
     what = "the one is gone that" if secret is None else "is another one than"
     return [
         f"server.secret: {what} this database's keys were made with; bring that back, or begin "
         'with a new one as docs/operating.md says ("A lost secret")'
     ]
-
-
-def _secret(config: Config) -> bytes | None:
-    """The secret, which is well formed; None where the first start has yet to make it."""
-    from farebox.config import resolve
-
-    reference = config.server.secret or f"file:{config.data_dir / 'secret'}"
-    try:
-        return bytes.fromhex(resolve(reference, config.root, os.environ).strip())
-    except ValueError:
-        return None
 
 
 def _database_remarks(config: Config) -> Iterator[str]:

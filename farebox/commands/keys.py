@@ -196,7 +196,7 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
     """A key with a slip in its models would be of no use."""
     if not names:
         return
-    from farebox.catalogue import catalogue, demo_provider, known_somewhere, sold
+    from farebox.catalogue import catalogue, demo_provider, known_somewhere, on_offer
     from farebox.config import ConfigError
     from farebox.decode import nearest
 
@@ -204,9 +204,9 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
         served = catalogue(config)
     except ConfigError as error:
         raise Refused(error.problems[0]) from None
-    offers = [sold(config, served)]
+    offers = [on_offer(config, served)]
     if config.sandbox:  # or `farebox serve --demo`
-        offers.append(sold(config, catalogue(config, demo_provider(""))))
+        offers.append(on_offer(config, catalogue(config, demo_provider(""))))
     for name in names:
         if any(offer.find(name) for offer in offers):
             continue

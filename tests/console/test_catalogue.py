@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.catalogue import Catalogue
-from farebox.catalogue import catalogue, sold
+from farebox.catalogue import catalogue, on_offer
 from farebox.config import load
 from ledger.directory import Directory
 from tests.fakes.console import FACTS
@@ -38,7 +38,7 @@ def partly_priced(tmp_path: Path) -> Catalogue:
     file = tmp_path / "farebox.toml"
     file.write_text(PARTLY_PRICED)
     config = load(file, {})
-    return sold(config, catalogue(config))
+    return on_offer(config, catalogue(config))
 
 
 async def test_a_model_that_cannot_be_sold_is_not_listed(

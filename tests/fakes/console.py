@@ -17,7 +17,7 @@ from adapters.catalogue import Catalogue
 from console import app
 from console.context import Console, ServerFacts, Tier, wall_seconds
 from console.settings import ConsoleSettings, StripeSettings
-from farebox.catalogue import catalogue, sold
+from farebox.catalogue import catalogue, on_offer
 from farebox.config import load
 
 PUBLIC_URL = "http://127.0.0.1:8080"
@@ -39,7 +39,7 @@ FACTS = ServerFacts(
 def sandbox_catalogue() -> Catalogue:
     """What a gateway serves where no provider is configured."""
     config = load(None, {})
-    return sold(config, catalogue(config))
+    return on_offer(config, catalogue(config))
 
 
 def console(

@@ -10,10 +10,10 @@ from adapters.catalogue import Catalogue, PriceSchedule
 from farebox.catalogue import (
     catalogue,
     demo_provider,
+    on_offer,
     priced,
     remarks,
     sandbox_provider,
-    sold,
 )
 from farebox.config import Config, ConfigError, load
 from farebox.console_part import console_of
@@ -252,7 +252,7 @@ upstream_price = { "own/c" = { input = "1", output = "2" } }
 
 def test_what_is_sold_is_what_can_be_asked_for(config_of: ConfigOf) -> None:
     config = config_of(PARTLY_PRICED)
-    found = sold(config, served(config))
+    found = on_offer(config, served(config))
     assert list(found.models) == ["talks"]
     for name in ("talks", "own/c", "farebox/auto", "farebox-cost-saver"):
         assert found.find(name) is not None, name
@@ -264,11 +264,11 @@ def test_virtual_models_are_sold_under_the_brand_and_with_a_model_only(
     config_of: ConfigOf,
 ) -> None:
     branded = config_of(PARTLY_PRICED + '[server]\nbrand = "acme"\n')
-    found = sold(branded, served(branded))
+    found = on_offer(branded, served(branded))
     assert found.find("acme/auto") is not None
     assert found.find("farebox/auto") is None
     empty = config_of(OWN)
-    assert sold(empty, served(empty)).find("farebox/auto") is None
+    assert on_offer(empty, served(empty)).find("farebox/auto") is None
 
 
 def test_a_model_s_price_is_that_of_the_first_upstream_that_has_one(config_of: ConfigOf) -> None:

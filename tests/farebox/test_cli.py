@@ -586,7 +586,7 @@ def test_check_says_when_the_database_does_not_answer(farebox: Farebox, tmp_path
     (tmp_path / "farebox.toml").write_text('[database]\nurl = "host=/nowhere dbname=x"\n')
     done = farebox("check")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("database.url: the database does not answer: ")
+    assert done.err.startswith("database.url: The database does not answer: ")
     assert done.err.count("\n") == 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from farebox.config import Config, ConfigError, groups, kept, load, restart_needed
-from farebox.secret import check_secret, ensure_secret
+from farebox.secret import ensure_secret, find_secret
 
 PRICED = '[[models]]\nid = "m"\nupstreams = ["openai/m"]\n'
 OPENAI = {"OPENAI_API_KEY": "sk-real"}
@@ -695,11 +695,11 @@ def test_the_secret_may_come_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_checked_without_making_it(tmp_path: Path) -> None:
-    check_secret(read(tmp_path, ""), {})
-    check_secret(read(tmp_path, '[server]\nsecret = "file:later/secret"'), {})
+    assert find_secret(read(tmp_path, ""), {}) is None
+    assert find_secret(read(tmp_path, '[server]\nsecret = "file:later/secret"'), {}) is None
     for text in ('secret = "abc"', 'secret = "env:NOPE"'):
         with pytest.raises(ConfigError, match=r"^server\.secret: "):
-            check_secret(read(tmp_path, f"[server]\n{text}"), {})
+            find_secret(read(tmp_path, f"[server]\n{text}"), {})
     assert os.listdir(tmp_path) == ["farebox.toml"]
 
 
