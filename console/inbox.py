@@ -432,7 +432,9 @@ async def _save_card(
     return "card saved"
 
 
-def _keep_card(connection: Connection, account_id: int, card: Card) -> None:
+def _keep_card(
+    connection: Connection, account_id: int, card: Card, *, renewed: bool = False
+) -> None:
     payments.save_card(
         connection,
         account_id,
@@ -441,6 +443,7 @@ def _keep_card(connection: Connection, account_id: int, card: Card) -> None:
         card.last4,
         card.exp_month,
         card.exp_year,
+        renewed=renewed,
     )
 
 
@@ -463,15 +466,7 @@ async def refresh_card(console: Console, stripe: Stripe, payment_method: str) ->
             if card is None or customer_id != owner:
                 payments.forget_card(connection, account_id, payment_method)
             else:
-                payments.refresh_card(
-                    connection,
-                    account_id,
-                    payment_method,
-                    card.brand,
-                    card.last4,
-                    card.exp_month,
-                    card.exp_year,
-                )
+                _keep_card(connection, account_id, card, renewed=True)
 
     await console.database.run(write)
     return "card refreshed"

@@ -204,10 +204,9 @@ class Stripe:
     async def create_customer(self, name: str, metadata: Metadata, key: str) -> str:
         """A new customer's id. Without an e-mail address: Stripe's page asks for one, and keeps
         it."""
-        params: dict[str, object] = {"name": name, "metadata": dict(metadata)}
         created = await _answer(
             self._api.v1.customers.create_async(
-                cast("stripe.params.CustomerCreateParams", params), {"idempotency_key": key}
+                {"name": name, "metadata": dict(metadata)}, {"idempotency_key": key}
             )
         )
         return created.id

@@ -65,12 +65,7 @@ _SAVE_CARD = """
 UPDATE console.stripe_customer
    SET payment_method = %s, card_brand = %s, card_last4 = %s, card_exp_month = %s,
        card_exp_year = %s
- WHERE account_id = %s AND customer_id IS NOT NULL
-"""
-_REFRESH_CARD = """
-UPDATE console.stripe_customer
-   SET card_brand = %s, card_last4 = %s, card_exp_month = %s, card_exp_year = %s
- WHERE account_id = %s AND payment_method = %s
+ WHERE account_id = %s AND customer_id IS NOT NULL AND (payment_method = %s OR NOT %s)
 """
 _SAVE_REVERSAL = """
 INSERT INTO console.reversal (reversal_id, payment_id, kind, status, amount, created_at, changed_at)
@@ -185,24 +180,13 @@ def save_card(
     last4: str,
     exp_month: int,
     exp_year: int,
+    *,
+    renewed: bool = False,
 ) -> None:
-    """This is the card for payments without its owner."""
+    """This is the card for payments without its owner. One that was `renewed` is so only where it
+    is the saved one still."""
     facts = [payment_method, brand, last4, exp_month, exp_year]
-    connection.execute(_SAVE_CARD, [*facts, account_id])
-
-
-def refresh_card(
-    connection: Connection,
-    account_id: int,
-    payment_method: str,
-    brand: str,
-    last4: str,
-    exp_month: int,
-    exp_year: int,
-) -> None:
-    """The saved card was renewed; nothing where it is not the saved one any more."""
-    facts = [brand, last4, exp_month, exp_year]
-    connection.execute(_REFRESH_CARD, [*facts, account_id, payment_method])
+    connection.execute(_SAVE_CARD, [*facts, account_id, payment_method, renewed])
 
 
 def forget_card(connection: Connection, account_id: int, payment_method: str) -> bool:
