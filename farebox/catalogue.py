@@ -9,7 +9,7 @@ configured, all known models of the configured presets are served under their ow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,8 +24,6 @@ from farebox.config import Config, ConfigError, groups
 from farebox.decode import nearest
 from farebox.presets import PRESETS
 from farebox.prices import KnownModel, known_models
-from ledger.money import Price
-from proxy.route import BookIds, Snapshot
 
 _REASONING_OUTPUT_TOKENS = 32_768
 _BUILT_IN_PRICE: Mapping[str, object] = {
@@ -151,46 +149,12 @@ def priced(model: Model) -> bool:
     return any(upstream.prices is not None for upstream in model.upstreams)
 
 
-def on_offer(config: Config, served: Catalogue) -> Catalogue:
-    """What of `served` the data plane answers to: for whoever lists models, or takes their names.
-
-    What has no price is left out. `find` knows whatever may be asked for, so that virtual models
-    are among the pinned names: each is the model that it means before anything is proven.
-    """
-    routes = _snapshot(config, served).routes
-    return replace(
-        served,
-        models={name: model for name, model in served.models.items() if name in routes},
-        pinned={
-            name: (route.model, route.groups[0][0].upstream)
-            for name, route in routes.items()
-            if name not in served.models
-        },
-    )
-
-
 def known_somewhere(name: str) -> bool:
     """Whether a preset's price list has this model: one that is served where its key is set."""
     provider, _, model = name.partition("/")
     if provider in PRESETS and model in known_models(provider):
         return True
     return any(name in known_models(preset) for preset in PRESETS)
-
-
-def _snapshot(config: Config, served: Catalogue) -> Snapshot:
-    """What workers build of `served`, with ids that mean nothing: no book is asked."""
-    margin = config.billing.margin_bps
-    prices = {
-        (upstream.name, rates): Price(0, dict(rates.components), margin)
-        for model in served.models.values()
-        for upstream in model.upstreams
-        if upstream.prices is not None
-        for rates in upstream.prices.variants.values()
-    }
-    ids = BookIds(dict.fromkeys(served.models, 0), dict.fromkeys(served.providers, 0), prices)
-    return Snapshot.build(
-        served, ids, brand=config.server.brand, reference=config.routing.default_reference
-    )
 
 
 def provider_of(settings: ProviderSettings) -> Provider:

@@ -12,9 +12,10 @@ import trio
 
 from console import serve
 from console.context import Console, ServerFacts, Tier
-from farebox.catalogue import catalogue, on_offer
+from farebox.catalogue import catalogue
 from farebox.control import BeConsole, Served
 from farebox.served import unpacked
+from farebox.snapshot import on_offer
 from proxy.metrics import Metrics
 
 _ORPHAN_SECONDS = 3.0

@@ -13,7 +13,6 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import trio
 
@@ -66,7 +65,7 @@ class Follower:
         async with self._one_at_a_time:
             with keyring.refreshing():
                 changes = await trio.to_thread.run_sync(
-                    partial(self._changes, reloaded), abandon_on_cancel=True
+                    self._changes, reloaded, abandon_on_cancel=True
                 )
                 if changes.whole:
                     keyring.keep({principal.key_id for _, principal in changes.live})

@@ -33,8 +33,9 @@ from farebox.console_child import ConsoleChild, Urls, console_socket
 from farebox.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from farebox.interpreter import allow_many_files
 from farebox.secret import ensure_secret
+from farebox.snapshot import snapshot
 from farebox.supervise import Supervisor, keep_leftovers
-from farebox.worker import Worker, snapshot, worker_count
+from farebox.worker import Worker, worker_count
 from ledger.directory import Directory, DirectoryRefused, DirectoryUnavailable
 from ledger.migrate import MigrationError, migrate
 from ledger.money import parse_usd

@@ -18,14 +18,14 @@ from functools import partial
 
 import trio
 
-from adapters.catalogue import Catalogue, Rates, Upstream
+from adapters.catalogue import Catalogue, Upstream
 from farebox.books import Books
 from farebox.catalogue import BuiltIn, catalogue
 from farebox.config import Config
 from farebox.follower import Follower
 from farebox.interpreter import collect_when_idle, settle_in
-from ledger.directory import Directory, PriceRow
-from ledger.money import Price
+from farebox.snapshot import snapshot
+from ledger.directory import Directory
 from proxy.admit import Load
 from proxy.answers import PostgresAnswers
 from proxy.authenticate import Keyring
@@ -42,7 +42,7 @@ from proxy.notices import Shown, Teller, remarks, shown
 from proxy.outputs import Outputs
 from proxy.receipts import PostgresUsage
 from proxy.record import Log
-from proxy.route import BookIds, Snapshot
+from proxy.route import Snapshot
 from proxy.settings import ServerSettings
 from proxy.shared_rows import Rows
 from proxy.state import PostgresResponses
@@ -54,39 +54,6 @@ from proxy.watch import platform_watch
 
 _DAY_SECONDS = 86_400
 _LOG_FD = 1
-
-
-def snapshot(config: Config, served: Catalogue, directory: Directory) -> Snapshot:
-    """Register what the catalogue names in the books, and join the two. Blocks."""
-    rows: dict[tuple[str, Rates], PriceRow] = {}
-    for model in served.models.values():
-        for upstream in model.upstreams:
-            if upstream.prices is None:
-                continue
-            for (above, tier), rates in upstream.prices.variants.items():
-                rows.setdefault(
-                    (upstream.name, rates),
-                    PriceRow(
-                        model=model.id,
-                        upstream=upstream.name,
-                        variant=f"{above}/{tier}" if above or tier else "",
-                        components=rates.components,
-                        margin_bps=config.billing.margin_bps,
-                    ),
-                )
-    ids = directory.register_catalogue(
-        list(served.models), list(served.providers), list(rows.values())
-    )
-    prices = {
-        key: Price(ids.prices[row], dict(row.components), row.margin_bps)
-        for key, row in rows.items()
-    }
-    return Snapshot.build(
-        served,
-        BookIds(ids.models, ids.providers, prices),
-        brand=config.server.brand,
-        reference=config.routing.default_reference,
-    )
 
 
 def sold(served: Catalogue) -> list[Upstream]:

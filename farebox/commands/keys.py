@@ -196,9 +196,10 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
     """A key with a slip in its models would be of no use."""
     if not names:
         return
-    from farebox.catalogue import catalogue, demo_provider, known_somewhere, on_offer
+    from farebox.catalogue import catalogue, demo_provider, known_somewhere
     from farebox.config import ConfigError
     from farebox.decode import nearest
+    from farebox.snapshot import on_offer
 
     try:
         served = catalogue(config)

@@ -17,8 +17,9 @@ from adapters.catalogue import Catalogue
 from console import app
 from console.context import Console, ServerFacts, Tier, wall_seconds
 from console.settings import ConsoleSettings, StripeSettings
-from farebox.catalogue import catalogue, on_offer
+from farebox.catalogue import catalogue
 from farebox.config import load
+from farebox.snapshot import on_offer
 
 PUBLIC_URL = "http://127.0.0.1:8080"
 SECRET = b"a secret of thirty-two bytes yes"

@@ -207,7 +207,7 @@ def model_of(model_id: str, *providers: Provider, **options: object) -> Model:
 
 
 def snapshot_of(models: list[Model], providers: list[Provider]) -> Snapshot:
-    """What `farebox.worker.snapshot` builds, with ids that are counted here."""
+    """What `farebox.snapshot.snapshot` builds, with ids that are counted here."""
     catalogue = Catalogue.build(models, providers)
     rows = {
         (upstream.name, rates)

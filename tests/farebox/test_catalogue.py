@@ -10,7 +10,6 @@ from adapters.catalogue import Catalogue, PriceSchedule
 from farebox.catalogue import (
     catalogue,
     demo_provider,
-    on_offer,
     priced,
     remarks,
     sandbox_provider,
@@ -21,9 +20,10 @@ from farebox.control import BeConsole, Served
 from farebox.presets import PRESETS
 from farebox.prices import known_models
 from farebox.served import Settings, packed
+from farebox.snapshot import on_offer
+from tests.fakes.catalogues import OWN, PARTLY_PRICED
 
 ENVIRON = {"OPENAI_API_KEY": "sk-1", "DEEPSEEK_API_KEY": "sk-2", "GROQ_API_KEY": "sk-3"}
-OWN = '[[providers]]\nname = "own"\nbase_url = "http://127.0.0.1:1/v1"\n'
 DOLLAR = 10**9
 
 
@@ -232,22 +232,6 @@ def test_a_price_that_is_not_exact_is_a_problem(config_of: ConfigOf) -> None:
     )
     with pytest.raises(ConfigError, match=r'models\["m"\]\.price: .* finer than a nano-dollar'):
         served(config)
-
-
-PARTLY_PRICED = (
-    OWN
-    + """
-[[models]]
-id = "noprice"
-upstreams = ["own/a"]
-price = { input = "1" }
-
-[[models]]
-id = "talks"
-upstreams = ["own/b", "own/c"]
-upstream_price = { "own/c" = { input = "1", output = "2" } }
-"""
-)
 
 
 def test_what_is_sold_is_what_can_be_asked_for(config_of: ConfigOf) -> None:
