@@ -23,7 +23,7 @@ from farebox.books import Books
 from farebox.catalogue import BuiltIn, catalogue
 from farebox.config import Config
 from farebox.follower import Follower
-from farebox.interpreter import collect_when_idle, settle_in
+from farebox.interpreter import collect_when_idle, settle_in, use_large_pages
 from farebox.snapshot import snapshot
 from ledger.directory import Directory
 from proxy.admit import Load
@@ -39,6 +39,7 @@ from proxy.listener import Listener, Shares
 from proxy.memory import Memory, bound_of
 from proxy.metrics import Metrics
 from proxy.notices import Shown, Teller, remarks, shown
+from proxy.outbox import Outbox
 from proxy.outputs import Outputs
 from proxy.receipts import PostgresUsage
 from proxy.record import Log
@@ -110,6 +111,7 @@ class Worker:
         directory = Directory(conninfo)
         served = catalogue(config, built_in)
         known = await trio.to_thread.run_sync(snapshot, config, served, directory)
+        outbox = Outbox()
         metrics = Metrics()
         books.watch(metrics)
         memory = Memory(bound_of(config.server, worker_count(config.server)))
@@ -125,7 +127,7 @@ class Worker:
             snapshot=known,
             keyring=Keyring(secret),
             ledger=books.ledger,
-            upstreams=Upstreams(SocketDialer()),
+            upstreams=Upstreams(SocketDialer(outbox=outbox)),
             watch=platform_watch(),
             metrics=metrics,
             log=log,
@@ -152,6 +154,7 @@ class Worker:
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
             shares=None if rows is None else Shares(rows),
+            outbox=outbox,
         )
         return cls(config, directory, books, gateway, listener, stored, answers)
 
@@ -195,6 +198,7 @@ class Worker:
                 services.start_soon(gateway.control.run)
             services.start_soon(collect_when_idle, lambda: not gateway.load.exchanges)
             settle_in()
+            use_large_pages()
             task_status.started()
             services.start_soon(self._cut_when_late)
             with self._connections:

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from proxy.outbox import Outbox
 from proxy.shared_rows import Row, Rows
 from proxy.transport import SocketTransport, Transport, known_options
 
@@ -98,7 +99,7 @@ class Shares:
 class Listener:
     """Serves every connection of one socket with `handler`, which closes nothing itself.
 
-    `shares`: others accept from the same socket.
+    `shares`: others accept from the same socket. `outbox`: where upstreams' requests wait as well.
     """
 
     def __init__(
@@ -108,12 +109,14 @@ class Listener:
         *,
         max_connections: int,
         shares: Shares | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         listening.setblocking(False)
         self._socket = listening
         self._handler = handler
         self._max_connections = max_connections
         self._shares = shares
+        self._outbox = Outbox() if outbox is None else outbox
         self._accepting = trio.CancelScope()
         self.connections = 0
 
@@ -132,16 +135,20 @@ class Listener:
 
     async def run(self) -> None:
         """Accept until stopped, then return when the last connection has ended."""
-        async with trio.open_nursery() as connections:
-            with self._accepting:
-                while True:
-                    accepted = await self._accept()
-                    if self.connections >= self._max_connections:
-                        _turn_away(accepted)
-                        continue
-                    self._count(1)
-                    connections.start_soon(self._serve, accepted)
-            self._socket.close()
+        with self._outbox.open():
+            async with trio.open_nursery() as connections:
+                await self._accept_into(connections)
+                self._socket.close()
+
+    async def _accept_into(self, connections: trio.Nursery) -> None:
+        with self._accepting:
+            while True:
+                accepted = await self._accept()
+                if self.connections >= self._max_connections:
+                    _turn_away(accepted)
+                    continue
+                self._count(1)
+                connections.start_soon(self._serve, accepted)
 
     async def _accept(self) -> socket.socket:
         while True:
@@ -160,9 +167,10 @@ class Listener:
 
     async def _serve(self, accepted: socket.socket) -> None:
         try:
-            transport = SocketTransport(accepted)
+            transport = SocketTransport(accepted, self._outbox)
             try:
                 await self._handler(transport)
+                await transport.drain()
             finally:
                 transport.close()
         except Exception:  # a bug costs its connection, not the worker with all others

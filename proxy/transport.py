@@ -4,7 +4,8 @@ The data plane and the sandbox see only `Transport` and `Dialer`; production giv
 tests give them memory. Sockets are plain non-blocking ones under trio's `wait_readable`: what we
 read next has practically never arrived yet, so trying first costs a system call and an exception,
 and what we send practically always fits, so a checkpoint after it costs a turn of the scheduler.
-Every receive waits, which is where tasks take turns and are cancelled.
+Every receive waits, which is where tasks take turns and are cancelled. What many of them send in
+one turn leaves together (`proxy.outbox`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Protocol
 import trio
 from trio.lowlevel import wait_readable
 
+from proxy.outbox import HELD_BYTES_MAX, Outbox
 from proxy.resolve import Address, Resolver
 
 RECEIVE_BYTES = 65_536
 _PIECES_AT_ONCE = 1024  # IOV_MAX of Linux
 
+_DRAIN_SECONDS = 10.0
 _HEAD_START_SECONDS = 0.25  # RFC 8305 §8, "Connection Attempt Delay"
 # What a provider has sent and a slow client has not read lies in the kernel, which takes twice this
 # value for a bound, and without one may grow the buffer to 32 MiB. The price is that an answer
@@ -69,7 +72,12 @@ class Transport(Protocol):
         ...
 
     def send_now(self, data: bytes) -> int:
-        """Send what there is room for without waiting; how many bytes were taken."""
+        """Send what there is room for without waiting; how many bytes were taken. They may leave
+        with what others send in this turn of the loop: that this failed is told by a later send."""
+        ...
+
+    async def drain(self) -> None:
+        """Before closing: wait for the kernel to have what was sent. Never raises OSError."""
         ...
 
     def acknowledge(self) -> None:
@@ -98,12 +106,21 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A plain TCP (or Unix) connection."""
+    """A plain TCP (or Unix) connection. With an `outbox`, what is small may wait for the end of the
+    turn.
 
-    __slots__ = ("_poll", "_socket")
+    `_held` is what waits, or the rest of it that the kernel did not take: a task sends that, and
+    `_pushed` is the end of it. With a `_failure`, it will never be sent.
+    """
 
-    def __init__(self, sock: socket.socket) -> None:
+    __slots__ = ("_failure", "_held", "_outbox", "_poll", "_pushed", "_socket")
+
+    def __init__(self, sock: socket.socket, outbox: Outbox | None = None) -> None:
         self._socket = sock
+        self._outbox = outbox
+        self._held: bytes | memoryview = b""
+        self._pushed: trio.Event | None = None
+        self._failure: OSError | None = None
         self._poll: select.poll | None = None
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
@@ -137,6 +154,9 @@ class SocketTransport:
 
     async def _send_rest(self, piece: bytes | memoryview, taken: int) -> None:
         with memoryview(piece) as view:
+            if self._pushed is not None:
+                await self._pushed.wait()
+                taken += self.send_now(view[taken:])
             while taken < len(piece):
                 try:
                     await trio.lowlevel.wait_writable(self._socket)
@@ -145,16 +165,85 @@ class SocketTransport:
                 taken += self.send_now(view[taken:])
 
     def send_now(self, data: bytes | memoryview) -> int:
+        if self._held and not self._may_follow(data):
+            return 0
+        outbox = self._outbox
+        if outbox is not None:
+            if outbox.sent and len(data) <= HELD_BYTES_MAX:
+                return self._hold(data, outbox)
+            outbox.sent = True
+        return self._try_to_send(data)
+
+    def _try_to_send(self, data: bytes | memoryview) -> int:
         try:
             return self._socket.send(data)
         except BlockingIOError:
             return 0
 
     def _try_to_gather(self, pieces: Sequence[bytes | memoryview]) -> int:
+        self.flush()
+        if self._held and not self._may_follow(b""):
+            return 0
         try:
             return self._socket.sendmsg(pieces[:_PIECES_AT_ONCE])
         except BlockingIOError:
             return 0
+
+    def _hold(self, data: bytes | memoryview, outbox: Outbox) -> int:
+        if self._held:
+            self._held = b"".join((self._held, data))
+        else:
+            self._held = bytes(data)
+            outbox.hold(self)
+        return len(data)
+
+    def _may_follow(self, data: bytes | memoryview) -> bool:
+        """Whether something can be sent behind what is held. Raises what that has failed with."""
+        if self._pushed is None and len(self._held) + len(data) > HELD_BYTES_MAX:
+            self.flush()
+        if self._failure is not None:
+            raise OSError(self._failure.errno, self._failure.strerror)
+        return self._pushed is None
+
+    def flush(self) -> None:
+        """Send what is held. Never raises: the next send does, and to a receive it is the end."""
+        if not self._held or self._pushed is not None or self._failure is not None:
+            return
+        try:
+            self._held = self._held[self._try_to_send(self._held) :]
+        except OSError as error:
+            self._fail(error)
+            return
+        if self._held:
+            assert self._outbox is not None, "it is what holds"
+            self._pushed = trio.Event()
+            self._outbox.finish(self._push)
+
+    async def _push(self) -> None:
+        """The rest of what was held, where the peer does not take it at once."""
+        assert self._pushed is not None, "it is what is waited for"
+        try:
+            while self._held:
+                await trio.lowlevel.wait_writable(self._socket)
+                self._held = self._held[self._try_to_send(self._held) :]
+        except OSError as error:
+            self._fail(error)
+        except trio.ClosedResourceError:
+            self._fail(_closed())
+        finally:
+            self._pushed.set()
+            self._pushed = None
+
+    def _fail(self, error: OSError) -> None:
+        self._failure = error
+        with contextlib.suppress(OSError):  # who waits for an answer need not wait any longer
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    async def drain(self) -> None:
+        self.flush()
+        if self._pushed is not None:
+            with trio.move_on_after(_DRAIN_SECONDS):
+                await self._pushed.wait()
 
     def acknowledge(self) -> None:
         # The kernel waits up to 40 ms for an answer that could carry it, and the peer's as long
@@ -164,12 +253,14 @@ class SocketTransport:
                 self._socket.setsockopt(level, option, value)
 
     def send_eof(self) -> None:
+        self.flush()
         # A peer that is gone already is what the next receive will tell.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
+            self.flush()
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
@@ -287,6 +378,9 @@ class TLSTransport:
     def send_now(self, data: bytes) -> int:
         return 0  # what goes to providers always waits
 
+    async def drain(self) -> None:
+        await self._plain.drain()
+
     def acknowledge(self) -> None:
         self._plain.acknowledge()
 
@@ -342,7 +436,10 @@ class SocketDialer:
     """The real network: DNS, several addresses at once, TLS with verification."""
 
     def __init__(
-        self, context: ssl.SSLContext | None = None, resolver: Resolver | None = None
+        self,
+        context: ssl.SSLContext | None = None,
+        resolver: Resolver | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._context = context or ssl.create_default_context()
         self._context.set_alpn_protocols(["http/1.1"])
@@ -350,10 +447,11 @@ class SocketDialer:
         self._context.options |= ssl.OP_NO_RENEGOTIATION
         self._resolver = resolver or Resolver()
         self._sessions = Sessions()
+        self._outbox = outbox
 
     async def connect(self, host: str, port: int, *, tls: bool) -> Transport:
         sock = await first_connected(await self._resolver.addresses(host), port)
-        plain = SocketTransport(detached(sock))
+        plain = SocketTransport(detached(sock), self._outbox)
         if not tls:
             return plain
         secured = TLSTransport(plain, self._context, host, self._sessions)
