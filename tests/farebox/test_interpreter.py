@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from trio.testing import MockClock
 from farebox import interpreter
 from farebox.interpreter import collect_when_idle
 
+_COLLAPSES = Path("/sys/kernel/mm/transparent_hugepage/khugepaged")
 HARD = 512
 RAISED = f"""
 import resource
@@ -27,6 +29,53 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
     program = [sys.executable, "-c", RAISED]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(HARD), str(HARD)]
+
+
+MAPS = """\
+00400000-0041f000 r--p 00000000 fe:00 21 /usr/bin/python3
+Rss:                 124 kB
+010ff000-01801000 rw-p 00000000 00:00 0                                  [heap]
+Size:               7176 kB
+KernelPageSize:        4 kB
+Rss:                7000 kB
+VmFlags: rd wr
+20000000-20800000 rw-p 00000000 00:00 0
+Size:               8192 kB
+Rss:                  64 kB
+30000000-30800000 rw-p 00000000 00:00 0
+Rss:                8192 kB
+40000000-40800000 rw-s 00000000 00:01 0
+Rss:                8192 kB
+50000000-50800000 rw-p 00000000 fe:00 35 /a/library.so
+Rss:                8192 kB
+60000000-60180000 rw-p 00000000 00:00 0
+Rss:                1536 kB
+7ff000000000-7ff000800000 rw-p 00000000 00:00 0                  [stack]
+Rss:                8192 kB
+"""
+
+
+def test_what_is_hardly_used_or_not_ours_gets_no_large_pages() -> None:
+    """Nor what holds no whole one; of the others each that lies wholly in it."""
+    regions = list(interpreter._used_regions(MAPS))
+    assert regions == [range(0x1200000, 0x1800000), range(0x30000000, 0x30800000)]
+
+
+LARGE = """
+from farebox.interpreter import use_large_pages
+kept = [bytes(400) for _ in range(100_000)]
+got = use_large_pages()
+lines = open("/proc/self/smaps_rollup").read().splitlines()
+print(got, *(line.split()[1] for line in lines if line.startswith("AnonHuge")))
+"""
+
+
+@pytest.mark.skipif(not _COLLAPSES.exists(), reason="a system without large pages")
+def test_memory_in_use_is_put_into_large_pages() -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    got, kilobytes = map(int, done.stdout.split())
+    assert got > 20 << 20
+    assert kilobytes << 10 >= got
 
 
 async def test_all_objects_are_looked_at_in_a_moment_of_rest(
