@@ -42,6 +42,7 @@ _MIDDLE_COLLECTIONS_IDLE = 100  # else: after some 200,000 requests, or 3,000 st
 _SWITCH_SECONDS = 0.001
 _LOOK_SECONDS = 5.0
 _MEMORY = Path("/proc/self/smaps")
+_LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _LARGE_PAGE_BYTES = 2 << 20
 _MADV_COLLAPSE = 25  # of Linux 6.1
 _REGION = re.compile(
@@ -71,13 +72,16 @@ def use_large_pages() -> int:
 
     Of 4 KiB, several hundred are touched by one request, and where each lies is looked up anew if
     others have run meanwhile: on a virtual machine in two tables. Memory that is hardly used stays
-    as it is, and so does everything where the system has no such pages. Takes some 20 ms.
+    as it is, and so does everything where the system has no such pages, or shall not use them.
     """
-    if sys.platform != "linux":
+    try:
+        if "[never]" in _LARGE_PAGES.read_text():
+            return 0
+        regions = list(_used_regions(_MEMORY.read_text(errors="replace")))
+    except OSError:  # another system, or one that does not tell
         return 0
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    regions = list(_used_regions(_MEMORY.read_text()))
     return sum(
         len(region) for region in regions if advise(region.start, len(region), _MADV_COLLAPSE) == 0
     )

@@ -277,7 +277,6 @@ class Connection:
 
         Closing a socket with unread data resets it, and the reset can overtake the response.
         """
-        await self.transport.drain()
         self.transport.send_eof()
         # The client closing is what is waited for, so that it may not count as leaving.
         with trio.move_on_after(_LINGER_SECONDS, shield=True):

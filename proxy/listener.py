@@ -170,7 +170,6 @@ class Listener:
             transport = SocketTransport(accepted, self._outbox)
             try:
                 await self._handler(transport)
-                await transport.drain()
             finally:
                 transport.close()
         except Exception:  # a bug costs its connection, not the worker with all others

@@ -11,8 +11,8 @@ figures.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import trio
@@ -24,48 +24,43 @@ class Held(Protocol):
     """Somebody with bytes that wait for the end of the turn."""
 
     def flush(self) -> None:
-        """Send them now. Never raises: what goes wrong is for the next send, or the peer's end."""
+        """Send them now. Never raises."""
         ...
 
 
 class Outbox(trio.abc.Instrument):
-    """Who has bytes that wait. `sent`: somebody has sent already in this turn, so others wait."""
+    """Who has bytes that wait. `turns`: they have an end now. `sent`: somebody has sent already in
+    this one, so others may wait."""
 
     def __init__(self) -> None:
-        self.sent = False
+        self.turns = self.sent = False
         self._held: list[Held] = []
-        self._token: trio.lowlevel.TrioToken | None = None  # while turns have an end
 
     def hold(self, held: Held) -> None:
-        """Have it flushed at the end of this turn; at once where nobody tells that end."""
-        if self._token is not None:
-            self._held.append(held)
-        else:
-            held.flush()
-
-    def finish(self, push: Callable[[], Awaitable[None]]) -> None:
-        """Have a task do what cannot be done at once. `push` never raises."""
-        if self._token is None:
-            trio.lowlevel.spawn_system_task(push)
-        else:  # the end of a turn is no task's, and trio does not look for new ones after it
-            self._token.run_sync_soon(trio.lowlevel.spawn_system_task, push)
+        """Have it flushed at the end of this turn."""
+        self._held.append(held)
 
     def before_io_wait(self, timeout: float) -> None:
         """The end of a turn, as trio calls it."""
         self.sent = False
         if self._held:
             held, self._held = self._held, []
-            for one in held:
-                one.flush()
+            try:
+                for one in held:
+                    one.flush()
+            except BaseException:  # trio will not call it again
+                self.turns = False
+                raise
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Have turns end with it, for the time of the block."""
         trio.lowlevel.add_instrument(self)
-        self._token = trio.lowlevel.current_trio_token()
+        self.turns = True
         try:
             yield
         finally:
+            self.turns = False
+            with suppress(KeyError):  # trio has done it where the hook failed
+                trio.lowlevel.remove_instrument(self)
             self.before_io_wait(0)
-            self._token = None
-            trio.lowlevel.remove_instrument(self)

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import select
 import socket
 import ssl
+import sys
+import termios
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -27,7 +30,6 @@ from proxy.resolve import Address, Resolver
 RECEIVE_BYTES = 65_536
 _PIECES_AT_ONCE = 1024  # IOV_MAX of Linux
 
-_DRAIN_SECONDS = 10.0
 _HEAD_START_SECONDS = 0.25  # RFC 8305 §8, "Connection Attempt Delay"
 # What a provider has sent and a slow client has not read lies in the kernel, which takes twice this
 # value for a bound, and without one may grow the buffer to 32 MiB. The price is that an answer
@@ -76,10 +78,6 @@ class Transport(Protocol):
         with what others send in this turn of the loop: that this failed is told by a later send."""
         ...
 
-    async def drain(self) -> None:
-        """Before closing: wait for the kernel to have what was sent. Never raises OSError."""
-        ...
-
     def acknowledge(self) -> None:
         """Tell the peer now that what it sent has arrived: it may wait for that to send more."""
         ...
@@ -105,22 +103,34 @@ class Transport(Protocol):
         ...
 
 
+def _has_room(sock: socket.socket) -> bool:
+    """Whether the kernel takes `HELD_BYTES_MAX` with certainty: the peer has acknowledged all that
+    was sent. False where that is unknown."""
+    if sys.platform != "linux":
+        return False
+    unacknowledged = bytearray(4)
+    try:
+        fcntl.ioctl(sock, termios.TIOCOUTQ, unacknowledged)  # SIOCOUTQ of tcp(7)
+    except (OSError, ValueError):  # it was closed
+        return False
+    return not any(unacknowledged)
+
+
 class SocketTransport:
     """A plain TCP (or Unix) connection. With an `outbox`, what is small may wait for the end of the
-    turn.
+    turn: `_held`.
 
-    `_held` is what waits, or the rest of it that the kernel did not take: a task sends that, and
-    `_pushed` is the end of it. With a `_failure`, it will never be sent.
+    Only behind nothing, so that the kernel will take all of it: for what it takes in part, somebody
+    would have to wait until it takes the rest.
     """
 
-    __slots__ = ("_failure", "_held", "_outbox", "_poll", "_pushed", "_socket")
+    __slots__ = ("_held", "_outbox", "_poll", "_socket")
 
     def __init__(self, sock: socket.socket, outbox: Outbox | None = None) -> None:
         self._socket = sock
-        self._outbox = outbox
-        self._held: bytes | memoryview = b""
-        self._pushed: trio.Event | None = None
-        self._failure: OSError | None = None
+        buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self._outbox = outbox if buffer_bytes >= 2 * HELD_BYTES_MAX else None
+        self._held = b""
         self._poll: select.poll | None = None
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
@@ -154,9 +164,6 @@ class SocketTransport:
 
     async def _send_rest(self, piece: bytes | memoryview, taken: int) -> None:
         with memoryview(piece) as view:
-            if self._pushed is not None:
-                await self._pushed.wait()
-                taken += self.send_now(view[taken:])
             while taken < len(piece):
                 try:
                     await trio.lowlevel.wait_writable(self._socket)
@@ -165,16 +172,13 @@ class SocketTransport:
                 taken += self.send_now(view[taken:])
 
     def send_now(self, data: bytes | memoryview) -> int:
-        if self._held and not self._may_follow(data):
-            return 0
         outbox = self._outbox
         if outbox is not None:
-            if outbox.sent and len(data) <= HELD_BYTES_MAX:
-                return self._hold(data, outbox)
-            outbox.sent = True
-        return self._try_to_send(data)
-
-    def _try_to_send(self, data: bytes | memoryview) -> int:
+            if outbox.sent and self._hold(data, outbox):
+                return len(data)
+            outbox.sent = outbox.turns
+            if self._held:
+                self.flush()
         try:
             return self._socket.send(data)
         except BlockingIOError:
@@ -182,68 +186,35 @@ class SocketTransport:
 
     def _try_to_gather(self, pieces: Sequence[bytes | memoryview]) -> int:
         self.flush()
-        if self._held and not self._may_follow(b""):
-            return 0
         try:
             return self._socket.sendmsg(pieces[:_PIECES_AT_ONCE])
         except BlockingIOError:
             return 0
 
-    def _hold(self, data: bytes | memoryview, outbox: Outbox) -> int:
+    def _hold(self, data: bytes | memoryview, outbox: Outbox) -> bool:
+        """Let it wait, if it may."""
+        if len(self._held) + len(data) > HELD_BYTES_MAX:
+            return False
         if self._held:
-            self._held = b"".join((self._held, data))
-        else:
-            self._held = bytes(data)
-            outbox.hold(self)
-        return len(data)
-
-    def _may_follow(self, data: bytes | memoryview) -> bool:
-        """Whether something can be sent behind what is held. Raises what that has failed with."""
-        if self._pushed is None and len(self._held) + len(data) > HELD_BYTES_MAX:
-            self.flush()
-        if self._failure is not None:
-            raise OSError(self._failure.errno, self._failure.strerror)
-        return self._pushed is None
+            self._held += data
+            return True
+        if not _has_room(self._socket):
+            return False
+        self._held = bytes(data)
+        outbox.hold(self)
+        return True
 
     def flush(self) -> None:
-        """Send what is held. Never raises: the next send does, and to a receive it is the end."""
-        if not self._held or self._pushed is not None or self._failure is not None:
+        """Send what is held. Never raises: a connection that does not take it is at its end, which
+        the next receive and the next send tell."""
+        if not self._held:
             return
-        try:
-            self._held = self._held[self._try_to_send(self._held) :]
-        except OSError as error:
-            self._fail(error)
-            return
-        if self._held:
-            assert self._outbox is not None, "it is what holds"
-            self._pushed = trio.Event()
-            self._outbox.finish(self._push)
-
-    async def _push(self) -> None:
-        """The rest of what was held, where the peer does not take it at once."""
-        assert self._pushed is not None, "it is what is waited for"
-        try:
-            while self._held:
-                await trio.lowlevel.wait_writable(self._socket)
-                self._held = self._held[self._try_to_send(self._held) :]
-        except OSError as error:
-            self._fail(error)
-        except trio.ClosedResourceError:
-            self._fail(_closed())
-        finally:
-            self._pushed.set()
-            self._pushed = None
-
-    def _fail(self, error: OSError) -> None:
-        self._failure = error
-        with contextlib.suppress(OSError):  # who waits for an answer need not wait any longer
+        held, self._held = self._held, b""
+        with contextlib.suppress(OSError):
+            if self._socket.send(held) == len(held):
+                return
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-
-    async def drain(self) -> None:
-        self.flush()
-        if self._pushed is not None:
-            with trio.move_on_after(_DRAIN_SECONDS):
-                await self._pushed.wait()
 
     def acknowledge(self) -> None:
         # The kernel waits up to 40 ms for an answer that could carry it, and the peer's as long
@@ -377,9 +348,6 @@ class TLSTransport:
 
     def send_now(self, data: bytes) -> int:
         return 0  # what goes to providers always waits
-
-    async def drain(self) -> None:
-        await self._plain.drain()
 
     def acknowledge(self) -> None:
         self._plain.acknowledge()

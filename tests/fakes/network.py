@@ -119,9 +119,6 @@ class MemoryTransport:
         pipe.changed.unpark_all()
         return taken
 
-    async def drain(self) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
-
     def acknowledge(self) -> None:
         self.acknowledged += 1
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,6 @@ from trio.testing import MockClock
 from farebox import interpreter
 from farebox.interpreter import collect_when_idle
 
-_COLLAPSES = Path("/sys/kernel/mm/transparent_hugepage/khugepaged")
 HARD = 512
 RAISED = f"""
 import resource
@@ -61,6 +62,27 @@ def test_what_is_hardly_used_or_not_ours_gets_no_large_pages() -> None:
     assert regions == [range(0x1200000, 0x1800000), range(0x30000000, 0x30800000)]
 
 
+def _large_pages() -> bool:
+    """Whether this system has them, and may be asked for them."""
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+    return release >= (6, 1) and enabled.exists() and "[never]" not in enabled.read_text()
+
+
+def test_where_it_is_not_told_what_memory_there_is_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No /proc, or large pages that nobody shall use."""
+    settings = tmp_path / "enabled"
+    settings.write_text("always madvise [never]\n")
+    for name in ("_LARGE_PAGES", "_MEMORY"):
+        with monkeypatch.context() as patched:
+            patched.setattr(interpreter, name, tmp_path / "missing")
+            assert interpreter.use_large_pages() == 0
+    monkeypatch.setattr(interpreter, "_LARGE_PAGES", settings)
+    assert interpreter.use_large_pages() == 0
+
+
 LARGE = """
 from farebox.interpreter import use_large_pages
 kept = [bytes(400) for _ in range(100_000)]
@@ -70,7 +92,7 @@ print(got, *(line.split()[1] for line in lines if line.startswith("AnonHuge")))
 """
 
 
-@pytest.mark.skipif(not _COLLAPSES.exists(), reason="a system without large pages")
+@pytest.mark.skipif(not _large_pages(), reason="a system without them, or older than Linux 6.1")
 def test_memory_in_use_is_put_into_large_pages() -> None:
     done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
     got, kilobytes = map(int, done.stdout.split())
