@@ -17,8 +17,6 @@ from typing import Protocol
 
 import trio
 
-HELD_BYTES_MAX = 16_384  # for one peer; an empty send buffer takes it whole
-
 
 class Held(Protocol):
     """Somebody with bytes that wait for the end of the turn."""

@@ -24,10 +24,11 @@ from typing import Protocol
 import trio
 from trio.lowlevel import wait_readable
 
-from proxy.outbox import HELD_BYTES_MAX, Outbox
+from proxy.outbox import Outbox
 from proxy.resolve import Address, Resolver
 
 RECEIVE_BYTES = 65_536
+HELD_BYTES_MAX = 16_384  # until the end of a turn: an empty send buffer takes it whole
 _PIECES_AT_ONCE = 1024  # IOV_MAX of Linux
 
 _HEAD_START_SECONDS = 0.25  # RFC 8305 §8, "Connection Attempt Delay"

@@ -13,8 +13,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.outbox import HELD_BYTES_MAX, Outbox
-from proxy.transport import RECEIVE_BYTES, SocketTransport
+from proxy.outbox import Outbox
+from proxy.transport import HELD_BYTES_MAX, RECEIVE_BYTES, SocketTransport
 
 _SMALL = b"answer"
 _FULL = 1 << 20
