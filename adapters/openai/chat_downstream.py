@@ -31,13 +31,13 @@ from adapters.openai.body import (
     text_of,
 )
 from adapters.openai.chat_prompt import read_prompt
-from adapters.openai.chat_scan import is_text, scanned
+from adapters.openai.chat_scan import scanned
+from adapters.openai.chat_text import NAMES, TOKENS_MAX, StreamOptions, TextBody, read_text
 from adapters.openai.chat_writer import ChatWriter
 from adapters.openai.refusal import OpenAIRefusals
 from adapters.raw import size_of
 
 CHOICES_MAX = 128
-TOKENS_MAX = 2**31 - 1
 
 _WEB_SEARCH = MappingProxyType({"web_search": 1})  # a search model searches once an answer
 _CAPS = ("max_completion_tokens", "max_tokens")
@@ -60,20 +60,7 @@ _PRICED = frozenset(
 )
 
 
-# What may stand beside messages where neither price nor route depends on anything but the model.
-_TEXT_ONLY = frozenset(
-    {"model", "messages", *_CAPS, "stream", "stream_options", "temperature", "top_p", "stop"}
-    | {"seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs"}
-    | {"response_format", "reasoning_effort", "verbosity", "user"}
-)
-_ABSENT = msgspec.Raw()
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-
-
-_decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
+_decode_stream_options = msgspec.json.Decoder(StreamOptions | None).decode
 
 
 class ChatDownstream(OpenAIRefusals):
@@ -84,9 +71,10 @@ class ChatDownstream(OpenAIRefusals):
 
     def decode(self, body: bytes, ask: Ask) -> Request:
         fields = read_fields(body)
-        if _TEXT_ONLY.issuperset(fields) and is_text(fields.get("messages", _ABSENT)):
-            return _text_request(fields, len(body))
-        return _request(fields, len(body))
+        text = read_text(body) if NAMES.issuperset(fields) else None
+        if text is None:
+            return _request(fields, len(body))
+        return _text_request(fields, text, len(body))
 
     def prompt(self, request: Request, envelopes: Envelopes) -> Prompt:
         return read_prompt(request, envelopes)
@@ -97,19 +85,19 @@ class ChatDownstream(OpenAIRefusals):
         return ChatWriter(request, prompt, envelopes, made)
 
 
-def _text_request(fields: Fields, body_bytes: int) -> Request:
-    """A request of messages that are text, with no more than `_TEXT_ONLY` beside them."""
-    stream = flag_of(fields, "stream")
+def _text_request(fields: Fields, text: TextBody, body_bytes: int) -> Request:
+    """A request of nothing but text."""
+    options = text.stream_options
     return Request(
         fields=fields,
         body_bytes=body_bytes,
-        model=model_of(fields),
-        stream=stream,
+        model=text.model,
+        stream=bool(text.stream),
         keep_alive=sse.KEEP_ALIVE,
-        include_usage=_include_usage(fields, stream),
-        output_cap=_output_cap(fields, _CAPS),
+        include_usage=options is not None and bool(options.include_usage),
+        output_cap=text.max_completion_tokens or text.max_tokens,
         scan=Scan(text_bytes=size_of(fields["messages"])),
-        user_id=text_of(fields, "user") or "",
+        user_id=text.user or "",
     )
 
 

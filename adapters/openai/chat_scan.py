@@ -31,7 +31,6 @@ _HOSTED_PASSES = 10
 _CACHED_CONTENT = (b"cached_content", b"cachedContent")  # Google's, by its id
 _RENDERED = ("messages", "tools", "functions")
 _CLIENT_TOOLS = (None, "function", "custom")
-_TEXT_BYTES_MAX = 16_384
 _NULL = msgspec.Raw(b"null")
 _ABSENT = msgspec.Raw()
 
@@ -41,16 +40,6 @@ class Scanned(NamedTuple):
 
     scan: Scan
     foreign: bool
-
-
-class _TextMessage(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """One that is nothing but text, whoever says it."""
-
-    role: object = None
-    content: str | None = None
-    name: str | None = None
-    refusal: str | None = None
-    tool_call_id: str | None = None
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -90,7 +79,6 @@ class _CacheMark(msgspec.Struct, gc=False):
     ttl: object = None
 
 
-_decode_text_messages = msgspec.json.Decoder(list[_TextMessage]).decode
 _decode_messages = msgspec.json.Decoder(list[_Message]).decode
 _decode_parts = msgspec.json.Decoder(list[_Part]).decode
 _decode_raw_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -99,18 +87,6 @@ _decode_file = msgspec.json.Decoder(_File).decode
 _decode_tools = msgspec.json.Decoder(list[_Tool]).decode
 _decode_cache_mark = msgspec.json.Decoder(_CacheMark).decode
 _decode_text = msgspec.json.Decoder(str).decode
-
-
-def is_text(messages: msgspec.Raw) -> bool:
-    """Whether these are messages, at least one, of nothing but text: nothing is in them that
-    `scanned` looks for. False as well where they are too long to be copied for that. Never raises.
-    """
-    if size_of(messages) > _TEXT_BYTES_MAX:
-        return False
-    try:
-        return bool(_decode_text_messages(messages))
-    except UNREADABLE:
-        return False
 
 
 def scanned(fields: Fields) -> Scanned:

@@ -14,8 +14,8 @@ from adapters.catalogue import Provider
 from adapters.codec import Ask, Request, Target
 from adapters.envelope import Envelopes
 from adapters.errors import InvalidRequest
-from adapters.openai.chat_downstream import CHOICES_MAX, TOKENS_MAX, ChatDownstream
-from adapters.openai.chat_scan import is_text
+from adapters.openai.chat_downstream import CHOICES_MAX, ChatDownstream
+from adapters.openai.chat_text import TOKENS_MAX, read_text
 from adapters.openai.chat_upstream import ChatUpstream
 from tests.fakes.bodies import whole
 
@@ -56,11 +56,11 @@ messages = st.lists(
 beside = st.fixed_dictionaries(
     {},
     optional={
-        "model": st.sampled_from(["m", "", None]),
+        "model": st.sampled_from(["m", "", None, 5]),
         "messages": messages | st.none() | st.just([1]),
         "stream": st.sampled_from([True, False, None, 1]),
         "stream_options": st.sampled_from([{"include_usage": True}, {}, None]),
-        "max_tokens": st.sampled_from([5, 0, None, "5"]),
+        "max_tokens": st.sampled_from([5, 6.0, 0, True, 2**31, None, "5"]),
         "max_completion_tokens": st.sampled_from([5, 6, None]),
         "temperature": st.floats(0, 2),
         "user": st.sampled_from(["somebody", None, 3]),
@@ -99,9 +99,11 @@ def test_nothing_but_text_is_read_as_all_else_is(fields: Json) -> None:
     ],
 )
 def test_what_is_more_than_a_little_text_is_looked_through(message: Json) -> None:
-    messages = msgspec.Raw(json.dumps([*MESSAGES, message]).encode())
-    assert not is_text(messages)
-    assert is_text(msgspec.Raw(json.dumps(MESSAGES).encode()))
+    def text(messages: object) -> object:
+        return read_text(json.dumps({"model": "m", "messages": messages}).encode())
+
+    assert text(MESSAGES) is not None
+    assert text([*MESSAGES, message]) is None
 
 
 # -- refusals -------------------------------------------------------------------------------------
