@@ -67,9 +67,10 @@ class Stage(enum.Enum):
 class Connection:
     """One client connection. `reusable` says whether another request may follow.
 
-    `body_bytes` is the declared length of the request's body, None where it is chunked. While
-    `outlives_client` is set, a client that has left is no error: nothing is sent any more, and
-    `client_gone` says so.
+    `body_bytes` is the declared length of the request's body, None where it is chunked.
+    `waited_seconds` is how long this exchange has waited for its client, to send the body or to
+    take the answer. While `outlives_client` is set, a client that has left is no error: nothing is
+    sent any more, and `client_gone` says so.
     """
 
     def __init__(self, transport: Transport, settings: ServerSettings, deadline: Deadline) -> None:
@@ -79,6 +80,7 @@ class Connection:
         self.stage = Stage.WAITING
         self.reusable = True
         self.response_started = False
+        self.waited_seconds = 0.0
         self.outlives_client = False
         self.client_gone = False
         self._now = trio.lowlevel.current_clock().current_time
@@ -110,6 +112,7 @@ class Connection:
         """
         self.stage = Stage.WAITING
         self.response_started = False
+        self.waited_seconds = 0.0
         if self._parser is not None:
             self._forget_odd_head()
         if data := self._leftover:  # requests sent ahead take turns with everybody else's
@@ -249,8 +252,12 @@ class Connection:
     async def _receive_body(self) -> bytes:
         self.transport.acknowledge()
         self.stage = Stage.BODY
-        self.deadline.at = min(self._now() + self.settings.body_seconds, self._ends_at)
-        return await self._receive()
+        began = self._now()
+        self.deadline.at = min(began + self.settings.body_seconds, self._ends_at)
+        try:
+            return await self._receive()
+        finally:
+            self.waited_seconds += self._now() - began
 
     async def skip_body(self) -> None:
         """Read a small unread body away, so that the connection can carry another request.
@@ -329,13 +336,17 @@ class Connection:
     async def _send_slowly(self, data: bytes, taken: int) -> None:
         """The rest of what the client did not take at once. TimeoutError: it takes nothing."""
         self._torn = True
-        while taken < len(data):
-            piece = data[taken : taken + _PIECE_BYTES]
-            with trio.move_on_after(STALL_SECONDS) as stall:
-                await self.transport.send(piece)
-            if stall.cancelled_caught:
-                raise TimeoutError(f"the client took nothing for {STALL_SECONDS} s")
-            taken += len(piece)
+        began = self._now()
+        try:
+            while taken < len(data):
+                piece = data[taken : taken + _PIECE_BYTES]
+                with trio.move_on_after(STALL_SECONDS) as stall:
+                    await self.transport.send(piece)
+                if stall.cancelled_caught:
+                    raise TimeoutError(f"the client took nothing for {STALL_SECONDS} s")
+                taken += len(piece)
+        finally:
+            self.waited_seconds += self._now() - began
         self._torn = False
 
     def _gone(self, error: OSError | None) -> None:

@@ -97,7 +97,7 @@ async def serve_connection(gateway: Gateway, transport: Transport) -> None:
         await _refuse(gateway, connection, record, _too_late(connection))
     else:
         record.status = CLIENT_CLOSED  # the watch saw the client leave
-    _finish(gateway, record)
+    _finish(gateway, connection, record)
 
 
 async def run(gateway: Gateway, connection: Connection, record: Record) -> bool:
@@ -123,7 +123,7 @@ async def run(gateway: Gateway, connection: Connection, record: Record) -> bool:
         error = InternalError("The gateway failed to handle this request.")
     if error is not None:
         await _refuse(gateway, connection, record, error)
-    _finish(gateway, record)
+    _finish(gateway, connection, record)
     return connection.reusable and not gateway.draining
 
 
@@ -186,9 +186,7 @@ async def _read(
         raise InvalidRequest(
             "The request has no body: send JSON with Content-Length or chunked encoding."
         )
-    began = record.clock()
     body = await connection.read_body(connection.settings.max_body_bytes, permit.chunk)
-    record.client_seconds += record.clock() - began
     operation, codec = record.operation, record.operation.codec
     assert codec is not None, "a model is asked"
     envelopes = Envelopes(gateway.secret, str(principal.account_id))
@@ -310,8 +308,9 @@ async def _refuse(
         connection.reusable = False
 
 
-def _finish(gateway: Gateway, record: Record) -> None:
+def _finish(gateway: Gateway, connection: Connection, record: Record) -> None:
     """Write down what happened."""
+    record.client_seconds += connection.waited_seconds
     record.ended = record.ended or record.clock()
     if record.operation is control.OPERATION:
         gateway.metrics.console(str(record.status)).inc()

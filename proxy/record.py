@@ -68,7 +68,6 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     clock: Callable[[], float]
     request_id: bytes = b""
-    id: str = ""
     came_at: float = 0.0
     started: float = 0.0
     first_byte: float = 0.0
@@ -94,12 +93,19 @@ class Record(msgspec.Struct, gc=False, eq=False):
     usage: Usage | None = None
     settled: Settled | None = None
     charge_usd: str = "0"
+    _id: str = ""
 
     def start(self, wall: float) -> None:
         """The head has arrived, or what there is of it: waiting for that was not the request's."""
         self.came_at, self.started = wall, self.clock()
         self.request_id = new_request_id(int(wall * 1000))
-        self.id = uuid_text(self.request_id)
+
+    @property
+    def id(self) -> str:
+        """The request id as it is told: written once, when it is first needed."""
+        if not self._id:
+            self._id = uuid_text(self.request_id)
+        return self._id
 
     def serves(self, upstream: Upstream, dropped: tuple[str, ...]) -> None:
         """It is this upstream that is asked, and without these fields."""

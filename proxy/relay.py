@@ -123,10 +123,7 @@ async def plain(delivery: Delivery, hold: Hold) -> None:
     if delivery.keeper is not None:
         delivery.keeper.keep(answer.relay.body)
     record.status = 200
-    sending = record.clock()
     await delivery.connection.respond(200, delivery.plain_head(money), answer.relay.body)
-    record.ended = record.clock()
-    record.client_seconds += record.ended - sending
 
 
 def _price(charge_usd: str, *, estimated: bool) -> Headers:
@@ -262,8 +259,7 @@ async def _pass_on(answer: StreamAnswer, delivery: Delivery, pulse: Pulse) -> Ou
             data = await response.receive(now + idle_seconds)
         except AttemptFailed as failed:
             return failed.reason
-        received = current_time()
-        record.upstream_seconds += received - now
+        record.upstream_seconds += current_time() - now
         if allowance is None or (data and allowance.takes(len(data))):
             out = relay.feed(data) if data else relay.close()
         else:
@@ -272,7 +268,6 @@ async def _pass_on(answer: StreamAnswer, delivery: Delivery, pulse: Pulse) -> Ou
         if out:
             await send(out)
         now = current_time()
-        record.client_seconds += now - received
     return None if relay.failure is None else relay.failure.kind
 
 

@@ -433,6 +433,46 @@ async def test_an_answer_that_outlives_its_client_waits_for_it_once(
         await connection.send(b"more")
 
 
+async def test_waiting_for_the_client_is_told_apart_for_each_request(
+    autojump_clock: MockClock,
+) -> None:
+    client, connection = opened()
+    await client.send(POST[:-2])
+    await read(connection)
+    assert connection.waited_seconds == 0
+    async with trio.open_nursery() as nursery:
+
+        async def later() -> None:
+            await trio.sleep(3.0)
+            await client.send(POST[-2:])
+            await trio.sleep(5.0)
+            while True:
+                await client.receive()
+
+        nursery.start_soon(later)
+        await connection.read_body(100)
+        assert connection.waited_seconds == pytest.approx(3.0)
+        await trio.sleep(1.0)  # for somebody else
+        await connection.respond(200, [], LONG)
+        assert connection.waited_seconds == pytest.approx(7.0)
+        await client.send(POST)
+        await read(connection)
+        assert connection.waited_seconds == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_wait_that_was_cut_counts_as_well(autojump_clock: MockClock) -> None:
+    client, connection = opened()
+    await client.send(POST[:-2])
+    await read(connection)
+    with trio.move_on_after(2.0):
+        await connection.read_body(100)
+    assert connection.waited_seconds == pytest.approx(2.0)
+    with trio.move_on_after(3.0):
+        await connection.respond(200, [], LONG)
+    assert connection.waited_seconds == pytest.approx(5.0)
+
+
 async def test_nothing_follows_a_frame_that_was_torn(autojump_clock: MockClock) -> None:
     """Whatever follows would be taken for the rest of the frame."""
     client, connection = opened()

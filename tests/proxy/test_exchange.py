@@ -32,7 +32,9 @@ from tests.fakes.gateway import (
     providers_of,
     running,
 )
+from tests.fakes.network import BUFFER_BYTES
 from tests.fakes.provider import STREAM_HEAD, Script, ScriptedProvider, chunk, delta
+from tests.fakes.scenes import metric
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "gpt", "messages": [{"role": "user", "content": "Hi"}]}
@@ -464,6 +466,23 @@ async def test_an_upstream_that_cannot_be_reached_leaves_no_event() -> None:
         assert (await world.connect().call(CHAT, ASK)).status == 200
         (event,) = await world.flushed()
         assert event.provider_id == 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_how_slowly_a_client_reads_is_none_of_our_time(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    text = "x" * (3 * BUFFER_BYTES)
+    said = provider.stream(text) if streamed else provider.completion(text)
+    async with running({"p": ScriptedProvider(said)}) as world:
+        client = world.connect()
+        await client.send(CHAT, ASK | {"stream": streamed})
+        await trio.sleep(10.0)
+        await client.receive()
+        await wait_all_tasks_blocked()
+        labels = {"surface": "openai", "model": "gpt"}
+        assert metric(world, "farebox_request_duration_seconds_sum", **labels) >= 10
+        assert metric(world, "farebox_overhead_seconds_sum") < 0.1
 
 
 async def test_whole_answers_raise_a_limit_that_is_used(autojump_clock: MockClock) -> None:
