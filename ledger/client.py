@@ -92,30 +92,28 @@ class Listener(Protocol):
         """What a new link begins with: what is still open, and what was not answered yet."""
 
 
-class Reservation:
+class Reservation(msgspec.Struct, eq=False):
     """Credit set aside for one request. It must end in `settle` or `void`; see `open`."""
 
-    amount = 0
+    _shard: _Shard
+    id: int
+    request: ReservationRequest
+    amount: int = 0
     """Nano-dollars set aside, extensions included."""
     limits: tuple[LimitState, ...] = ()
     """What was left of each limit when this was admitted."""
     balance: int | None = None
     """The account's balance after the settlement, once it is journalled and if it is known."""
     settled: Settled | None = None
-    granted = False
+    granted: bool = False
     """Whether it was reserved; it may have ended since."""
     refusal: LedgerError | None = None
     """Why it was not reserved, and never will be."""
 
-    _closing = False
-    _asked = 0  # the amount that an extension shall lead to; 0: none is under way
-    _attempts = 0
+    _closing: bool = False
+    _asked: int = 0  # the amount that an extension shall lead to; 0: none is under way
+    _attempts: int = 0
     _notes: tuple[Message, ...] = ()  # said, and to be said again after a broken link
-
-    def __init__(self, shard: _Shard, number: int, request: ReservationRequest) -> None:
-        self.id = number
-        self.request = request
-        self._shard = shard
 
     @property
     def open(self) -> bool:

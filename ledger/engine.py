@@ -114,7 +114,7 @@ class Engine:
         for reserve in recovered.open.values():
             request = request_of(reserve)
             pools = book.pools_of(request.pools, now)
-            hold = Hold(reserve.reservation_id, request, pools, (), now)
+            hold = Hold(reserve.reservation_id, request, request.amount, pools, (), now)
             hold.attempts = reserve.attempts
             book.open[hold.id] = hold
             for pool in hold.pools:
@@ -142,7 +142,7 @@ class Engine:
         pools = self.book.pools_of(request.pools, now)
         states = self._admit(now, request) if request.limits else ()
         if states is not None and affordable(pools, request.amount):
-            hold = Hold(reservation_id, request, pools, states, now)
+            hold = Hold(reservation_id, request, request.amount, pools, states, now)
             self.book.bind(now, hold)
             return hold
         waiter = Waiter(reservation_id, request, request.amount, pools, states or (), None)

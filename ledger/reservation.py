@@ -110,41 +110,21 @@ _OPEN = PoolStatus.OPEN  # looked up once: in an enum's class that takes longer 
 
 
 @final
-class Hold:
+class Hold(msgspec.Struct, eq=False):
     """A reservation inside the lease: `amount` is bound in each of `pools`.
 
     `attempts` counts the events it has left so far, `extension` is a request for more that waits.
     """
 
-    __slots__ = (
-        "amount",
-        "attempts",
-        "extension",
-        "id",
-        "limits",
-        "opened_at",
-        "pools",
-        "request",
-        "state",
-    )
-
-    def __init__(
-        self,
-        id: int,  # noqa: A002  # the journal's word
-        request: ReservationRequest,
-        pools: tuple[HolderPool, ...],
-        limits: tuple[LimitState, ...],
-        opened_at: float,
-    ) -> None:
-        self.id = id
-        self.request = request
-        self.amount = request.amount
-        self.pools = pools
-        self.limits = limits
-        self.opened_at = opened_at
-        self.attempts = 0
-        self.state: HoldState = "open"
-        self.extension: Waiter | None = None
+    id: int
+    request: ReservationRequest
+    amount: int
+    pools: tuple[HolderPool, ...]
+    limits: tuple[LimitState, ...]
+    opened_at: float
+    attempts: int = 0
+    state: HoldState = "open"
+    extension: Waiter | None = None
 
     @property
     def open(self) -> bool:
@@ -157,32 +137,21 @@ class Hold:
 
 
 @final
-class Waiter:
+class Waiter(msgspec.Struct, eq=False):
     """A reservation, or an extension of `hold` by `amount`, that waits for credit. It holds none.
 
     `limits` is what the limits said when they admitted it, `since` when it began to wait for
     credit. `outcome` is set once.
     """
 
-    __slots__ = ("amount", "hold", "id", "limits", "outcome", "pools", "request", "since")
-
-    def __init__(
-        self,
-        id: int,  # noqa: A002  # the reservation's
-        request: ReservationRequest,
-        amount: int,
-        pools: tuple[HolderPool, ...],
-        limits: tuple[LimitState, ...],
-        hold: Hold | None,
-    ) -> None:
-        self.id = id
-        self.request = request
-        self.amount = amount
-        self.pools = pools
-        self.limits = limits
-        self.hold = hold
-        self.since = 0.0
-        self.outcome: Hold | LedgerError | None = None
+    id: int
+    request: ReservationRequest
+    amount: int
+    pools: tuple[HolderPool, ...]
+    limits: tuple[LimitState, ...]
+    hold: Hold | None
+    since: float = 0.0
+    outcome: Hold | LedgerError | None = None
 
     def fits(self) -> bool:
         """Whether every pool has the credit now."""
@@ -190,7 +159,7 @@ class Waiter:
 
     def begin(self, now: float) -> Hold:
         """The reservation that it waited for."""
-        return Hold(self.id, self.request, self.pools, self.limits, now)
+        return Hold(self.id, self.request, self.amount, self.pools, self.limits, now)
 
 
 def affordable(pools: Iterable[HolderPool], amount: int) -> bool:

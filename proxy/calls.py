@@ -27,20 +27,15 @@ _LONG_BYTES = 256 * 1024  # of many small messages, at worst 100 ms
 _LARGE_BYTES = 1024 * 1024  # of media, which is only looked at: about 40 ms
 
 
-class Calls:
+class Calls(msgspec.Struct, eq=False):
     """The calls of one request; `codec` is the client's side. `created` is now, in seconds since
     the epoch."""
 
-    __slots__ = ("_created", "_envelopes", "_prompt", "codec", "request")
-
-    def __init__(
-        self, codec: DownstreamCodec, request: Request, envelopes: Envelopes, created: int
-    ) -> None:
-        self.request = request
-        self.codec = codec
-        self._envelopes = envelopes
-        self._created = created
-        self._prompt: Prompt | None = None
+    codec: DownstreamCodec
+    request: Request
+    envelopes: Envelopes
+    created: int
+    _prompt: Prompt | None = None
 
     def let_go(self) -> None:
         """Nobody else is asked: from here on `request` has its facts, and no body."""
@@ -59,15 +54,15 @@ class Calls:
             if request.kind == "embedding":
                 return embedding_call(cast("EmbeddingDownstream", self.codec), request, target)
             if speech.same and not request.foreign:
-                return speech.codec.passing(request, target, self._envelopes)
+                return speech.codec.passing(request, target, self.envelopes)
             return Translation(
                 self.codec,
                 speech.codec,
                 request,
                 self.prompt(),
                 target,
-                self._envelopes,
-                self._created,
+                self.envelopes,
+                self.created,
             )
         except RecursionError:
             raise _too_deep() from None
@@ -98,7 +93,7 @@ class Calls:
         """The canonical request."""
         if self._prompt is None:
             try:
-                self._prompt = self.codec.prompt(self.request, self._envelopes)
+                self._prompt = self.codec.prompt(self.request, self.envelopes)
             except RecursionError:
                 raise _too_deep() from None
         return self._prompt

@@ -118,7 +118,8 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     def id_headers(self) -> Headers:
         """The request id under the names that the SDKs read."""
-        return [("x-request-id", self.id), ("request-id", self.id)]
+        told = self.id
+        return [("x-request-id", told), ("request-id", told)]
 
     def answer_headers(self) -> Headers:
         """What is known of the answer when its head goes out."""

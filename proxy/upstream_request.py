@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
+import msgspec
+
 from adapters.catalogue import Provider
 from adapters.pieces import Body, length_of
 
@@ -22,8 +24,7 @@ _AUTH_HEADERS = {
 }
 
 
-@dataclass(slots=True)
-class Sent:
+class Sent(msgspec.Struct, eq=False):
     """One POST. `path` is relative to the base URL and may have a query; `headers` are added to
     the provider's. `once`: it may not be said twice, and so not over a used connection, which may
     break under it. `contacted`: the provider may have seen it, also where nobody was told how that

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import msgspec
 import trio
 
 from adapters.codec import UpstreamFailure
@@ -36,20 +37,20 @@ class Owner(Protocol):
         ...
 
 
-class UpstreamResponse:
+class UpstreamResponse(msgspec.Struct, eq=False):
     """An answer whose head has arrived. Close it, or read it to its end, exactly once."""
 
-    __slots__ = ("_ahead", "_body", "_connection", "_head", "_owner", "_whole", "ended", "status")
+    _connection: UpstreamConnection
+    _head: ResponseHead
+    _owner: Owner
+    ended: bool = False
+    _begun: bool = False  # what came with the head is read
+    _body: Body | None = None  # until some of it is read
+    _whole: bytes | None = None
 
-    def __init__(self, connection: UpstreamConnection, head: ResponseHead, owner: Owner) -> None:
-        self.status = head.status
-        self.ended = False
-        self._ahead: bytes | None = head.ahead
-        self._body: Body | None = None  # until some of it is read
-        self._connection = connection
-        self._head = head
-        self._owner = owner
-        self._whole: bytes | None = None
+    @property
+    def status(self) -> int:
+        return self._head.status
 
     async def receive(self, by: float = NEVER) -> bytes:
         """The next bytes of the body; empty at its end.
@@ -59,7 +60,7 @@ class UpstreamResponse:
         """
         if self.ended:
             return b""
-        if self._ahead is not None:
+        if not self._begun:
             data = self._came_ahead()
             if data or self.ended:
                 return data
@@ -83,7 +84,7 @@ class UpstreamResponse:
         if self._whole is not None:
             return self._whole
         head = self._head
-        if self._ahead is not None and len(head.ahead) == head.length:  # as of a small answer
+        if not self._begun and len(head.ahead) == head.length:  # as of a small answer
             self._end(exact=True)
             return head.ahead
         parts = [self._came_ahead()]
@@ -134,8 +135,9 @@ class UpstreamResponse:
 
     def _came_ahead(self) -> bytes:
         """What of the body came with the head; once."""
-        ahead, self._ahead = self._ahead, None
-        return self._payload(ahead or b"")
+        ahead = b"" if self._begun else self._head.ahead
+        self._begun = True
+        return self._payload(ahead)
 
     def _payload(self, received: bytes) -> bytes:
         """What of the body is in bytes that have arrived; behind the head none mean the end."""
@@ -151,8 +153,7 @@ class UpstreamResponse:
 
     def _end(self, *, exact: bool) -> None:
         """The body is complete, and with `exact` nothing came behind it."""
-        self.ended = True
-        self._ahead = None
+        self.ended = self._begun = True
         # Who says more than was announced is not to be trusted with another request.
         if exact and self._head.keeps_alive and self._connection.whole:
             self._owner.give_back(self._connection)
