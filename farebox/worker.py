@@ -31,6 +31,7 @@ from proxy.answers import PostgresAnswers
 from proxy.authenticate import Keyring
 from proxy.budget import Budget
 from proxy.control import Control, unix_dial
+from proxy.cork import Cork
 from proxy.exchange import serve_connection
 from proxy.gateway import Gateway, wall_seconds
 from proxy.health import Health
@@ -39,7 +40,6 @@ from proxy.listener import Listener, Shares
 from proxy.memory import Memory, bound_of
 from proxy.metrics import Metrics
 from proxy.notices import Shown, Teller, remarks, shown
-from proxy.outbox import Outbox
 from proxy.outputs import Outputs
 from proxy.receipts import PostgresUsage
 from proxy.record import Log
@@ -111,7 +111,7 @@ class Worker:
         directory = Directory(conninfo)
         served = catalogue(config, built_in)
         known = await trio.to_thread.run_sync(snapshot, config, served, directory)
-        outbox = Outbox()
+        cork = Cork()
         metrics = Metrics()
         books.watch(metrics)
         memory = Memory(bound_of(config.server, worker_count(config.server)))
@@ -127,7 +127,7 @@ class Worker:
             snapshot=known,
             keyring=Keyring(secret),
             ledger=books.ledger,
-            upstreams=Upstreams(SocketDialer(outbox=outbox)),
+            upstreams=Upstreams(SocketDialer(cork=cork)),
             watch=platform_watch(),
             metrics=metrics,
             log=log,
@@ -154,7 +154,7 @@ class Worker:
             partial(serve_connection, gateway),
             max_connections=config.server.max_connections,
             shares=None if rows is None else Shares(rows),
-            outbox=outbox,
+            cork=cork,
         )
         return cls(config, directory, books, gateway, listener, stored, answers)
 

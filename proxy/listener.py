@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from proxy.outbox import Outbox
+from proxy.cork import Cork
 from proxy.shared_rows import Row, Rows
 from proxy.transport import SocketTransport, Transport, known_options
 
@@ -99,7 +99,7 @@ class Shares:
 class Listener:
     """Serves every connection of one socket with `handler`, which closes nothing itself.
 
-    `shares`: others accept from the same socket. `outbox`: where upstreams' requests wait as well.
+    `shares`: others accept from the same socket. `cork`: where upstreams' requests wait as well.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class Listener:
         *,
         max_connections: int,
         shares: Shares | None = None,
-        outbox: Outbox | None = None,
+        cork: Cork | None = None,
     ) -> None:
         listening.setblocking(False)
         self._socket = listening
         self._handler = handler
         self._max_connections = max_connections
         self._shares = shares
-        self._outbox = Outbox() if outbox is None else outbox
+        self._cork = Cork() if cork is None else cork
         self._accepting = trio.CancelScope()
         self.connections = 0
 
@@ -135,7 +135,7 @@ class Listener:
 
     async def run(self) -> None:
         """Accept until stopped, then return when the last connection has ended."""
-        with self._outbox.open():
+        with self._cork.open():
             async with trio.open_nursery() as connections:
                 await self._accept_into(connections)
                 self._socket.close()
@@ -167,7 +167,7 @@ class Listener:
 
     async def _serve(self, accepted: socket.socket) -> None:
         try:
-            transport = SocketTransport(accepted, self._outbox)
+            transport = SocketTransport(accepted, self._cork)
             try:
                 await self._handler(transport)
             finally:

@@ -5,7 +5,7 @@ tests give them memory. Sockets are plain non-blocking ones under trio's `wait_r
 read next has practically never arrived yet, so trying first costs a system call and an exception,
 and what we send practically always fits, so a checkpoint after it costs a turn of the scheduler.
 Every receive waits, which is where tasks take turns and are cancelled. What many of them send in
-one turn leaves together (`proxy.outbox`).
+one turn leaves together (`proxy.cork`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Protocol
 import trio
 from trio.lowlevel import wait_readable
 
-from proxy.outbox import Outbox
+from proxy.cork import Cork
 from proxy.resolve import Address, Resolver
 
 RECEIVE_BYTES = 65_536
@@ -118,19 +118,19 @@ def _has_room(sock: socket.socket) -> bool:
 
 
 class SocketTransport:
-    """A plain TCP (or Unix) connection. With an `outbox`, what is small may wait for the end of the
+    """A plain TCP (or Unix) connection. With a `cork`, what is small may wait for the end of the
     turn: `_held`.
 
     Only behind nothing, so that the kernel will take all of it: for what it takes in part, somebody
     would have to wait until it takes the rest.
     """
 
-    __slots__ = ("_held", "_outbox", "_poll", "_socket")
+    __slots__ = ("_cork", "_held", "_poll", "_socket")
 
-    def __init__(self, sock: socket.socket, outbox: Outbox | None = None) -> None:
+    def __init__(self, sock: socket.socket, cork: Cork | None = None) -> None:
         self._socket = sock
         buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        self._outbox = outbox if buffer_bytes >= 2 * HELD_BYTES_MAX else None
+        self._cork = cork if buffer_bytes >= 2 * HELD_BYTES_MAX else None
         self._held = b""
         self._poll: select.poll | None = None
         sock.setblocking(False)
@@ -173,11 +173,11 @@ class SocketTransport:
                 taken += self.send_now(view[taken:])
 
     def send_now(self, data: bytes | memoryview) -> int:
-        outbox = self._outbox
-        if outbox is not None:
-            if outbox.sent and self._hold(data, outbox):
+        cork = self._cork
+        if cork is not None:
+            if cork.sent and self._hold(data, cork):
                 return len(data)
-            outbox.sent = outbox.turns
+            cork.sent = cork.turns
             if self._held:
                 self.flush()
         try:
@@ -192,7 +192,7 @@ class SocketTransport:
         except BlockingIOError:
             return 0
 
-    def _hold(self, data: bytes | memoryview, outbox: Outbox) -> bool:
+    def _hold(self, data: bytes | memoryview, cork: Cork) -> bool:
         """Let it wait, if it may."""
         if len(self._held) + len(data) > HELD_BYTES_MAX:
             return False
@@ -202,7 +202,7 @@ class SocketTransport:
         if not _has_room(self._socket):
             return False
         self._held = bytes(data)
-        outbox.hold(self)
+        cork.hold(self)
         return True
 
     def flush(self) -> None:
@@ -408,7 +408,7 @@ class SocketDialer:
         self,
         context: ssl.SSLContext | None = None,
         resolver: Resolver | None = None,
-        outbox: Outbox | None = None,
+        cork: Cork | None = None,
     ) -> None:
         self._context = context or ssl.create_default_context()
         self._context.set_alpn_protocols(["http/1.1"])
@@ -416,11 +416,11 @@ class SocketDialer:
         self._context.options |= ssl.OP_NO_RENEGOTIATION
         self._resolver = resolver or Resolver()
         self._sessions = Sessions()
-        self._outbox = outbox
+        self._cork = cork
 
     async def connect(self, host: str, port: int, *, tls: bool) -> Transport:
         sock = await first_connected(await self._resolver.addresses(host), port)
-        plain = SocketTransport(detached(sock), self._outbox)
+        plain = SocketTransport(detached(sock), self._cork)
         if not tls:
             return plain
         secured = TLSTransport(plain, self._context, host, self._sessions)

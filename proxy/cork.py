@@ -26,9 +26,9 @@ class Held(Protocol):
         ...
 
 
-class Outbox(trio.abc.Instrument):
-    """Who has bytes that wait. `turns`: they have an end now. `sent`: somebody has sent already in
-    this one, so others may wait."""
+class Cork(trio.abc.Instrument):
+    """Who has bytes that wait, as TCP_CORK of tcp(7) does for one connection. `turns`: they have an
+    end now. `sent`: somebody has sent already in this one, so others may wait."""
 
     def __init__(self) -> None:
         self.turns = self.sent = False

@@ -13,7 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.outbox import Outbox
+from proxy.cork import Cork
 from proxy.transport import HELD_BYTES_MAX, RECEIVE_BYTES, SocketTransport
 
 _SMALL = b"answer"
@@ -21,9 +21,7 @@ _FULL = 1 << 20
 
 
 @contextmanager
-def _pair(
-    outbox: Outbox | None, *, buffer: int = 0
-) -> Iterator[tuple[SocketTransport, socket.socket]]:
+def _pair(cork: Cork | None, *, buffer: int = 0) -> Iterator[tuple[SocketTransport, socket.socket]]:
     """Our end of a connection, and the peer's plain socket."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         ours = socket.create_connection(listening.getsockname())
@@ -31,7 +29,7 @@ def _pair(
     if buffer:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     theirs.setblocking(False)
-    with closing(SocketTransport(ours, outbox)) as transport, theirs:
+    with closing(SocketTransport(ours, cork)) as transport, theirs:
         yield transport, theirs
 
 
@@ -44,8 +42,8 @@ def _arrived(theirs: socket.socket) -> bytes:
 
 
 async def test_the_first_of_a_turn_leaves_at_once_and_the_others_at_its_end() -> None:
-    outbox = Outbox()
-    with outbox.open(), _pair(outbox) as (one, first), _pair(outbox) as (other, second):
+    cork = Cork()
+    with cork.open(), _pair(cork) as (one, first), _pair(cork) as (other, second):
         await trio.lowlevel.checkpoint()
         await one.send(_SMALL)
         assert other.send_now(_SMALL) == len(_SMALL)
@@ -65,9 +63,9 @@ async def test_what_is_alone_never_waits() -> None:
 
 
 async def test_without_turns_nothing_waits() -> None:
-    outbox = Outbox()
-    with _pair(outbox) as (transport, theirs):
-        with outbox.open():
+    cork = Cork()
+    with _pair(cork) as (transport, theirs):
+        with cork.open():
             await transport.send(_SMALL)
         for _ in range(3):
             await transport.send(_SMALL)
@@ -76,10 +74,10 @@ async def test_without_turns_nothing_waits() -> None:
 
 @pytest.mark.parametrize("end", ["close", "send_eof", "the turns"])
 async def test_what_waits_leaves_before_the_end_of_its_connection(end: str) -> None:
-    outbox = Outbox()
-    with _pair(outbox) as (transport, theirs):
-        with outbox.open():
-            outbox.sent = True
+    cork = Cork()
+    with _pair(cork) as (transport, theirs):
+        with cork.open():
+            cork.sent = True
             await transport.send(_SMALL)
             assert _arrived(theirs) == b""
             if end != "the turns":
@@ -89,10 +87,10 @@ async def test_what_waits_leaves_before_the_end_of_its_connection(end: str) -> N
 
 
 async def test_long_messages_and_gathered_ones_do_not_overtake_what_waits() -> None:
-    outbox = Outbox()
+    cork = Cork()
     long = b"l" * (HELD_BYTES_MAX + 1)
-    with outbox.open(), _pair(outbox) as (transport, theirs):
-        outbox.sent = True
+    with cork.open(), _pair(cork) as (transport, theirs):
+        cork.sent = True
         await transport.send(_SMALL)
         await transport.send(long)
         assert _arrived(theirs) == _SMALL + long
@@ -107,23 +105,23 @@ async def test_long_messages_and_gathered_ones_do_not_overtake_what_waits() -> N
 
 async def test_what_the_kernel_might_take_in_part_does_not_wait() -> None:
     """Because the peer has not taken what was sent before, or the buffer is too small for it."""
-    outbox = Outbox()
-    with outbox.open(), _pair(outbox) as (transport, theirs):
+    cork = Cork()
+    with cork.open(), _pair(cork) as (transport, theirs):
         sent = transport.send_now(b"f" * _FULL)
-        outbox.sent = True
+        cork.sent = True
         sent += transport.send_now(_SMALL)
         assert len(_arrived(theirs)) == sent
-    with outbox.open(), _pair(outbox, buffer=4096) as (transport, theirs):
-        outbox.sent = True
+    with cork.open(), _pair(cork, buffer=4096) as (transport, theirs):
+        cork.sent = True
         await transport.send(_SMALL)
         assert _arrived(theirs) == _SMALL
 
 
 async def test_what_the_kernel_does_not_take_after_all_ends_its_connection() -> None:
     """It cannot be sent in part, and must not be left out: who waits for an answer is told."""
-    outbox = Outbox()
-    with outbox.open(), _pair(outbox) as (transport, theirs):
-        outbox.sent = True
+    cork = Cork()
+    with cork.open(), _pair(cork) as (transport, theirs):
+        cork.sent = True
         await transport.send(_SMALL)
         while transport._socket.send(b"f" * _FULL) == _FULL:
             pass
@@ -136,24 +134,24 @@ async def test_what_the_kernel_does_not_take_after_all_ends_its_connection() -> 
 
 
 async def test_a_send_that_failed_at_the_end_of_its_turn_ends_the_wait_for_an_answer() -> None:
-    outbox = Outbox()
-    with outbox.open(), _pair(outbox) as (transport, theirs):
+    cork = Cork()
+    with cork.open(), _pair(cork) as (transport, theirs):
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.close()
-        outbox.sent = True
+        cork.sent = True
         await transport.send(_SMALL)
         with trio.fail_after(5), suppress(ConnectionResetError):
             assert await transport.receive() == b""
         for pieces in ((_SMALL,), (b"he", b"ad")):
-            outbox.sent = False
+            cork.sent = False
             with pytest.raises(BrokenPipeError):
                 await transport.send(*pieces)
 
 
 async def test_of_a_closed_transport_nothing_waits() -> None:
-    outbox = Outbox()
-    with outbox.open(), _pair(outbox) as (transport, _):
-        outbox.sent = True
+    cork = Cork()
+    with cork.open(), _pair(cork) as (transport, _):
+        cork.sent = True
         await transport.send(_SMALL)
         transport.close()
         with pytest.raises(OSError, match="descriptor"):
@@ -170,9 +168,9 @@ async def test_once_it_has_failed_nothing_waits_any_more(
         def flush(self) -> None:
             raise MemoryError
 
-    outbox = Outbox()
-    with outbox.open(), _pair(outbox) as (transport, theirs):
-        outbox.hold(Failing())
+    cork = Cork()
+    with cork.open(), _pair(cork) as (transport, theirs):
+        cork.hold(Failing())
         await trio.lowlevel.checkpoint()
         for _ in range(2):
             await transport.send(_SMALL)
@@ -195,14 +193,14 @@ _MESSAGES = st.lists(
 async def test_every_byte_arrives_once_and_in_order(
     messages: list[tuple[int, int, bool, bool]], buffer: int
 ) -> None:
-    outbox = Outbox()
+    cork = Cork()
     sent = [b"", b"", b""]
     heard = [b"", b"", b""]
     with (
-        outbox.open(),
-        _pair(outbox, buffer=buffer) as one,
-        _pair(outbox, buffer=buffer) as two,
-        _pair(outbox, buffer=buffer) as three,
+        cork.open(),
+        _pair(cork, buffer=buffer) as one,
+        _pair(cork, buffer=buffer) as two,
+        _pair(cork, buffer=buffer) as three,
     ):
         ends = (one, two, three)
 
