@@ -58,7 +58,8 @@ class Ceilings:
         for above, formula in ceilings:  # mostly one: `max` of a comprehension takes twice as long
             if above < input_tokens:
                 most = max(most, formula.charge(input_tokens, output_tokens, pieces))
-        assert most >= 0, "one row of each is for any input"
+        if most < 0:
+            raise AssertionError("one row of each is for any input")
         return most
 
     def _found(self, service_tier: str, audio: bool, long_cache: bool) -> Sequence[_Ceiling]:

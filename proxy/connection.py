@@ -285,6 +285,7 @@ class Connection:
         Closing a socket with unread data resets it, and the reset can overtake the response.
         """
         self.transport.send_eof()
+        began = self._now()
         # The client closing is what is waited for, so that it may not count as leaving.
         with trio.move_on_after(_LINGER_SECONDS, shield=True):
             try:
@@ -292,6 +293,7 @@ class Connection:
                     pass
             except OSError:
                 pass
+        self.waited_seconds += self._now() - began
 
     def _next_event(self, parser: h11.Connection) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
         try:

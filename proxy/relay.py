@@ -8,6 +8,7 @@ no scope of its own: most wait for nothing but their next byte, and there are hu
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -145,7 +146,7 @@ async def stream(gateway: Gateway, delivery: Delivery, hold: Hold, pulse: Pulse)
             broken = await relay(answer, delivery, pulse)
         except (ClientGone, trio.Cancelled):
             if not delivery.connection.deadline.expired:
-                await _last_figures(answer)
+                await _last_figures(answer, delivery.record)
             raise
         pulse.stop()  # a beat into the last send would break its framing
         await _conclude(gateway, answer, delivery, hold, broken)
@@ -161,11 +162,11 @@ async def _conclude(
     never a clean end, and is charged for what was produced.
     """
     if broken is None:
-        await _last_figures(answer)
+        await _last_figures(answer, delivery.record)
         _report(gateway, answer, delivery.record, None)
         await _end(gateway, answer, delivery, hold)
     elif broken == "stopped":
-        await _last_figures(answer)
+        await _last_figures(answer, delivery.record)
         await _break_off(answer, delivery, hold, Cancelled("The response was cancelled."))
     else:
         _report(gateway, answer, delivery.record, broken)
@@ -183,6 +184,7 @@ async def _end(gateway: Gateway, answer: StreamAnswer, delivery: Delivery, hold:
         delivery.keeper.keep(relay.terminal)
     await hold.reservation.journalled()
     await delivery.connection.end_stream(relay.terminal)
+    delivery.record.ended = delivery.record.clock()
     await answer.response.finish()
 
 
@@ -213,7 +215,7 @@ def _report(
         record.failed(upstream, outcome, record.duration_ms)
 
 
-async def _last_figures(answer: StreamAnswer) -> None:
+async def _last_figures(answer: StreamAnswer, record: Record) -> None:
     """Let an upstream whose answer was cut say what it costs, if it was just about to.
 
     Many say so last of all, and whoever knows that could leave, or have the answer stopped, right
@@ -222,12 +224,12 @@ async def _last_figures(answer: StreamAnswer) -> None:
     relay, response = answer.relay, answer.response
     if relay.read_on(b"") or response.ended:  # as nearly all have
         return
+    began = record.clock()
     with trio.move_on_after(_FIGURES_SECONDS, shield=True):
-        try:
+        with suppress(AttemptFailed):
             while not (relay.read_on(await response.receive()) or response.ended):
                 pass
-        except AttemptFailed:
-            return
+    record.upstream_seconds += record.clock() - began
 
 
 async def _pass_on_unless_stopped(
@@ -259,7 +261,8 @@ async def _pass_on(answer: StreamAnswer, delivery: Delivery, pulse: Pulse) -> Ou
             data = await response.receive(now + idle_seconds)
         except AttemptFailed as failed:
             return failed.reason
-        record.upstream_seconds += current_time() - now
+        finally:
+            record.upstream_seconds += current_time() - now
         if allowance is None or (data and allowance.takes(len(data))):
             out = relay.feed(data) if data else relay.close()
         else:

@@ -485,6 +485,60 @@ async def test_how_slowly_a_client_reads_is_none_of_our_time(
         assert metric(world, "farebox_overhead_seconds_sum") < 0.1
 
 
+async def overhead_of(world: World, request: bytes) -> float:
+    """What is counted as our time of a request whose client hears all that there is."""
+    client = world.connect()
+    await client.transport.send(request)
+    with trio.move_on_after(1000.0):
+        while await client.transport.receive():
+            pass
+    await trio.sleep(10.0)
+    assert metric(world, "farebox_overhead_seconds_count") == 1
+    return metric(world, "farebox_overhead_seconds_sum")
+
+
+def head_of(key: str, length: int) -> bytes:
+    fields = f"host: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n"
+    return f"POST {CHAT} HTTP/1.1\r\n{fields}".encode()
+
+
+STREAM_BODY = json.dumps(ASK_STREAM).encode()
+STREAM_CALL = head_of(KEY, len(STREAM_BODY)) + STREAM_BODY
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param([STREAM_HEAD, delta("a"), 1000.0], id="it falls silent"),
+        pytest.param([*provider.stream("a")[:-1], 1000.0], id="its framing has no end"),
+        pytest.param([STREAM_HEAD, 5.0, *provider.stream("a")[1:]], id="it takes its time"),
+    ],
+)
+async def test_how_slow_an_upstream_is_is_none_of_our_time(
+    said: Script, autojump_clock: MockClock
+) -> None:
+    async with running({"p": ScriptedProvider(said)}) as world:
+        assert await overhead_of(world, STREAM_CALL) < 0.1
+
+
+async def test_waiting_for_who_was_refused_is_none_of_our_time(autojump_clock: MockClock) -> None:
+    async with running({"p": ScriptedProvider(provider.completion())}) as world:
+        assert await overhead_of(world, head_of("nobody", 9_000_000) + b"some of it") < 0.1
+
+
+async def test_figures_that_are_waited_for_are_none_of_our_time(autojump_clock: MockClock) -> None:
+    """The client has left; the upstream may still say what its answer costs."""
+    said: Script = [STREAM_HEAD, delta("a"), 1000.0]
+    async with running({"p": ScriptedProvider(said)}) as world:
+        client = world.connect()
+        await client.transport.send(STREAM_CALL)
+        await trio.sleep(1.0)
+        client.transport.close()
+        await trio.sleep(10.0)
+        assert metric(world, "farebox_overhead_seconds_count") == 1
+        assert metric(world, "farebox_overhead_seconds_sum") < 0.1
+
+
 async def test_whole_answers_raise_a_limit_that_is_used(autojump_clock: MockClock) -> None:
     """One of 4, where four at a time is all that it can be used."""
     slow = ScriptedProvider([1.0, *provider.completion()])
