@@ -75,8 +75,12 @@ beside = st.fixed_dictionaries(
 
 def facts(fields: Json) -> Request | str:
     """What is read of a body, or why it is refused."""
+    return facts_of(json.dumps(fields).encode())
+
+
+def facts_of(body: bytes) -> Request | str:
     try:
-        request = ChatDownstream().decode(json.dumps(fields).encode(), Ask())
+        request = ChatDownstream().decode(body, Ask())
     except InvalidRequest as refused:
         return str(refused)
     return msgspec.structs.replace(request, fields={}, body_bytes=0)
@@ -86,6 +90,43 @@ def facts(fields: Json) -> Request | str:
 def test_nothing_but_text_is_read_as_all_else_is(fields: Json) -> None:
     body = {"model": "m", "messages": MESSAGES} | fields
     assert facts(body) == facts({**body, "unheard_of": 1})
+
+
+RAW = [
+    b'"max_tokens":5e0',
+    b'"max_tokens":5.0',
+    b'"max_tokens":5.5',
+    b'"max_tokens":-0',
+    b'"max_tokens":99999999999999999999999',
+    b'"max_tokens":1,"max_completion_tokens":2',
+    b'"max_tokens":null,"max_completion_tokens":2',
+    b'"max_tokens":1,"max_tokens":1',
+    b'"max_tokens":1,"m\\u0061x_tokens":2',
+    b'"m\\u0061x_tokens":7',
+    b'"Max_Tokens":7',
+    b'"model":"n"',
+    b'"user":"\\ud83d\\ude00"',
+    b'"user":"\xff"',
+    b'"user":"\xc3\xa9"',
+    b'"temperature":NaN',
+    b'"temperature":1e999',
+    b'"stop":' + b"[" * 2000 + b"]" * 2000,
+    b'"logit_bias":{"1":2,"1":3}',
+    b'"stream":true,"stream_options":{"include_usage":true,"include_usage":false}',
+    b'"stream":true,"stream_options":{"include_usage":null,"x":1}',
+    b'"stream":false,"stream_options":{}',
+    b'"stream_options":null',
+    b'"n":2',
+    b'"service_tier":"flex"',
+    b'"stop":"' + b"x" * 16_300 + b'"',
+    b'"stop":"' + b"x" * 16_400 + b'"',
+]
+
+
+@pytest.mark.parametrize("member", RAW, ids=lambda member: repr(member[:40]))
+def test_however_it_is_written_text_is_read_as_all_else_is(member: bytes) -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"Hi"}],%b' % member
+    assert facts_of(body + b"}") == facts_of(body + b',"unheard_of":1}')
 
 
 @pytest.mark.parametrize(
