@@ -122,20 +122,30 @@ class Keyring:
         if key_hash is not None:
             del self._by_hash[key_hash]
 
-    def find(self, key: str, now: float) -> Principal | None:
+    def hash_of(self, key: str) -> bytes:
+        """Under which the ring has a key, if it has it."""
+        return keyed_hash(self._secret, key)
+
+    def find(self, key_hash: bytes, now: float) -> Principal | None:
         """The principal of a key that is known and has not expired."""
-        principal = self._by_hash.get(keyed_hash(self._secret, key))
+        principal = self._by_hash.get(key_hash)
         if principal is None or (principal.expires_at and principal.expires_at <= now):
             return None
         return principal
 
 
-def principal(keyring: Keyring, head: Head, now: float) -> Principal | None:
-    """The caller of a request, None where the ring does not know it. `now` is wall time in seconds.
+def hash_of_key(keyring: Keyring, head: Head) -> bytes:
+    """The keyed hash of the key that a request carries. Raises InvalidAPIKey (none, two different
+    ones)."""
+    return keyring.hash_of(_key(head.headers, head.query))
 
-    Raises InvalidAPIKey (no key, two different keys) and AccountSuspended.
+
+def principal(keyring: Keyring, key_hash: bytes, now: float) -> Principal | None:
+    """Whose key that is, None where the ring does not know it. `now` is wall time in seconds.
+
+    Raises AccountSuspended.
     """
-    known = keyring.find(_key(head.headers, head.query), now)
+    known = keyring.find(key_hash, now)
     if known is not None and known.suspended:
         raise AccountSuspended(f"The account {known.account!r} is suspended.")
     return known
@@ -147,9 +157,10 @@ async def newcomer(keyring: Keyring, head: Head, now: float) -> Principal:
     What has no checksum is no key, and is not waited for. Raises InvalidAPIKey (unknown, expired or
     revoked), AccountSuspended, and LedgerUnavailable where nobody can know now.
     """
-    if is_minted(_key(head.headers, head.query)):
+    key = _key(head.headers, head.query)
+    if is_minted(key):
         came = await keyring.refreshed()
-        if (known := principal(keyring, head, now)) is not None:
+        if (known := principal(keyring, keyring.hash_of(key), now)) is not None:
             return known
         if not came:
             raise LedgerUnavailable(

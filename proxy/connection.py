@@ -130,9 +130,8 @@ class Connection:
         if plain is None:
             head = await self._read_odd_head(data)
         else:
-            head, self._arrived = plain
+            head, self.body_bytes, self._arrived = plain
             self._begin_serving(len(data) - len(self._arrived))
-        self.body_bytes = head.body_bytes
         self._body_pending = True
         self._encoding = head.headers.get(b"content-encoding", _PLAIN).lower()
         self.reusable = not head.is_last
@@ -161,7 +160,7 @@ class Connection:
         self._head_only = event.method == b"HEAD"
         # h11's own limit counts an incomplete head only.
         self._begin_serving(received - len(self._arrived))
-        head = head_of(event)
+        head, self.body_bytes = head_of(event)
         self._continue_awaited = parser.they_are_waiting_for_100_continue
         return head
 

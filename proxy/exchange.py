@@ -68,7 +68,7 @@ from proxy.gateway import Gateway
 from proxy.idempotency import Claim
 from proxy.need import Need
 from proxy.record import CLIENT_CLOSED, Record
-from proxy.request_head import Head
+from proxy.request_head import Head, Purpose
 from proxy.transport import Transport
 
 _ERROR_SECONDS = 10.0
@@ -131,25 +131,23 @@ async def serve_exchange(
     gateway: Gateway, connection: Connection, head: Head, record: Record
 ) -> None:
     """Steps 2 to 10. Raises APIError and ClientGone, and leaves nothing held."""
-    if control.takes(head.path):
-        await control.serve(gateway, connection, head, record)
-        return
-    try:
-        operation, name = registry.find(head.method, head.path, head.query, head.headers)
-    except APIError:  # what is no operation has no words of its own
-        record.refusals = registry.refusals(head.path, head.query, head.headers)
-        raise
-    record.operation, record.refusals = operation, operation.refusals
-    principal = authenticate.principal(gateway.keyring, head, record.came_at)
+    purpose = head.purpose
+    if purpose is None:
+        if control.takes(head.path):
+            await control.serve(gateway, connection, head, record)
+            return
+        purpose = head.purpose = _purpose(gateway, head, record)
+    operation = record.operation = purpose.operation
+    record.refusals = operation.refusals
+    principal = authenticate.principal(gateway.keyring, purpose.key_hash, record.came_at)
     if principal is None:
         principal = await _newcomer(gateway, head, record)
     record.principal = principal
-    ask = Ask(name, head.query, head.headers)
     if operation.codec is None:
-        await _look_up(gateway, connection, ask, principal, record)
+        await _look_up(gateway, connection, purpose.ask, principal, record)
         return
     with gateway.load.admit(gateway.memory, connection.body_bytes) as permit:
-        calls, claim = await _read(gateway, connection, permit, head, ask, principal, record)
+        calls, claim = await _read(gateway, connection, permit, head, purpose, principal, record)
         if claim is None:
             await _serve(gateway, connection, permit, head, calls, principal, record)
             return
@@ -161,6 +159,18 @@ async def serve_exchange(
                 await idempotency.replay(connection, record, claim.replay)
         if connection.client_gone:
             record.status = CLIENT_CLOSED
+
+
+def _purpose(gateway: Gateway, head: Head, record: Record) -> Purpose:
+    """What a head asks for, and with which key."""
+    try:
+        operation, name = registry.find(head.method, head.path, head.query, head.headers)
+    except APIError:  # what is no operation has no words of its own
+        record.refusals = registry.refusals(head.path, head.query, head.headers)
+        raise
+    record.operation, record.refusals = operation, operation.refusals  # in whose words: no key
+    key_hash = authenticate.hash_of_key(gateway.keyring, head)
+    return Purpose(operation, Ask(name, head.query, head.headers), key_hash)
 
 
 async def _newcomer(gateway: Gateway, head: Head, record: Record) -> Principal:
@@ -177,7 +187,7 @@ async def _read(
     connection: Connection,
     permit: Permit,
     head: Head,
-    ask: Ask,
+    purpose: Purpose,
     principal: Principal,
     record: Record,
 ) -> tuple[Calls, Claim | None]:
@@ -187,7 +197,7 @@ async def _read(
             "The request has no body: send JSON with Content-Length or chunked encoding."
         )
     body = await connection.read_body(connection.settings.max_body_bytes, permit.chunk)
-    operation, codec = record.operation, record.operation.codec
+    operation, ask, codec = purpose.operation, purpose.ask, purpose.operation.codec
     assert codec is not None, "a model is asked"
     envelopes = Envelopes(gateway.secret, str(principal.account_id))
     calls = Calls(codec, codec.decode(body, ask), envelopes, int(record.came_at))

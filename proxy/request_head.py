@@ -15,18 +15,21 @@ would have read: tests try that with any bytes (`tests/proxy/test_request_head.p
 
 Who keeps a connection says the same in each head, but for the length of the body. So a connection
 remembers its last plain head, cut where that length stands: what is the same before and behind
-other digits is as plain, and means the same but for them. That keeps an API key in memory between
-two requests of its owner, as long as the connection stands and no longer.
+other digits is as plain, and *is* that head again, with what was found out about it: its `Purpose`.
+That keeps an API key in memory between two requests of its owner, as long as the connection stands
+and no longer.
 """
 
 from __future__ import annotations
 
 import re
 import string
+from collections.abc import Mapping
 
 import h11
 import msgspec
 
+from adapters.codec import Ask, Operation
 from adapters.errors import InvalidRequest
 from proxy.forwarded import FORWARDED_FOR
 
@@ -42,19 +45,28 @@ _SINGLE = frozenset(
 )
 
 
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """A request's head: its target split into path and query, header names in lower case.
+class Purpose(msgspec.Struct, frozen=True, gc=False):
+    """What a head asks for, and the keyed hash of the key that it carries."""
 
-    `body_bytes` is the declared length of the body, None where it is chunked. `is_last`: the client
-    sends no other request behind this one.
+    operation: Operation
+    ask: Ask
+    key_hash: bytes
+
+
+class Head(msgspec.Struct, gc=False):
+    """A request's head but for its length: the target split into path and query, header names in
+    lower case. `is_last`: the client sends no other request behind this one.
+
+    Many requests may share it, so nothing of it changes, but that `purpose` is set by whoever finds
+    it out.
     """
 
     method: str
     path: str
     query: str
-    headers: dict[bytes, bytes]
-    body_bytes: int | None = 0
+    headers: Mapping[bytes, bytes]
     is_last: bool = False
+    purpose: Purpose | None = None
 
     def header(self, name: bytes) -> str | None:
         """The value of a header by its lower-case name, or None."""
@@ -72,7 +84,7 @@ class PlainHeads:
         self._before = b""  # what of it stands before the digits of its length
         self._after = b""  # and behind them
 
-    def read(self, data: bytes) -> tuple[Head, bytes] | None:
+    def read(self, data: bytes) -> tuple[Head, int, bytes] | None:
         """As `plain_head`."""
         last = self._last
         if last is not None and data.startswith(self._before):
@@ -80,19 +92,15 @@ class PlainHeads:
             end = data.find(b"\r", begin)
             length = data[begin:end]
             if data.startswith(self._after, end) and _is_length(length):
-                headers = last.headers.copy()
-                headers[b"content-length"] = length
-                method, path, query = last.method, last.path, last.query
-                head = Head(method, path, query, headers, int(length), last.is_last)
-                return head, data[end + len(self._after) :]
+                return last, int(length), data[end + len(self._after) :]
         plain = plain_head(data)
         if plain is not None:
-            head, behind = plain
-            self._remember(head, data[: len(data) - len(behind)])
+            head, body_bytes, behind = plain
+            self._remember(head, body_bytes, data[: len(data) - len(behind)])
         return plain
 
-    def _remember(self, head: Head, said: bytes) -> None:
-        line = b"\r\ncontent-length: %d" % (head.body_bytes or 0)
+    def _remember(self, head: Head, body_bytes: int, said: bytes) -> None:
+        line = b"\r\ncontent-length: %d" % body_bytes
         begin = said.lower().find(line + b"\r\n")  # once, if at all, and nowhere but in its place
         if begin >= 0 and len(said) <= _REMEMBERED_BYTES_MAX:
             end = begin + len(line)
@@ -101,9 +109,9 @@ class PlainHeads:
             self._after = said[end:]
 
 
-def plain_head(data: bytes) -> tuple[Head, bytes] | None:
-    """The head that `data` begins with, and what comes behind it; None where that is not of the
-    plain form, or not all there."""
+def plain_head(data: bytes) -> tuple[Head, int, bytes] | None:
+    """The head that `data` begins with, the length of its body, and what comes behind the head;
+    None where that is not of the plain form, or not all there."""
     block, end, behind = data.partition(b"\r\n\r\n")
     first, *lines = block.split(b"\r\n")
     if not end or block.translate(None, _PRINTABLE) != b"\r\n" * len(lines):
@@ -129,29 +137,35 @@ def plain_head(data: bytes) -> tuple[Head, bytes] | None:
         return None
     method, path, query = request_line.groups("")
     is_last = b"close" in headers.get(b"connection", b"").lower()
-    return Head(method, path, query, headers, int(length), is_last), behind
+    headers.pop(b"content-length", None)
+    return Head(method, path, query, headers, is_last), int(length), behind
 
 
 def _is_length(digits: bytes) -> bool:
     return digits.isdigit() and len(digits) <= _LENGTH_DIGITS_MAX
 
 
-def head_of(event: h11.Request) -> Head:
-    """The head that h11 has read. Raises InvalidRequest where it contradicts itself."""
+def head_of(event: h11.Request) -> tuple[Head, int | None]:
+    """The head that h11 has read, and the length of its body, None where that is chunked.
+
+    Raises InvalidRequest where it contradicts itself.
+    """
     path, _, query = event.target.partition(b"?")
     pairs = event.headers.raw_items()  # a list at once; iterating over h11's type is slow
     headers = {name.lower(): value for name, value in pairs}
     if len(headers) != len(pairs):
         _refuse_conflicts(headers, pairs)
         _join_hops(headers, pairs)
-    return Head(
+    body_bytes = _body_bytes(event, headers)
+    headers.pop(b"content-length", None)
+    head = Head(
         event.method.decode("ascii"),
         path.decode("latin-1"),
         query.decode("latin-1"),
         headers,
-        _body_bytes(event, headers),
         _is_last(event, headers),
     )
+    return head, body_bytes
 
 
 def _body_bytes(event: h11.Request, headers: dict[bytes, bytes]) -> int | None:

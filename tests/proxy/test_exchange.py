@@ -313,6 +313,25 @@ async def test_a_budget_that_does_not_cover_a_request_is_named() -> None:
         assert "Raise it, or ask for at most" in str(answer.error["message"])
 
 
+async def test_one_connection_is_nobody_s_for_good() -> None:
+    """What was found out about the heads of its last requests says nothing of whom they are from
+    now, and what its next ones are for."""
+    upstream = ScriptedProvider(provider.completion(), provider.completion())
+    async with running({"p": upstream}) as world:
+        client = world.connect()
+        for _ in range(2):
+            assert (await client.call(CHAT, ASK)).status == 200
+        assert (await client.call(f"{CHAT}s", ASK)).status == 404
+        assert (await client.call(CHAT, ASK, key="nobody's")).status == 401
+        assert (await client.call("/v1/models", method="GET")).status == 200
+        suspended = principal_of(suspended=True)
+        world.gateway.keyring.update([(world.gateway.keyring.hash_of(KEY), suspended)])
+        assert (await client.call(CHAT, ASK)).status == 403
+        world.gateway.keyring.update([], removed=[suspended.key_id])
+        assert (await client.call(CHAT, ASK)).status == 401
+        assert len(upstream.bodies) == 2
+
+
 async def test_a_suspended_account_is_refused() -> None:
     caller = principal_of(suspended=True)
     async with running({"p": ScriptedProvider()}, principal=caller) as world:
