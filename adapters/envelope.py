@@ -32,7 +32,7 @@ class Envelopes:
 
     __slots__ = ("_account", "_secret")
 
-    def __init__(self, secret: bytes, account: str) -> None:
+    def __init__(self, secret: bytes, account: str | int) -> None:
         self._secret = secret
         self._account = account
 
@@ -57,7 +57,7 @@ class Envelopes:
 
     def _mac(self, payload: bytes) -> str:
         digest = hashlib.blake2b(
-            self._account.encode() + b"\0" + payload,
+            f"{self._account}\0".encode() + payload,
             key=self._secret,
             digest_size=_MAC_BYTES,
             person=_PERSON,

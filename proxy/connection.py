@@ -7,10 +7,10 @@ the next: that way nothing but h11's public interface is used although h11 never
 
 A connection is in one of these stages, and moves its deadline as the stage changes:
 
-WAITING   between requests: `keep_alive_seconds`, then closed silently
-HEAD      part of a head has arrived: `head_seconds` for all of it, then 408
-BODY      the body is being read: `body_seconds` between bytes, then 408
-SERVING   the request is complete: `max_request_seconds` since its head, then 504
+waiting   between requests: `keep_alive_seconds`, then closed silently
+head      part of a head has arrived: `head_seconds` for all of it, then 408
+body      the body is being read: `body_seconds` between bytes, then 408
+serving   the request is complete: `max_request_seconds` since its head, then 504
 
 A client that does not read holds what it was sent, in our kernel, and keeps its upstream waiting.
 How much that can be is bounded by the listener's socket; how long, here: a piece of an answer that
@@ -20,9 +20,9 @@ at once, as practically all do, costs neither a scope nor a turn of the schedule
 
 from __future__ import annotations
 
-import enum
 import io
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 import h11
 import trio
@@ -51,17 +51,12 @@ _PIECE_BYTES = 65_536
 _CHUNKS_A_TURN = 64  # parsed between two turns of other tasks
 
 
+Stage = Literal["waiting", "head", "body", "serving"]
+"""Where a connection stands; see the top of the file."""
+
+
 class ClientGone(Exception):
     """The client closed the connection before its answer was complete."""
-
-
-class Stage(enum.Enum):
-    """Where a connection stands; see the top of the file."""
-
-    WAITING = "waiting"
-    HEAD = "head"
-    BODY = "body"
-    SERVING = "serving"
 
 
 class Connection:
@@ -77,7 +72,7 @@ class Connection:
         self.transport = transport
         self.settings = settings
         self.deadline = deadline
-        self.stage = Stage.WAITING
+        self.stage: Stage = "waiting"
         self.reusable = True
         self.response_started = False
         self.waited_seconds = 0.0
@@ -101,7 +96,7 @@ class Connection:
     @property
     def is_idle(self) -> bool:
         """Whether it waits for a request, or for the rest of its head."""
-        return self.stage in (Stage.WAITING, Stage.HEAD)
+        return self.stage in ("waiting", "head")
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -110,7 +105,7 @@ class Connection:
 
         Raises RequestError for a head that is malformed, too large or contradictory.
         """
-        self.stage = Stage.WAITING
+        self.stage = "waiting"
         self.response_started = False
         self.waited_seconds = 0.0
         if self._parser is not None:
@@ -148,8 +143,8 @@ class Connection:
             event = self._next_event(parser)
             if isinstance(event, h11.Request):
                 break
-            if self.stage is Stage.WAITING:
-                self.stage = Stage.HEAD
+            if self.stage == "waiting":
+                self.stage = "head"
                 self.deadline.after(self.settings.head_seconds)
             data = await self._receive()
             if not data:
@@ -170,7 +165,7 @@ class Connection:
         self._head_only = self._continue_awaited = False
 
     def _begin_serving(self, head_bytes: int) -> None:
-        self.stage = Stage.SERVING
+        self.stage = "serving"
         self.deadline.at = self._ends_at = self._now() + self.settings.max_request_seconds
         # Until it is certain where this request ends, nothing may be taken for the next one.
         self.reusable = self._body_pending = False
@@ -202,8 +197,8 @@ class Connection:
             body = await self._read_sized(length)
         self._arrived = b""
         self._body_pending = False
-        if self.stage is Stage.BODY:
-            self.stage = Stage.SERVING
+        if self.stage == "body":
+            self.stage = "serving"
             self.deadline.at = self._ends_at
         return body
 
@@ -250,7 +245,7 @@ class Connection:
 
     async def _receive_body(self) -> bytes:
         self.transport.acknowledge()
-        self.stage = Stage.BODY
+        self.stage = "body"
         began = self._now()
         self.deadline.at = min(began + self.settings.body_seconds, self._ends_at)
         try:
@@ -266,7 +261,7 @@ class Connection:
         """
         if not self._body_pending:
             return
-        if self.stage is Stage.BODY or self._continue_awaited:
+        if self.stage == "body" or self._continue_awaited:
             self.reusable = False
             return
         self._encoding = _PLAIN  # whatever it is, nobody looks

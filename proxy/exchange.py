@@ -63,7 +63,7 @@ from proxy import (
 from proxy.admit import Permit
 from proxy.authenticate import Principal
 from proxy.calls import Calls
-from proxy.connection import ClientGone, Connection, Stage
+from proxy.connection import ClientGone, Connection
 from proxy.gateway import Gateway
 from proxy.idempotency import Claim
 from proxy.need import Need
@@ -91,7 +91,7 @@ async def serve_connection(gateway: Gateway, transport: Transport) -> None:
         finally:
             gateway.connections.discard(connection)
             gateway.watch.remove(transport)
-    if not deadline.scope.cancelled_caught or connection.stage is Stage.WAITING:
+    if not deadline.scope.cancelled_caught or connection.stage == "waiting":
         return
     if deadline.expired:
         await _refuse(gateway, connection, record, _too_late(connection))
@@ -199,7 +199,7 @@ async def _read(
     body = await connection.read_body(connection.settings.max_body_bytes, permit.chunk)
     operation, ask, codec = purpose.operation, purpose.ask, purpose.operation.codec
     assert codec is not None, "a model is asked"
-    envelopes = Envelopes(gateway.secret, str(principal.account_id))
+    envelopes = Envelopes(gateway.secret, principal.account_id)
     calls = Calls(codec, codec.decode(body, ask), envelopes, int(record.came_at))
     if (key := idempotency.key_of(head, operation)) is None:
         return calls, None
@@ -271,9 +271,9 @@ async def _look_up(
 
 def _too_late(connection: Connection) -> APIError:
     settings = connection.settings
-    if connection.stage is Stage.HEAD:
+    if connection.stage == "head":
         return RequestTimeout(f"The request's head took over {settings.head_seconds:g} s.")
-    if connection.stage is Stage.BODY:
+    if connection.stage == "body":
         return RequestTimeout(
             f"The body paused for over {settings.body_seconds:g} s, or was not complete after "
             f"{settings.max_request_seconds:g} s."

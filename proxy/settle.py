@@ -10,6 +10,7 @@ What an attempt without an answer has cost is not charged to anybody. It is book
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from adapters import pricing
@@ -26,6 +27,12 @@ from proxy.verdicts import Outcome
 Lost = Outcome | Literal["cancelled"]
 """How an attempt ended; `cancelled` by us: the client left, another attempt won, time was up."""
 
+# Looked up once: in an enum's class they take a while to find.
+_SETTLED, _ESTIMATED = EventStatus.SETTLED, EventStatus.ESTIMATED
+_CANCELLED, _FREE = EventStatus.CANCELLED, EventStatus.FREE
+_ENDINGS: Mapping[EventStatus, str] = MappingProxyType(
+    {status: status.name.lower() for status in EventStatus}
+)
 # After these the provider has most probably begun to work for its money.
 _BEGUN: frozenset[Lost] = frozenset(
     {"cancelled", "first_byte_timeout", "idle_timeout", "truncated", "protocol", "empty"}
@@ -56,7 +63,7 @@ def post(
         provider_id=candidate.provider_id,
         quantities=pricing.quantities(usage),
         tokens=_tokens(usage),
-        status=EventStatus.FREE if free else _status(cut=cut, estimated=counted.estimated),
+        status=_FREE if free else _status(cut=cut, estimated=counted.estimated),
         ttfb_ms=record.ttfb_ms,
         duration_ms=record.duration_ms,
         plausible=plausible,
@@ -66,7 +73,7 @@ def post(
     record.reserved = reservation.amount
     record.settled = settled
     record.charge_usd = format_usd(settled.charge)
-    record.ending = settled.status.name.lower()
+    record.ending = _ENDINGS[settled.status]
     return settled
 
 
@@ -127,8 +134,8 @@ def _price(candidate: Candidate, usage: Usage) -> Price:
 
 def _status(*, cut: bool, estimated: bool) -> EventStatus:
     if cut:
-        return EventStatus.CANCELLED
-    return EventStatus.ESTIMATED if estimated else EventStatus.SETTLED
+        return _CANCELLED
+    return _ESTIMATED if estimated else _SETTLED
 
 
 def _tokens(usage: Usage) -> TokenCounts:

@@ -48,7 +48,7 @@ def read_fields(body: bytes) -> Fields:
     fields = _decoded(body)
     if not body.isascii():
         _check_encoding(body)  # values that are only skipped were not looked at
-    if fields and not (_is_compact(body, fields) or _is_spaced(body, fields)):
+    if fields and not (_is_compact(len(body), fields) or _is_spaced(body, fields)):
         _refuse_duplicates(body, fields)
     return fields
 
@@ -56,7 +56,7 @@ def read_fields(body: bytes) -> Fields:
 def read_members(value: msgspec.Raw) -> Fields:
     """The same for a value in a body that was read."""
     fields = _decoded(value)
-    if fields and not _is_compact(value, fields):
+    if fields and not _is_compact(size_of(value), fields):
         _refuse_duplicates(bytes(value), fields)
     return fields
 
@@ -94,14 +94,14 @@ def _why_not_an_object(body: bytes, error: msgspec.MsgspecError) -> str:
     return f"The request body is not valid JSON: {error}."
 
 
-def _is_compact(body: bytes | msgspec.Raw, fields: Fields) -> bool:
-    """Whether the members that were read, with their colons and commas, are the whole body.
+def _is_compact(size: int, fields: Fields) -> bool:
+    """Whether members that were read, with their colons and commas, are the whole of `size` bytes.
 
     That is what SDKs send, and it proves by lengths alone that no member was overridden by a
     later one of the same name.
     """
     key_bytes = len("".join(fields).encode())
-    return size_of(body) == key_bytes + size_of_all(fields.values()) + 4 * len(fields) + 1
+    return size == key_bytes + size_of_all(fields.values()) + 4 * len(fields) + 1
 
 
 def _is_spaced(body: bytes, fields: Fields) -> bool:
