@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import msgspec
 
-from adapters.raw import size_of
-
 PIECE_BYTES = 65_536
 """A member of more is not copied."""
 
@@ -29,7 +27,7 @@ def encoded(fields: dict[str, msgspec.Raw], body_bytes: int) -> Body:
     pieces: list[bytes | memoryview] = []
     opening, small = b"{", dict[str, msgspec.Raw]()
     for name, raw in fields.items():
-        if size_of(raw) <= PIECE_BYTES:
+        if len(raw) <= PIECE_BYTES:
             small[name] = raw
             continue
         small[name] = _NULL

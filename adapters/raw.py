@@ -6,14 +6,13 @@ Much of a body is only measured, or passed on as it came; it is looked at here b
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
 # What reading a value of somebody else's may raise, whatever its type: no more, and no less.
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-_view: Callable[[msgspec.Raw], memoryview] = memoryview
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 # 0-9, A-Z, _ and a-z. Encoders escape what is unsafe in HTML, and what is not ASCII.
 _HIDDEN = re.compile(rb"\\u00(?:3[0-9]|4[1-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9a])", re.IGNORECASE)
@@ -25,16 +24,6 @@ def hides_words(raw: msgspec.Raw | bytes) -> bool:
     No encoder escapes a letter: it is the wish of somebody who expects to be searched.
     """
     return _HIDDEN.search(memoryview(raw)) is not None
-
-
-def size_of(raw: msgspec.Raw | bytes) -> int:
-    """How many bytes a value has."""
-    return len(memoryview(raw))
-
-
-def size_of_all(raws: Iterable[msgspec.Raw]) -> int:
-    """How many bytes they have together."""
-    return sum(map(len, map(_view, raws)))
 
 
 def kept(members: Mapping[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:

@@ -1,8 +1,8 @@
 """Who is calling: a key from any of its five places → Principal, from an in-memory ring.
 
 The ring is a copy of every live key's facts, refreshed four times a second with what has changed
-in the books, so that authentication costs one keyed hash and a revoked key is refused within a
-second. A new key works at once: who sends one that the ring does not know waits for the next
+in the books, so that authentication costs a look-up (and a keyed hash, where a connection names
+another key than before), and a revoked key is refused within a second. A new key works at once: who sends one that the ring does not know waits for the next
 refresh. Keys themselves are never held, only their keyed hashes.
 """
 
@@ -127,10 +127,13 @@ class Keyring:
         return keyed_hash(self._secret, key)
 
     def find(self, key_hash: bytes, now: float) -> Principal | None:
-        """The principal of a key that is known and has not expired."""
+        """Whose key that is, None where the ring does not have it, or it has expired; `now` is wall
+        time in seconds. Raises AccountSuspended."""
         principal = self._by_hash.get(key_hash)
         if principal is None or (principal.expires_at and principal.expires_at <= now):
             return None
+        if principal.suspended:
+            raise AccountSuspended(f"The account {principal.account!r} is suspended.")
         return principal
 
 
@@ -138,17 +141,6 @@ def hash_of_key(keyring: Keyring, head: Head) -> bytes:
     """The keyed hash of the key that a request carries. Raises InvalidAPIKey (none, two different
     ones)."""
     return keyring.hash_of(_key(head.headers, head.query))
-
-
-def principal(keyring: Keyring, key_hash: bytes, now: float) -> Principal | None:
-    """Whose key that is, None where the ring does not know it. `now` is wall time in seconds.
-
-    Raises AccountSuspended.
-    """
-    known = keyring.find(key_hash, now)
-    if known is not None and known.suspended:
-        raise AccountSuspended(f"The account {known.account!r} is suspended.")
-    return known
 
 
 async def newcomer(keyring: Keyring, head: Head, now: float) -> Principal:
@@ -160,7 +152,7 @@ async def newcomer(keyring: Keyring, head: Head, now: float) -> Principal:
     key = _key(head.headers, head.query)
     if is_minted(key):
         came = await keyring.refreshed()
-        if (known := principal(keyring, keyring.hash_of(key), now)) is not None:
+        if (known := keyring.find(keyring.hash_of(key), now)) is not None:
             return known
         if not came:
             raise LedgerUnavailable(

@@ -139,7 +139,7 @@ async def serve_exchange(
         purpose = head.purpose = _purpose(gateway, head, record)
     operation = record.operation = purpose.operation
     record.refusals = operation.refusals
-    principal = authenticate.principal(gateway.keyring, purpose.key_hash, record.came_at)
+    principal = gateway.keyring.find(purpose.key_hash, record.came_at)
     if principal is None:
         principal = await _newcomer(gateway, head, record)
     record.principal = principal

@@ -52,10 +52,13 @@ class UpstreamConnection:
         try:
             if not isinstance(body, bytes):
                 await self.transport.send(head, *body)
-            elif len(body) <= _JOIN_BYTES_MAX:
-                await self.transport.send(head + body)
-            else:
+            elif len(body) > _JOIN_BYTES_MAX:
                 await self.transport.send(head, body)
+            else:
+                whole = head + body
+                taken = self.transport.send_now(whole)
+                if taken < len(whole):
+                    await self.transport.send(whole[taken:])
         except OSError:
             # Who refuses a request by its head answers, and closes, before the body is there.
             self.whole = False

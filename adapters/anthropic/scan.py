@@ -14,7 +14,7 @@ from adapters.codec import Scan
 from adapters.envelope import MARKS
 from adapters.media import document_tokens, image_tokens
 from adapters.openai.body import Fields
-from adapters.raw import UNREADABLE, begins, count_items, hides_words, size_of
+from adapters.raw import UNREADABLE, begins, count_items, hides_words
 
 PASSES_DEFAULT = 10  # how often a tool of the provider may run where no limit is given
 PASSES_MAX = 100  # no request is served with more, whatever it says
@@ -103,7 +103,7 @@ def scanned(fields: Fields, betas: bytes = b"") -> Scan:
     found.passes += _is_given(fields, "compaction") + (
         b'"compact_' in management or hides_words(management)
     )
-    rendered = sum([size_of(fields.get(name, _ABSENT)) for name in _RENDERED])
+    rendered = sum([len(fields.get(name, _ABSENT)) for name in _RENDERED])
     return Scan(
         text_bytes=rendered - found.media_bytes,
         media_bytes=found.media_bytes,
@@ -172,14 +172,14 @@ def _note_signature(found: _Found, value: msgspec.Raw) -> None:
 
 def _scan_image(found: _Found, raw: msgspec.Raw) -> None:
     source = _decode_source(raw)
-    found.media_bytes += size_of(source.data)
+    found.media_bytes += len(source.data)
     found.media_tokens += image_tokens()
 
 
 def _scan_document(found: _Found, raw: msgspec.Raw) -> None:
     source = _decode_source(raw)
     if source.type == "base64":
-        size = size_of(source.data)
+        size = len(source.data)
         found.media_bytes += size
         found.media_tokens += document_tokens(size)
     elif source.type == "content":

@@ -19,7 +19,7 @@ from adapters.canonical import BlobKind, Citation, Logprob
 from adapters.failures import scrub
 from adapters.gemini import wire
 from adapters.gemini.failure import find_failure, read_error_object
-from adapters.raw import UNREADABLE, size_of
+from adapters.raw import UNREADABLE
 from adapters.stream import Composer, State
 
 _decode = msgspec.json.Decoder(wire.Answer).decode
@@ -103,7 +103,7 @@ class GeminiReader:
         feedback = answer.prompt_feedback
         if feedback is not None and feedback.block_reason and not answer.candidates:
             composer.reason("content_filter", detail=_why(feedback))
-        if size_of(answer.usage_metadata) > len(b"null"):
+        if len(answer.usage_metadata) > len(b"null"):
             self._usage = answer.usage_metadata
             self._since_usage += 1
             if self._since_usage >= _USAGE_CHUNKS or composer.has_reason:

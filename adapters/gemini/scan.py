@@ -17,7 +17,7 @@ from adapters.envelope import MARKS
 from adapters.errors import InvalidRequest
 from adapters.gemini import fields
 from adapters.openai.body import Fields
-from adapters.raw import UNREADABLE, size_of
+from adapters.raw import UNREADABLE
 
 _RENDERED = ("contents", "systemInstruction", "tools", "toolConfig", "generationConfig")
 # Members by which a body means something that is not in it.
@@ -45,7 +45,7 @@ def scan(members: Fields) -> Scan:
         found.guarded(_scan_tools, members["tools"])
     if "generationConfig" in members:
         found.guarded(_scan_config, members["generationConfig"])
-    text_bytes = sum([size_of(members[name]) for name in _RENDERED if name in members])
+    text_bytes = sum([len(members[name]) for name in _RENDERED if name in members])
     hosted = found.hosted
     return Scan(
         text_bytes=text_bytes - found.media_bytes,
@@ -103,7 +103,7 @@ class _Found:
         """Inline media, or text in base64, which its own bytes are enough for."""
         blob = _members(raw)
         media_type = _decode_text(blob.get("mimeType", b'""')).lower()
-        size = size_of(blob.get("data", b""))
+        size = len(blob.get("data", b""))
         if media_type.startswith("text/"):
             return
         self.media_bytes += size

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import msgspec
 
 from adapters.errors import InvalidRequest
-from adapters.raw import size_of, size_of_all
 
 Fields = dict[str, msgspec.Raw]
 
@@ -32,6 +31,7 @@ class _Metadata(msgspec.Struct):
 
 
 _decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
+_encode = msgspec.json.encode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_key = msgspec.json.Decoder(str).decode
 _decode_text: Callable[[msgspec.Raw], str | None] = msgspec.json.Decoder(str | None).decode
@@ -48,7 +48,7 @@ def read_fields(body: bytes) -> Fields:
     fields = _decoded(body)
     if not body.isascii():
         _check_encoding(body)  # values that are only skipped were not looked at
-    if fields and not (_is_compact(len(body), fields) or _is_spaced(body, fields)):
+    if fields and not (_is_compact(body, fields) or _is_spaced(body, fields)):
         _refuse_duplicates(body, fields)
     return fields
 
@@ -56,7 +56,7 @@ def read_fields(body: bytes) -> Fields:
 def read_members(value: msgspec.Raw) -> Fields:
     """The same for a value in a body that was read."""
     fields = _decoded(value)
-    if fields and not _is_compact(size_of(value), fields):
+    if fields and not _fill(len(value), fields):
         _refuse_duplicates(bytes(value), fields)
     return fields
 
@@ -94,14 +94,21 @@ def _why_not_an_object(body: bytes, error: msgspec.MsgspecError) -> str:
     return f"The request body is not valid JSON: {error}."
 
 
-def _is_compact(size: int, fields: Fields) -> bool:
-    """Whether members that were read, with their colons and commas, are the whole of `size` bytes.
+def _is_compact(body: bytes, fields: Fields) -> bool:
+    """Whether members that were read are the whole body, written as SDKs write it.
 
-    That is what SDKs send, and it proves by lengths alone that no member was overridden by a
-    later one of the same name.
+    Then none of them was overridden by a later one of the same name. What is large is not written
+    once more to see that.
     """
+    if len(body) <= _CHECKED_BYTES:
+        return _encode(fields) == body
+    return _fill(len(body), fields)
+
+
+def _fill(size: int, fields: Fields) -> bool:
+    """Whether members with their colons and commas, and without any space, have that size."""
     key_bytes = len("".join(fields).encode())
-    return size == key_bytes + size_of_all(fields.values()) + 4 * len(fields) + 1
+    return size == key_bytes + sum(map(len, fields.values())) + 4 * len(fields) + 1
 
 
 def _is_spaced(body: bytes, fields: Fields) -> bool:

@@ -35,7 +35,6 @@ from adapters.openai.chat_scan import scanned
 from adapters.openai.chat_text import NAMES, TOKENS_MAX, StreamOptions, TextBody, read_text
 from adapters.openai.chat_writer import ChatWriter
 from adapters.openai.refusal import OpenAIRefusals
-from adapters.raw import size_of
 
 CHOICES_MAX = 128
 
@@ -96,7 +95,7 @@ def _text_request(fields: Fields, text: TextBody, body_bytes: int) -> Request:
         keep_alive=sse.KEEP_ALIVE,
         include_usage=options is not None and bool(options.include_usage),
         output_cap=text.max_completion_tokens or text.max_tokens,
-        scan=Scan(text_bytes=size_of(fields["messages"])),
+        scan=Scan(text_bytes=len(fields["messages"])),
         user_id=text.user or "",
     )
 

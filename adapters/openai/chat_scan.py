@@ -19,7 +19,7 @@ from adapters.envelope import MARKS
 from adapters.media import audio_tokens, document_tokens, image_tokens, may_be_no_image
 from adapters.openai import responses_scan
 from adapters.openai.body import Fields
-from adapters.raw import UNREADABLE, begins, count_items, hides_words, size_of, size_of_all
+from adapters.raw import UNREADABLE, begins, count_items, hides_words
 
 _TEXT_TYPES = frozenset(
     {"text", "refusal", "input_text", "output_text", "tool_use", "thinking", "redacted_thinking"}
@@ -96,7 +96,7 @@ def scanned(fields: Fields) -> Scanned:
     found = _Found()
     _scan_messages(found, fields["messages"])
     tools = _scan_tools(found, fields.get("tools")) + count_items(fields.get("functions"))
-    text_bytes = size_of_all([fields[name] for name in _RENDERED if name in fields])
+    text_bytes = sum([len(fields[name]) for name in _RENDERED if name in fields])
     scan = Scan(
         text_bytes=text_bytes - found.media_bytes,
         media_bytes=found.media_bytes,
@@ -105,7 +105,7 @@ def scanned(fields: Fields) -> Scanned:
         hidden=found.hidden or _brings_more(fields),
         tools=tools,
         passes=1 + _HOSTED_PASSES * found.hosted,
-        predicted_tokens=size_of(fields["prediction"]) if "prediction" in fields else 0,
+        predicted_tokens=len(fields["prediction"]) if "prediction" in fields else 0,
         long_cache=found.long_cache or _keeps_long(fields),
         signed=found.signed,
     )
@@ -183,20 +183,20 @@ def _parts_of(parts: msgspec.Raw) -> Iterable[_Part]:
 
 def _add_media(found: _Found, part: _Part) -> None:
     if part.type in ("image_url", "input_image"):
-        found.add_media(size_of(part.image_url), image_tokens())
+        found.add_media(len(part.image_url), image_tokens())
         if may_be_no_image(part.image_url):
             found.hidden = found.audio = True
     elif part.type == "image":
-        found.add_media(size_of(part.source), image_tokens())
+        found.add_media(len(part.source), image_tokens())
         found.foreign = True
     elif part.type == "input_audio":
-        size = size_of(part.input_audio)
+        size = len(part.input_audio)
         found.add_media(size, audio_tokens(size))
         found.audio = True
     elif part.type == "file" and _is_inline(part.file):
-        found.add_media(size_of(part.file), document_tokens(size_of(part.file)))
+        found.add_media(len(part.file), document_tokens(len(part.file)))
     else:
-        found.add_media(size_of(part.file) + size_of(part.source), 0)
+        found.add_media(len(part.file) + len(part.source), 0)
         found.hidden = True
         found.foreign = found.foreign or part.type == "document"
 

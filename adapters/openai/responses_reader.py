@@ -41,7 +41,6 @@ from adapters.openai.responses_answer import (
 )
 from adapters.openai.responses_tools import SEARCH_NAME
 from adapters.openai.responses_wire import read_usage
-from adapters.raw import size_of
 from adapters.stream import Composer, State
 
 _INCOMPLETE: Mapping[object, FinishReason] = {
@@ -137,7 +136,7 @@ class ResponsesReader:
     def _output_text(self, event: AnswerEvent, index: int) -> None:
         key = (index, "text", number(event.content_index))
         self._add(key, "text", event.delta)
-        if size_of(event.logprobs) > len(b"[]"):
+        if len(event.logprobs) > len(b"[]"):
             self._logprobs(key, event.logprobs)
 
     def _output_text_done(self, event: AnswerEvent, index: int) -> None:

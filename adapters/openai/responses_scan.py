@@ -15,7 +15,7 @@ import msgspec
 from adapters.codec import Scan
 from adapters.media import audio_tokens, document_tokens, image_tokens, may_be_no_image
 from adapters.openai.body import Fields
-from adapters.raw import UNREADABLE, begins, size_of
+from adapters.raw import UNREADABLE, begins
 
 TOOL_CALLS_DEFAULT = 10
 
@@ -96,7 +96,7 @@ def scanned(fields: Fields, tool_calls: int | None) -> Scan:
     found.scan_input(fields.get("instructions", _ABSENT))
     more = sum(is_given(fields, name) for name in _MORE_PASSES)
     calls = tool_calls or TOOL_CALLS_DEFAULT
-    rendered = sum(size_of(fields.get(name, _ABSENT)) for name in _RENDERED)
+    rendered = sum(len(fields.get(name, _ABSENT)) for name in _RENDERED)
     return Scan(
         text_bytes=rendered - found.media_bytes,
         media_bytes=found.media_bytes,
@@ -178,7 +178,7 @@ class _Found:
             self.hidden = self.hidden or item.type in _REFERENCE_ITEMS
             self.signed = self.signed or item.type == "reasoning"
             if item.type == "image_generation_call":
-                self._add_media(size_of(item.result), image_tokens())
+                self._add_media(len(item.result), image_tokens())
         self.scan_tools(item.tools)
         for parts in (item.content, item.output):
             if begins(parts, b"["):
@@ -193,16 +193,16 @@ class _Found:
         if not isinstance(part.type, str):
             self.hidden = True
         elif part.type in _IMAGE_PARTS:
-            self._add_media(size_of(part.image_url), image_tokens())
+            self._add_media(len(part.image_url), image_tokens())
             self.hidden = self.hidden or not part.image_url
             if may_be_no_image(part.image_url):
                 self.hidden = self.audio = True
         elif part.type == "input_audio":
-            size = size_of(part.input_audio) + size_of(part.data)
+            size = len(part.input_audio) + len(part.data)
             self._add_media(size, audio_tokens(size))
             self.audio = True
         elif part.type == "input_file":
-            size = size_of(part.file_data)
+            size = len(part.file_data)
             self._add_media(size, document_tokens(size))
             self.hidden = self.hidden or part.file_id is not None or part.file_url is not None
         elif part.type not in _TEXT_PARTS:

@@ -74,7 +74,7 @@ def id_of(head: Head) -> int:
 
 
 def found(keyring: Keyring, head: Head) -> Principal | None:
-    return authenticate.principal(keyring, authenticate.hash_of_key(keyring, head), NOW)
+    return keyring.find(authenticate.hash_of_key(keyring, head), NOW)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(PLACES)), st.sampled_from((KNOWN, OTHER, UNKNOWN))))
