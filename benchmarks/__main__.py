@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ _OPTIONAL = frozenset(peers.PEERS)
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with it
     allow_many_files()
     cores = Cores.of_this_machine()
     plan = parts.QUICK if options.quick else parts.FULL if options.full else parts.NORMAL
