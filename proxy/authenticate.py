@@ -1,10 +1,10 @@
 """Who is calling: a key from any of its five places → Principal, from an in-memory ring.
 
 The ring is a copy of every live key's facts, refreshed four times a second with what has changed
-in the books, so that authentication costs a look-up (and a keyed hash, where a connection names
-another key than before), and a revoked key is refused within a second. A new key works at once:
-who sends one that the ring does not know waits for the next refresh. Keys themselves are never
-held, only their keyed hashes.
+in the books, so that authentication costs a look-up (and a keyed hash, where a connection's head is
+another than its last), and a revoked key is refused within a second. A new key works at once: who
+sends one that the ring does not know waits for the next refresh. Keys themselves are never held,
+only their keyed hashes.
 """
 
 from __future__ import annotations

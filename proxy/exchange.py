@@ -168,7 +168,7 @@ def _purpose(gateway: Gateway, head: Head, record: Record) -> Purpose:
     except APIError:  # what is no operation has no words of its own
         record.refusals = registry.refusals(head.path, head.query, head.headers)
         raise
-    record.operation, record.refusals = operation, operation.refusals  # in whose words: no key
+    record.operation, record.refusals = operation, operation.refusals  # a key may be refused now
     key_hash = authenticate.hash_of_key(gateway.keyring, head)
     return Purpose(operation, Ask(name, head.query, head.headers), key_hash)
 

@@ -54,8 +54,8 @@ class Purpose(msgspec.Struct, frozen=True, gc=False):
 
 
 class Head(msgspec.Struct, gc=False):
-    """A request's head but for its length: the target split into path and query, header names in
-    lower case. `is_last`: the client sends no other request behind this one.
+    """A request's head but for the length of its body: the target split into path and query, header
+    names in lower case. `is_last`: the client sends no other request behind this one.
 
     Many requests may share it, so nothing of it changes, but that `purpose` is set by whoever finds
     it out.

@@ -348,7 +348,7 @@ class TLSTransport:
             await self._plain.send(self._outgoing.read())
 
     def send_now(self, data: bytes) -> int:
-        return 0  # what goes to providers always waits
+        return 0  # all of it is for `send`, which may have to wait in between
 
     def acknowledge(self) -> None:
         self._plain.acknowledge()

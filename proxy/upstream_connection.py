@@ -55,10 +55,10 @@ class UpstreamConnection:
             elif len(body) > _JOIN_BYTES_MAX:
                 await self.transport.send(head, body)
             else:
-                whole = head + body
-                taken = self.transport.send_now(whole)
-                if taken < len(whole):
-                    await self.transport.send(whole[taken:])
+                request = head + body
+                taken = self.transport.send_now(request)  # as a rule all, without a coroutine
+                if taken < len(request):
+                    await self.transport.send(request[taken:])
         except OSError:
             # Who refuses a request by its head answers, and closes, before the body is there.
             self.whole = False

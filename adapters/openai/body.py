@@ -31,12 +31,12 @@ class _Metadata(msgspec.Struct):
 
 
 _decode_metadata = msgspec.json.Decoder(_Metadata | None).decode
-_encode = msgspec.json.encode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_key = msgspec.json.Decoder(str).decode
 _decode_text: Callable[[msgspec.Raw], str | None] = msgspec.json.Decoder(str | None).decode
 _decode_flag: Callable[[msgspec.Raw], bool | None] = msgspec.json.Decoder(bool | None).decode
 _decode_count: Callable[[msgspec.Raw], int | None] = msgspec.json.Decoder(int | None).decode
+_encode = msgspec.json.encode
 _OPENING = re.compile(rb"[ \t\r\n]*\{[ \t\r\n]*")
 _KEY = re.compile(rb'("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
 _FIRST_ITEM = re.compile(rb"\[[ \t\r\n]*(.)")
@@ -56,7 +56,7 @@ def read_fields(body: bytes) -> Fields:
 def read_members(value: msgspec.Raw) -> Fields:
     """The same for a value in a body that was read."""
     fields = _decoded(value)
-    if fields and not _fill(len(value), fields):
+    if fields and not _are_all(len(value), fields):
         _refuse_duplicates(bytes(value), fields)
     return fields
 
@@ -102,10 +102,10 @@ def _is_compact(body: bytes, fields: Fields) -> bool:
     """
     if len(body) <= _CHECKED_BYTES:
         return _encode(fields) == body
-    return _fill(len(body), fields)
+    return _are_all(len(body), fields)
 
 
-def _fill(size: int, fields: Fields) -> bool:
+def _are_all(size: int, fields: Fields) -> bool:
     """Whether members with their colons and commas, and without any space, have that size."""
     key_bytes = len("".join(fields).encode())
     return size == key_bytes + sum(map(len, fields.values())) + 4 * len(fields) + 1

@@ -10,7 +10,7 @@ from benchmarks import processes
 
 
 def test_what_a_benchmark_has_started_ends_with_it() -> None:
-    command = ("-m", "benchmarks", "--quick", "--parts", "plain", "--targets", "direct")
+    command = ("-m", "benchmarks", "--quick", "--parts", "plain,latency", "--targets", "direct")
     with subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as bench:

@@ -316,20 +316,26 @@ async def test_a_budget_that_does_not_cover_a_request_is_named() -> None:
 async def test_one_connection_is_nobody_s_for_good() -> None:
     """What was found out about the heads of its last requests says nothing of whom they are from
     now, and what its next ones are for."""
-    upstream = ScriptedProvider(provider.completion(), provider.completion())
+    upstream = ScriptedProvider(*[provider.completion()] * 4)
     async with running({"p": upstream}) as world:
         client = world.connect()
+        ring, caller = world.gateway.keyring, principal_of()
         for _ in range(2):
             assert (await client.call(CHAT, ASK)).status == 200
+        ring.update([(ring.hash_of(KEY), principal_of(suspended=True))])
+        assert (await client.call(CHAT, ASK)).status == 403
+        ring.update([(ring.hash_of(KEY), principal_of(expires_at=world.gateway.wall()))])
+        assert (await client.call(CHAT, ASK)).status == 401
+        ring.update([(ring.hash_of(KEY), caller)])
+        assert (await client.call(CHAT, ASK)).status == 200
+        ring.update([], removed=[caller.key_id])
+        assert (await client.call(CHAT, ASK)).status == 401
+        ring.update([(ring.hash_of(KEY), caller)])
         assert (await client.call(f"{CHAT}s", ASK)).status == 404
         assert (await client.call(CHAT, ASK, key="nobody's")).status == 401
         assert (await client.call("/v1/models", method="GET")).status == 200
-        suspended = principal_of(suspended=True)
-        world.gateway.keyring.update([(world.gateway.keyring.hash_of(KEY), suspended)])
-        assert (await client.call(CHAT, ASK)).status == 403
-        world.gateway.keyring.update([], removed=[suspended.key_id])
-        assert (await client.call(CHAT, ASK)).status == 401
-        assert len(upstream.bodies) == 2
+        assert (await client.call(CHAT, ASK)).status == 200
+        assert len(upstream.bodies) == 4
 
 
 async def test_a_suspended_account_is_refused() -> None:
