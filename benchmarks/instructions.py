@@ -37,9 +37,7 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -53,6 +51,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import processes, targets
+from benchmarks.callgrind import Callgrind, CannotCount, program
 from benchmarks.load import LoadFailed
 from benchmarks.processes import Cores
 from benchmarks.requests import Ask
@@ -66,12 +65,11 @@ _ANSWER_SECONDS = 60.0
 _QUIET_CPU_SECONDS = 0.01
 _QUIET_SECONDS = 0.3
 _STEPS_MAX = 20
-_TOTALS = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
 _NOTHING_TO_COMPARE = 3
 
 
 class CannotCompare(Exception):
-    """This machine or this clone lacks what it takes; the message says what."""
+    """This clone lacks what it takes; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +178,9 @@ def await_answer(
 class Counted:
     """A gateway under callgrind, asked on one connection."""
 
-    def __init__(self, target: targets.Target, directory: Path) -> None:
+    def __init__(self, target: targets.Target, callgrind: Callgrind) -> None:
         assert target.root is not None
-        self._pid, self._key, self._directory = target.root, target.key, directory
+        self._pid, self._key, self._callgrind = target.root, target.key, callgrind
         self._socket = socket.create_connection(("127.0.0.1", target.port), _ANSWER_SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._asked = 0
@@ -193,7 +191,7 @@ class Counted:
         os.kill(self._pid, signal.SIGUSR1)
         try:
             self._await_service()
-            self._tell("instrumentation", "on")
+            self._callgrind.tell(self._pid, "instrumentation", "on")
             for scenario in SCENARIOS:
                 self._settle()
                 self._ask(scenario, scenario.count // 2)
@@ -201,7 +199,7 @@ class Counted:
             yield
         finally:
             self._socket.close()
-            self._tell("instrumentation", "off")
+            self._callgrind.tell(self._pid, "instrumentation", "off")
             os.kill(self._pid, signal.SIGUSR2)
 
     def round(self) -> Counts:
@@ -224,10 +222,10 @@ class Counted:
         self._ask(SCENARIOS[0], 1)
 
     def _counted(self, ask: Callable[[], None]) -> int:
-        self._tell("zero")
+        self._callgrind.tell(self._pid, "zero")
         ask()
         self._settle()
-        return self._total()
+        return self._callgrind.total(self._pid)
 
     def _settle(self) -> None:
         """Move its clock, and wait until what is due then is done."""
@@ -248,37 +246,14 @@ class Counted:
             if answer.status != http.HTTPStatus.OK:
                 raise LoadFailed(f"{scenario.name}: {answer.status} {body[:300]!r}")
 
-    def _total(self) -> int:
-        """What was executed since `zero`, by all threads."""
-        self._tell("dump")
-        total = 0
-        for dump in self._directory.glob("callgrind.out.*"):
-            if found := _TOTALS.search(dump.read_text()):
-                total += int(found[1])
-            dump.unlink()
-        return total
-
-    def _tell(self, *command: str) -> None:
-        done = subprocess.run(
-            [_program("vgdb"), f"--pid={self._pid}", *command],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise CannotCompare(f"callgrind cannot be told anything: {done.stderr.strip()[-300:]}")
-
 
 def count(tree: Path, behind: targets.Provider, rounds: int) -> list[Counts]:
     """Run the gateway of a source tree, and count."""
     everywhere = frozenset(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="farebox-bench-") as name:
         directory = Path(name)
-        command = (
-            *(_program("valgrind"), "--tool=callgrind", "--instr-atstart=no", "--quiet"),
-            f"--callgrind-out-file={directory / 'callgrind.out'}",
-            *(sys.executable, "-P", str(_CLOCK)),
-        )
+        callgrind = Callgrind(directory)
+        command = (*callgrind.command(), sys.executable, "-P", str(_CLOCK))
         variables = {"PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
         with targets.farebox(
             behind,
@@ -287,7 +262,7 @@ def count(tree: Path, behind: targets.Provider, rounds: int) -> list[Counts]:
             command=command,
             variables=variables,
         ) as target:
-            counted = Counted(target, directory)
+            counted = Counted(target, callgrind)
             with counted.standing_still():
                 return [counted.round() for _ in range(rounds)]
 
@@ -324,16 +299,9 @@ def accept(here: Sequence[Figure]) -> None:
     _BASELINE.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise CannotCompare(f"{name} is not installed")
-    return found
-
-
 def _git(*arguments: str) -> str:
     done = subprocess.run(
-        [_program("git"), *arguments], cwd=_ROOT, capture_output=True, text=True, check=False
+        [program("git"), *arguments], cwd=_ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise CannotCompare(f"git {' '.join(arguments)}: {done.stderr.strip()}")
@@ -358,7 +326,7 @@ def _compared(here: Sequence[Counts], there: Sequence[Counts]) -> list[Compariso
 
 
 def _count_both(ref: str, rounds: int) -> tuple[Sequence[Counts], Sequence[Counts]]:
-    _program("valgrind")
+    program("valgrind")
     with (
         checked_out(ref) as tree,
         targets.provider(Cores.of_this_machine()) as provider,
@@ -378,7 +346,7 @@ def main() -> int:
     try:
         ref = options.against or last_accepted()
         compared = compare(partial(_count_both, ref, options.rounds))
-    except CannotCompare as error:
+    except (CannotCompare, CannotCount) as error:
         print(f"nothing to compare: {error}", file=sys.stderr)
         return _NOTHING_TO_COMPARE
     except (LoadFailed, OSError, targets.TargetFailed) as error:

@@ -281,7 +281,8 @@ def farebox(
     The database runs where the clients do: it has a machine of its own where it matters.
     Several `workers` share the core with each other and with the process of their ledger.
     `program` is the `farebox` of any checkout. `command` stands for it where another program is to
-    run it, and `variables` are added to its environment: with them PYTHONPATH says which checkout.
+    run it, and `variables` are added to its environment: what PYTHONPATH names first says which
+    checkout.
     """
     if not program.is_file():
         raise TargetFailed(f"{program} is missing: run `make test` or `make serve` once")
@@ -290,7 +291,9 @@ def farebox(
     port, admin = free_port(), free_port()
     config = directory / "farebox.toml"
     text = _farebox_config(behind, directory, port, admin, workers)
-    tree = Path(variables["PYTHONPATH"]) if variables else program.parents[2]
+    tree = program.parents[2]
+    if variables:
+        tree = Path(variables["PYTHONPATH"].partition(os.pathsep)[0])
     if (tree / "proxy" / "control.py").is_file():  # what is older than the console has none
         text += _NO_CONSOLE  # its process loads for seconds, and answers nobody here
     config.write_text(text)
