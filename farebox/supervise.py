@@ -62,11 +62,14 @@ _RELOAD_SECONDS = 30.0
 class SupervisorSettings:
     """Bounds of a gateway with several workers.
 
+    A ledger takes a sixth of what a worker takes for a request (`benchmarks/scaling.py`), and less
+    where more comes at once: it can keep `workers_per_shard` busy.
+
     `polls_max` is how often in a row, about once a second, a child may leave us without an answer.
     A disk may let a ledger wait for some seconds, a body of many megabytes a worker for one.
     """
 
-    workers_per_shard: int = 32
+    workers_per_shard: int = 8
     polls_max: int = 30
 
     def shards(self, workers: int) -> int:

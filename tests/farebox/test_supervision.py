@@ -315,9 +315,9 @@ def test_ledger_sockets_are_for_their_owner_alone_and_go_away(tmp_path: Path, de
             (directory / "ledger-0.sock").touch()
 
 
-def test_one_ledger_serves_up_to_32_workers() -> None:
+def test_one_ledger_serves_up_to_8_workers() -> None:
     shards = SupervisorSettings().shards
-    assert [shards(workers) for workers in (1, 32, 33, 64, 65)] == [1, 1, 2, 2, 3]
+    assert [shards(workers) for workers in (1, 8, 9, 16, 17)] == [1, 1, 2, 2, 3]
 
 
 def test_a_ledgers_process_loads_nothing_that_only_workers_need() -> None:
