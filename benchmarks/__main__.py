@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import parts, peers, report, targets
+from benchmarks import parts, peers, processes, report, targets
 from benchmarks.parts import Bench, Sample
 from benchmarks.processes import Cores
 from benchmarks.targets import Provider, Target, TargetFailed
@@ -27,7 +26,6 @@ _OPTIONAL = frozenset(peers.PEERS)
 
 def main() -> int:
     options = _options()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started ends with it
     allow_many_files()
     cores = Cores.of_this_machine()
     plan = parts.QUICK if options.quick else parts.FULL if options.full else parts.NORMAL
@@ -173,4 +171,5 @@ _PROGRESS = {
 
 
 if __name__ == "__main__":
+    processes.end_what_was_started_on_sigterm()
     sys.exit(main())

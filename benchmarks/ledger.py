@@ -710,4 +710,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    processes.end_what_was_started_on_sigterm()
     sys.exit(main())

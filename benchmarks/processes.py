@@ -89,6 +89,11 @@ def stop(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
+def end_what_was_started_on_sigterm() -> None:
+    """Have SIGTERM unwind this program, as Ctrl-C does: it ends its children on the way."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def stand_still(pids: Sequence[int]) -> None:
     """Let none of these run from here on. Those that are gone are passed over."""
     _signal(pids, signal.SIGSTOP)
