@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import os
 import select
@@ -52,7 +51,7 @@ from pathlib import Path
 
 from benchmarks import processes, targets
 from benchmarks.callgrind import Callgrind, CannotCount, program
-from benchmarks.load import LoadFailed
+from benchmarks.load import LoadFailed, connect, take_answer
 from benchmarks.processes import Cores
 from benchmarks.requests import Ask
 
@@ -181,8 +180,7 @@ class Counted:
     def __init__(self, target: targets.Target, callgrind: Callgrind) -> None:
         assert target.root is not None
         self._pid, self._key, self._callgrind = target.root, target.key, callgrind
-        self._socket = socket.create_connection(("127.0.0.1", target.port), _ANSWER_SECONDS)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = connect(target.port, _ANSWER_SECONDS)
         self._asked = 0
 
     @contextlib.contextmanager
@@ -240,11 +238,7 @@ class Counted:
             self._asked += 1
             self._socket.sendall(scenario.request(self._key, self._asked))
             await_answer(self._socket, self._settle)
-            answer = http.client.HTTPResponse(self._socket)
-            answer.begin()
-            body = answer.read()
-            if answer.status != http.HTTPStatus.OK:
-                raise LoadFailed(f"{scenario.name}: {answer.status} {body[:300]!r}")
+            take_answer(self._socket, scenario.name)
 
 
 def count(tree: Path, behind: targets.Provider, rounds: int) -> list[Counts]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import http.client
 import itertools
 import json
 import re
@@ -47,6 +48,22 @@ _AT_ONCE_BYTES = 65536  # what a connection's buffers take without waiting
 
 class LoadFailed(Exception):
     """The server behaved in a way that makes figures worthless; the message says how."""
+
+
+def connect(port: int, seconds: float) -> socket.socket:
+    """A connection of a client that waits for each answer, so many seconds at most."""
+    connection = socket.create_connection(("127.0.0.1", port), seconds)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def take_answer(connection: socket.socket, asked: str) -> None:
+    """Wait for the whole answer to what was `asked`. Raises LoadFailed, OSError."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    body = answer.read()
+    if answer.status != http.HTTPStatus.OK:
+        raise LoadFailed(f"{asked}: {answer.status} {body[:300]!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +149,7 @@ class Load:
     """The clients of one run against one server."""
 
     def __init__(self, port: int, ask: Ask, keys: Iterator[str], *, expected: int = 200) -> None:
-        self._address = ("127.0.0.1", port)
+        self._port = port
         self._ask = ask
         self._keys = keys
         self._stream = ask.stream
@@ -226,8 +243,7 @@ class Load:
         client.socket.setblocking(False)
 
     def _connect(self) -> _Client:
-        connected = socket.create_connection(self._address, timeout=PATIENCE_SECONDS)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected = connect(self._port, PATIENCE_SECONDS)
         connected.setblocking(False)
         client = _Client(connected)
         self._clients[connected.fileno()] = client

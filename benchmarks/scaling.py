@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -35,7 +33,7 @@ from pathlib import Path
 
 from benchmarks import processes, slow_clock, targets
 from benchmarks.callgrind import Callgrind, CannotCount
-from benchmarks.load import LoadFailed
+from benchmarks.load import LoadFailed, connect, take_answer
 from benchmarks.processes import Cores
 from benchmarks.requests import Ask
 
@@ -76,7 +74,7 @@ class Clients:
     """A closed loop of so many."""
 
     def __init__(self, target: targets.Target, clients: int) -> None:
-        self._address = ("127.0.0.1", target.port)
+        self._port = target.port
         self._request = Ask("plain").request(target.key)
         self._clients = clients
 
@@ -96,15 +94,10 @@ class Clients:
         return time.monotonic() - begun
 
     def _ask(self, count: int) -> None:
-        with socket.create_connection(self._address, _ANSWER_SECONDS) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connect(self._port, _ANSWER_SECONDS) as connection:
             for _ in range(count):
                 connection.sendall(self._request)
-                answer = http.client.HTTPResponse(connection)
-                answer.begin()
-                body = answer.read()
-                if answer.status != http.HTTPStatus.OK:
-                    raise LoadFailed(f"{answer.status} {body[:300]!r}")
+                take_answer(connection, "plain")
 
 
 class Counted:
